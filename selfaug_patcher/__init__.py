@@ -1,0 +1,1 @@
+"""Patches transformers and peft with SelfAug, and takes the patches out again."""
