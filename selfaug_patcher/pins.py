@@ -9,15 +9,19 @@ from __future__ import annotations
 import json
 import re
 import stat
+import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from packaging.version import InvalidVersion, Version
 
 from .errors import PatcherError, Problem
+from .pairs import warnings
 from .udiff import MAX_PATCH_BYTES, Patch, parse
+
+__all__ = ["NOTES", "TARGETS", "Pin", "PinTable", "Target", "load", "print_table", "read_patch", "render", "warnings"]
 
 FORMAT = 1
 NOTES = ("", "yanked", "pre-release")
@@ -178,6 +182,30 @@ def render(pins: Iterable[Pin]) -> str:
             rows.append("    " + json.dumps(row))
         blocks.append(f"  {json.dumps(target.name)}: [\n" + ",\n".join(rows) + "\n  ]")
     return f'{{\n  "format": {FORMAT},\n' + ",\n".join(blocks) + "\n}\n"
+
+
+def print_table(as_json: bool = False, root: Path | None = None, stream: TextIO | None = None) -> int:
+    """The verb ``pins``: every pinned release. Returns the exit code."""
+    table = load(root)
+    stream = stream or sys.stdout
+    if as_json:
+        rows = [asdict(pin) for pin in table.pins]
+        stream.write(json.dumps({"pins": rows, "patches": len(table.patches)}, indent=2) + "\n")
+        return 0
+    for target in TARGETS:
+        pins = table.of(target.name)
+        files = len({pin.stock_sha256 for pin in pins})
+        patches = len({pin.patch for pin in pins})
+        stream.write(
+            f"{target.name}  {target.path}\n  {len(pins)} releases, {files} distinct files, {patches} patches\n\n"
+        )
+        stream.write(f"  {'release':<11}{'stock':<14}{'patched':<14}{'patch':<32}note\n")
+        for pin in pins:
+            name = pin.patch.split("/")[1]
+            row = f"  {pin.version:<11}{pin.stock_sha256[:12]:<14}{pin.patched_sha256[:12]:<14}{name:<32}{pin.note}"
+            stream.write(row.rstrip() + "\n")
+        stream.write("\n")
+    return 0
 
 
 def _root() -> Path:

@@ -1,0 +1,79 @@
+"""Releases of transformers and peft that do not work beside each other, patched or not.
+
+Each was seen to fail with the stock files (`docs/releases.md` has the runs). They are told before anything is written,
+as warnings: what fails is not the patch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from packaging.specifiers import SpecifierSet
+from packaging.version import InvalidVersion, Version
+
+
+@dataclass(frozen=True)
+class BadPair:
+    """Releases by PEP 440 specifiers; ``{peft}`` and ``{transformers}`` in the texts stand for the versions found."""
+
+    peft: str
+    transformers: str
+    what: str
+    do: str
+
+
+BAD_PAIRS = (
+    BadPair(
+        peft=">=0.14",
+        transformers="<4.43",
+        what="peft {peft} does not import beside transformers {transformers}: it needs EncoderDecoderCache, from 4.43",
+        do='pip install "peft==0.13.2", or "transformers==4.43.4"',
+    ),
+    BadPair(
+        peft=">=0.16,<0.18",
+        transformers=">=4.43,<4.44",
+        what="peft {peft} does not import beside transformers {transformers}: it needs HybridCache, from 4.44 to 4.57",
+        do='pip install "peft==0.15.2", or "transformers==4.44.2"',
+    ),
+    BadPair(
+        peft=">=0.16,<0.18",
+        transformers=">=5.0.0rc3",
+        what="peft {peft} does not import beside transformers {transformers}: it needs HybridCache, from 4.44 to 4.57",
+        do='pip install "peft==0.18.1", or "transformers==4.57.6"',
+    ),
+    BadPair(
+        peft="==0.18.0",
+        transformers=">=4.43,<4.52",
+        what="peft {peft} does not import beside transformers {transformers}: it needs modeling_layers, from 4.52",
+        do='pip install "peft==0.18.1"',
+    ),
+    BadPair(
+        peft=">=0.18.0rc0,!=0.18.0",
+        transformers=">=4.45,<4.47",
+        what="peft {peft} beside transformers {transformers} fails in get_peft_model: no torch.distributed.tensor",
+        do='pip install "transformers==4.47.1", or put "import torch.distributed.tensor" first in the script',
+    ),
+    BadPair(
+        peft="",
+        transformers=">=4.42,<4.43",
+        what="transformers {transformers} does not import beside numpy 2",
+        do='pip install "transformers==4.43.4", or "numpy<2"',
+    ),
+)
+
+
+def warnings(transformers_version: str, peft_version: str | None) -> list[str]:
+    """What is known to fail with these two, each with the release to take. ``None``: peft is not installed."""
+    found = []
+    for pair in BAD_PAIRS:
+        if _in(transformers_version, pair.transformers) and (not pair.peft or _in(peft_version, pair.peft)):
+            what = pair.what.format(peft=peft_version, transformers=transformers_version)
+            found.append(f"{what}\n  do:       {pair.do}")
+    return found
+
+
+def _in(version: str | None, specifiers: str) -> bool:
+    try:
+        return version is not None and SpecifierSet(specifiers).contains(Version(version), prereleases=True)
+    except InvalidVersion:
+        return False
