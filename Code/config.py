@@ -1,0 +1,124 @@
+"""Settings: defaults, then the SELFAUG_* environment, then the dict ``model.config.selfaug``; each wins over the one
+before.
+
+Both are read at every training step, so that a callback may change alpha on the way.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Callable
+
+DIRECTIONS = ("base-tuned", "tuned-base")
+POSITIONS = ("input", "strict-input", "output", "all")
+REDUCTIONS = ("token", "sequence")
+
+
+class SettingError(ValueError):
+    """A setting has a name or a value that SelfAug does not know. The message names the accepted ones."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What one training step does.
+
+    enabled: False leaves every call to stock transformers.
+    alpha: weight of the KL term in ``loss = NLL + alpha * KL`` (arXiv 2509.03934, section 3.3), >= 0.
+    direction: "base-tuned" is KL(p_base || p_tuned), as the authors' code computes; "tuned-base" is KL(p_tuned ||
+        p_base), as the paper writes.
+    positions: which tokens are aligned, see :func:`.positions.aligned`.
+    reduction: "token" averages over the aligned tokens of the micro-batch; "sequence" averages within each row and
+        weights rows by their supervised tokens.
+    chunk_size: positions whose logits exist at a time; None is "auto", see :func:`.loss.auto_chunk_size`.
+    """
+
+    enabled: bool = True
+    alpha: float = 0.5
+    direction: str = "base-tuned"
+    positions: str = "input"
+    reduction: str = "token"
+    chunk_size: int | None = None
+
+
+def _switch(value: Any) -> bool:
+    if str(value) in ("1", "True"):
+        return True
+    if str(value) in ("0", "False"):
+        return False
+    raise ValueError("1 or 0")
+
+
+def _weight(value: Any) -> float:
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise ValueError("a number >= 0")
+    return number
+
+
+def _chunk_size(value: Any) -> int | None:
+    if value is None or value == "auto":
+        return None
+    text = str(value)
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise ValueError('a whole number > 0, or "auto"')
+    return int(text)
+
+
+def _one_of(names: tuple[str, ...]) -> Callable[[Any], str]:
+    def parse(value: Any) -> str:
+        if value not in names:
+            raise ValueError(" or ".join(f'"{name}"' for name in names))
+        return str(value)
+
+    return parse
+
+
+_PARSERS: dict[str, Callable[[Any], Any]] = {
+    "enabled": _switch,
+    "alpha": _weight,
+    "direction": _one_of(DIRECTIONS),
+    "positions": _one_of(POSITIONS),
+    "reduction": _one_of(REDUCTIONS),
+    "chunk_size": _chunk_size,
+}
+ENVIRONMENT = {"SELFAUG" if key == "enabled" else f"SELFAUG_{key.upper()}": key for key in _PARSERS}
+
+
+def read(model_config: Any = None, environ: Mapping[str, str] | None = None) -> Settings:
+    """The settings in force for a model whose ``config`` is ``model_config``.
+
+    Raises:
+        SettingError: an unknown key, a value outside the accepted ones, or a SELFAUG_* variable that looks misspelt.
+    """
+    environ = os.environ if environ is None else environ
+    given: dict[str, Any] = {}
+    for name in environ:
+        if not name.startswith("SELFAUG"):
+            continue
+        if name in ENVIRONMENT:
+            given[ENVIRONMENT[name]] = _parse(ENVIRONMENT[name], environ[name], name)
+        elif close := difflib.get_close_matches(name, ENVIRONMENT, n=1, cutoff=0.85):
+            raise SettingError(f"{name} is not a setting of SelfAug. Did you mean {close[0]}?")
+
+    chosen = getattr(model_config, "selfaug", None)
+    if chosen is not None and not isinstance(chosen, Mapping):
+        raise SettingError(f"model.config.selfaug must be a dict, not {type(chosen).__name__}.")
+    for key, value in (chosen or {}).items():
+        if key not in _PARSERS:
+            raise SettingError(f"model.config.selfaug has an unknown key {key!r}. Accepted: {', '.join(_PARSERS)}.")
+        given[key] = _parse(key, value, f'model.config.selfaug["{key}"]')
+    return Settings(**given)
+
+
+def _parse(key: str, value: Any, source: str) -> Any:
+    try:
+        return _PARSERS[key](value)
+    except ValueError as accepted:
+        raise SettingError(f"{source} must be {accepted}, not {value!r}.") from None

@@ -1,0 +1,74 @@
+"""``selfaug/nll``, ``selfaug/kl`` and ``selfaug/alpha`` beside ``loss``, wherever the HF Trainer logs.
+
+Sums stay on the device until the Trainer logs, so a step costs no host synchronisation. They are averaged over the
+steps since the last log and over all processes.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Metrics:
+    """Running sums since the last log, of one process."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        self.sums: Tensor | None = None  # (2,) NLL and KL, nats
+        self.supervised = self.aligned = 0
+        self.alpha: float | None = None
+
+    def add(self, nll_sum: Tensor, supervised: int, kl_sum: Tensor, aligned: int, alpha: float) -> None:
+        """One micro-batch: sums in nats over ``supervised`` and ``aligned`` tokens."""
+        sums = torch.stack((nll_sum, kl_sum)).detach()
+        self.sums = sums if self.sums is None else self.sums + sums
+        self.supervised += supervised
+        self.aligned += aligned
+        self.alpha = alpha
+
+    def take(self) -> dict[str, float]:
+        """Means since the last call, over all processes (each must call); empty if no step went through SelfAug
+        since.
+        """
+        if self.sums is None or self.alpha is None:
+            return {}
+        counts = self.sums.new_tensor((self.supervised, self.aligned), dtype=torch.float32)
+        totals = torch.cat((self.sums.to(counts), counts))
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(totals)
+        nll, kl, supervised, aligned = totals.tolist()
+        means = {"selfaug/nll": nll / max(supervised, 1), "selfaug/kl": kl / max(aligned, 1)}
+        logs = {name: round(mean, 6) for name, mean in means.items()}
+        logs["selfaug/alpha"] = self.alpha
+        self.clear()
+        return logs
+
+
+RUNNING = Metrics()
+
+
+def report_to_trainer() -> None:
+    """Make every HF Trainer of this process log ``RUNNING`` with its training loss. A second call changes nothing.
+
+    ``Trainer.log`` is wrapped in memory: callbacks see the logs only after ``log_history`` has its copy.
+    """
+    trainer = sys.modules.get("transformers.trainer")
+    if trainer is None or hasattr(trainer.Trainer.log, "selfaug"):
+        return
+    log = trainer.Trainer.log
+
+    @functools.wraps(log)
+    def log_with_selfaug(self: Any, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs:
+            logs.update(RUNNING.take())
+        log(self, logs, *args, **kwargs)
+
+    log_with_selfaug.selfaug = True  # type: ignore[attr-defined]
+    trainer.Trainer.log = log_with_selfaug

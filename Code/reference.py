@@ -1,0 +1,100 @@
+"""The reference: the same network, same weights, same input, with LoRA switched off.
+
+LoRA layers are known by the attribute ``selfaug_reference``, which the patch adds to peft's ``LoraLayer`` and which its
+``disable_adapters`` obeys. Nothing here imports peft, merges weights or touches ``requires_grad`` (peft's
+``disable_adapter()`` does the latter: it breaks FSDP and unfreezes adapters that were loaded frozen, peft#1442 and
+peft#3447).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# decoder arguments with a position axis, and that axis; a call with any other tensor argument is not shortened
+_POSITION_AXES = {"input_ids": 1, "inputs_embeds": 1, "position_ids": -1, "attention_mask": -1, "cache_position": 0}
+
+
+def lora_layers(model: nn.Module) -> list[nn.Module]:
+    """The LoRA layers of ``model`` that are training: an active adapter has a parameter that takes a gradient.
+
+    Empty for a plain model, for full fine-tuning, for other tuners than LoRA, and where the user disabled or merged
+    the adapters.
+    """
+    return [module for module in model.modules() if _is_lora(module) and _trains(module)]
+
+
+def _is_lora(module: nn.Module) -> bool:
+    return hasattr(type(module), "selfaug_reference")
+
+
+def _trains(layer: Any) -> bool:
+    if layer.disable_adapters or layer.merged:
+        return False
+    for name in layer.adapter_layer_names:
+        adapters = getattr(layer, name, None) or {}
+        for adapter in layer.active_adapters:
+            if adapter in adapters:
+                found = adapters[adapter]
+                parameters = found.parameters() if isinstance(found, nn.Module) else (found,)
+                if any(parameter.requires_grad for parameter in parameters):
+                    return True
+    return False
+
+
+@contextmanager
+def switched_off(model: nn.Module) -> Iterator[None]:
+    """Within: every adapter of ``model`` is off, every module in eval mode, no gradient. After: everything as it was.
+
+    Eval mode means no dropout, no NEFTune noise, and gradient checkpointing not engaged. Beside LoRA layers it
+    switches peft's wrappers of whole modules (``modules_to_save``, trainable tokens), which then answer with the
+    original module.
+    """
+    modules = list(model.modules())
+    training = [module for module in modules if module.training]
+    lora = [module for module in modules if _is_lora(module)]
+    wrappers = [m for m in modules if not _is_lora(m) and vars(m).get("_disable_adapters") is False]
+    try:
+        for module in training:
+            module.training = False
+        for module in lora:
+            module.selfaug_reference = True
+        for module in wrappers:
+            module._disable_adapters = True
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+        for module in lora:
+            module.selfaug_reference = False
+        for module in wrappers:
+            module._disable_adapters = False
+
+
+def hidden_states(decoder: nn.Module, arguments: dict[str, Any], length: int) -> Tensor:
+    """(B, length or T, H): the decoder's last hidden states at the first ``length`` positions, by the reference.
+
+    Call it inside :func:`switched_off`. ``arguments`` are those of the tuned pass. Later positions are not computed
+    where every argument can be cut, which a causal decoder allows. The caller's key-value cache is never touched.
+    """
+    arguments = {**arguments, "use_cache": False}
+    arguments.pop("past_key_values", None)
+    for unwanted in ("output_hidden_states", "output_attentions"):
+        if arguments.get(unwanted):
+            arguments[unwanted] = False
+    tensors = {
+        name: value
+        for name, value in arguments.items()
+        if value is not None and not isinstance(value, (bool, int, float, str))
+    }
+    if all(name in _POSITION_AXES and isinstance(value, Tensor) for name, value in tensors.items()):
+        for name, value in tensors.items():
+            arguments[name] = value.narrow(_POSITION_AXES[name], 0, min(length, value.shape[_POSITION_AXES[name]]))
+            if name == "attention_mask" and value.dim() == 4:
+                arguments[name] = arguments[name].narrow(-2, 0, min(length, value.shape[-2]))
+    return decoder(**arguments)[0]

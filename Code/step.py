@@ -1,0 +1,279 @@
+"""One call of a wrapped ``forward``: decide whether SelfAug acts, and add its term to the loss."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Callable
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import logging
+
+from . import config, loss, metrics, positions, reference
+from .outputs import LazyLogits, SelfAugOutput
+
+logger = logging.get_logger("transformers.selfaug")
+
+# arguments of Qwen2ForCausalLM.forward that its decoder does not take
+_NOT_FOR_THE_DECODER = {"labels", "logits_to_keep", "num_logits_to_keep", "num_items_in_batch", "return_dict"}
+# keyword arguments that transformers' stock loss and attention know beside those in the signature
+_KNOWN_EXTRAS = {"num_items_in_batch", "output_attentions", "output_hidden_states", "return_dict", "cache_position",
+                 "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}  # fmt: skip
+_FRAME = "_selfaug_frame"
+
+
+def run(model: Any, forward: Callable[..., Any], stock: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """``forward(model, *args, **kwargs)`` in training mode, with ``alpha * KL`` added to its loss if LoRA trains on
+    labels.
+    """
+    call = _call(forward, model, args, kwargs)
+    settings = config.read(model.config)
+    if call.get("labels") is None or not settings.enabled or settings.alpha == 0:
+        return forward(model, *args, **kwargs)
+    layers = reference.lora_layers(model)
+    if not layers:
+        return forward(model, *args, **kwargs)
+    if _has_past(call):
+        _warn_once("the model was called with labels and a filled key-value cache, which no reference pass can share")
+        return forward(model, *args, **kwargs)
+
+    _announce(settings, len(layers))
+    metrics.report_to_trainer()
+    if stock and _is_plain(model, forward, call):
+        return _fused(model, call, settings)
+    return _around(model, forward, call, settings, args, kwargs)
+
+
+def _fused(model: Any, call: dict[str, Any], settings: config.Settings) -> SelfAugOutput:
+    """Stock ``forward`` re-expressed from hidden states: both terms in chunks, and logits only for a caller who reads
+    them.
+    """
+    chosen = _select(call, call["labels"], settings)
+    arguments = _decoder_arguments(model.model, call)
+    reference_hidden = _reference_hidden(
+        model, arguments, chosen
+    )  # first, while no activations of the tuned pass are kept
+    decoded = model.model(**arguments)
+    hidden = decoded[0]
+    terms = _terms(model, hidden, reference_hidden, chosen, settings)
+    metrics.RUNNING.add(terms.nll_sum, chosen.supervised, terms.kl_sum, chosen.aligned, settings.alpha)
+    _mark_acted(model)
+
+    def logits() -> Tensor:
+        made = model.lm_head(hidden)
+        return made if hasattr(model, "loss_function") else made.float()  # forward upcasts until transformers 4.45
+
+    return SelfAugOutput(
+        loss=terms.total / _divisor(chosen, call, hidden.device),
+        logits=LazyLogits(logits),
+        past_key_values=decoded.get("past_key_values"),
+        hidden_states=decoded.get("hidden_states"),
+        attentions=decoded.get("attentions"),
+    )
+
+
+def _around(
+    model: Any,
+    forward: Callable[..., Any],
+    call: dict[str, Any],
+    settings: config.Settings,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """``forward`` as it is, whoever wrote it; the term is made from the decoder call inside and added to the loss
+    that it returns.
+    """
+    outer = vars(model).get(_FRAME)
+    frame = vars(model)[_FRAME] = _Frame()
+    try:
+        with _decoder_calls(model.model) as calls:
+            outputs = forward(model, *args, **kwargs)
+    finally:
+        if outer is None:
+            del vars(model)[_FRAME]
+        else:
+            vars(model)[_FRAME] = outer
+    if frame.acted:
+        _mark_acted(model)
+        return outputs
+    stock_loss = outputs[0] if isinstance(outputs, tuple) else getattr(outputs, "loss", None)
+    if not calls or not isinstance(stock_loss, Tensor):
+        name = f"{forward.__module__}.{forward.__qualname__}"
+        _warn_once(f"{name} returned no loss that the term could be added to")
+        return outputs
+
+    arguments, hidden = calls[-1]
+    kept = call.get("logits_to_keep", call.get("num_logits_to_keep", 0))
+    labels = positions.full_labels(call["labels"], kept, hidden.shape[1])
+    chosen = _select({**call, **arguments}, labels, settings)
+    reference_hidden = _reference_hidden(model, arguments, chosen)
+    divisor = _divisor(chosen, call, hidden.device)
+    nll_sum = stock_loss.detach() * divisor
+    chosen = positions.aligned_only(chosen)
+    terms = _terms(model, hidden, reference_hidden, chosen, settings)
+    metrics.RUNNING.add(nll_sum, chosen.supervised, terms.kl_sum, chosen.aligned, settings.alpha)
+    _mark_acted(model)
+    total = stock_loss + (terms.total / divisor).to(stock_loss)
+    if isinstance(outputs, tuple):
+        return (total, *outputs[1:])
+    outputs.loss = total
+    return outputs
+
+
+class _Frame:
+    """One call of a foreign ``forward``, and whether a wrapped one inside it has already added the term."""
+
+    acted = False
+
+
+def _mark_acted(model: Any) -> None:
+    frame = vars(model).get(_FRAME)
+    if frame is not None:
+        frame.acted = True
+
+
+def _call(forward: Callable[..., Any], model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that the caller gave, by name; those in ``**kwargs`` among them."""
+    signature = _signature(forward)
+    try:
+        arguments = dict(signature.bind_partial(model, *args, **kwargs).arguments)
+    except TypeError:  # the call itself will say what is wrong
+        return dict(kwargs)
+    for parameter in signature.parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            arguments.update(arguments.pop(parameter.name, {}))
+    arguments.pop(next(iter(signature.parameters)), None)  # self
+    return arguments
+
+
+@functools.lru_cache(maxsize=64)
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(function)
+
+
+def _is_plain(model: Any, forward: Callable[..., Any], call: dict[str, Any]) -> bool:
+    """Whether stock ``forward`` would do no more than NLL over all positions, so that ``_fused`` can stand for it."""
+    kept = call.get("logits_to_keep", call.get("num_logits_to_keep", 0))
+    loss_function = getattr(model, "loss_function", None)
+    return (
+        call.get("return_dict") is not False
+        and getattr(model.config, "return_dict", True)
+        and isinstance(kept, int)
+        and kept == 0
+        and set(call) <= set(_signature(forward).parameters) | _KNOWN_EXTRAS
+        and (loss_function is None or _is_stock_loss(loss_function))
+    )
+
+
+def _is_stock_loss(function: Any) -> bool:
+    module, name = getattr(function, "__module__", ""), getattr(function, "__name__", "")
+    return str(module).startswith("transformers.") and name == "ForCausalLMLoss"
+
+
+def _has_past(call: dict[str, Any]) -> bool:
+    past = call.get("past_key_values")
+    if past is None:
+        return False
+    return past.get_seq_length() > 0 if hasattr(past, "get_seq_length") else len(past) > 0
+
+
+def _decoder_arguments(decoder: nn.Module, call: dict[str, Any]) -> dict[str, Any]:
+    """Those arguments of the call that stock ``forward`` hands to its decoder."""
+    parameters = _signature(type(decoder).forward).parameters.values()
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    names = {parameter.name for parameter in parameters}
+    return {k: v for k, v in call.items() if k not in _NOT_FOR_THE_DECODER and (takes_any or k in names)}
+
+
+@contextmanager
+def _decoder_calls(decoder: nn.Module) -> Iterator[list[tuple[dict[str, Any], Tensor]]]:
+    """Collects (arguments by name, last hidden states (B, T, H)) of each call of ``decoder`` within."""
+    calls: list[tuple[dict[str, Any], Tensor]] = []
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        call = _call(type(module).forward, module, args, kwargs)
+        calls.append((_decoder_arguments(module, call), output[0]))
+
+    handle = decoder.register_forward_hook(note, with_kwargs=True)
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+def _select(call: dict[str, Any], labels: Tensor, settings: config.Settings) -> positions.Selection:
+    return positions.select(
+        labels,
+        call.get("attention_mask"),
+        call.get("position_ids"),
+        settings.positions,
+        settings.reduction,
+        divided_by_batch=call.get("num_items_in_batch") is not None,
+    )
+
+
+def _reference_hidden(model: Any, arguments: dict[str, Any], chosen: positions.Selection) -> Tensor | None:
+    """(A, H) hidden states of the aligned positions with LoRA off; None if there are none."""
+    if chosen.aligned == 0:
+        return None
+    with reference.switched_off(model):
+        hidden = reference.hidden_states(model.model, arguments, chosen.length)
+    row, column = chosen.index[: chosen.aligned] // chosen.total, chosen.index[: chosen.aligned] % chosen.total
+    return hidden.flatten(0, 1)[(row * hidden.shape[1] + column).to(hidden.device)]
+
+
+def _terms(
+    model: Any, hidden: Tensor, reference_hidden: Tensor | None, chosen: positions.Selection, settings: config.Settings
+) -> loss.Terms:
+    """The sums of one micro-batch, from the decoder's (B, T, H) hidden states."""
+
+    def reference_head(h: Tensor) -> Tensor:
+        with reference.switched_off(model.lm_head):
+            return model.lm_head(h)
+
+    device = hidden.device
+    selected = hidden.flatten(0, 1)[chosen.index.to(device)]
+    return loss.chunked_loss(
+        selected,
+        selected.detach()[:0] if reference_hidden is None else reference_hidden,
+        chosen.targets.to(device),
+        (settings.alpha * chosen.kl_weight).to(device, torch.float32 if device.type == "mps" else torch.float64),
+        model.lm_head,
+        reference_head,
+        settings.chunk_size or loss.auto_chunk_size(model.config.vocab_size, device),
+        settings.direction,
+    )
+
+
+def _divisor(chosen: positions.Selection, call: dict[str, Any], device: torch.device) -> int | Tensor:
+    """What the sums are divided by: the trainer's ``num_items_in_batch``, or the tokens that count in this
+    micro-batch.
+    """
+    num_items = call.get("num_items_in_batch")
+    if num_items is None:
+        return max(1, chosen.supervised or chosen.aligned)
+    return num_items.to(device) if isinstance(num_items, Tensor) else num_items
+
+
+@functools.lru_cache(maxsize=64)
+def _warn_once(reason: str) -> None:
+    logger.warning(f"SelfAug is on but did not act: {reason}. The loss of such steps is the stock loss.")
+
+
+def _announce(settings: config.Settings, n_layers: int) -> None:
+    global _announced
+    if _announced:
+        return
+    _announced = True
+    if os.environ.get("RANK", "0") == "0":
+        logger.warning(
+            f"SelfAug is on: loss = NLL + {settings.alpha:g} * KL at {settings.positions} positions, "
+            f"{n_layers} LoRA layers (SELFAUG=0 switches it off)."
+        )
+
+
+_announced = False

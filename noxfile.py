@@ -1,0 +1,22 @@
+"""nox: `nox -s lint tests` is what README.md and CI run; `nox -s matrix` proves releases in real environments."""
+
+import nox
+
+nox.options.sessions = ["lint", "tests"]
+nox.options.reuse_existing_virtualenvs = True
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style and types."""
+    session.install("ruff>=0.6", "mypy>=1.10", "packaging>=23")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("mypy")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """All tests, with the default set of requirements.txt. Arguments go to pytest."""
+    session.install("-r", "requirements-dev.txt")
+    session.run("pytest", *session.posargs, env={"OMP_NUM_THREADS": "1"})
