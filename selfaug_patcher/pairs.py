@@ -27,13 +27,13 @@ BAD_PAIRS = (
         peft=">=0.14",
         transformers="<4.43",
         what="peft {peft} does not import beside transformers {transformers}: it needs EncoderDecoderCache, from 4.43",
-        do='pip install "peft==0.13.2", or "transformers==4.43.4"',
+        do='pip install "peft==0.13.2", or "transformers==4.57.6"',
     ),
     BadPair(
         peft=">=0.16,<0.18",
         transformers=">=4.43,<4.44",
         what="peft {peft} does not import beside transformers {transformers}: it needs HybridCache, from 4.44 to 4.57",
-        do='pip install "peft==0.15.2", or "transformers==4.44.2"',
+        do='pip install "peft==0.15.2", or "transformers==4.57.6"',
     ),
     BadPair(
         peft=">=0.16,<0.18",
@@ -43,7 +43,13 @@ BAD_PAIRS = (
     ),
     BadPair(
         peft="==0.18.0",
-        transformers=">=4.43,<4.52",
+        transformers=">=4.43,<4.47",
+        what="peft {peft} does not import beside transformers {transformers}: it needs modeling_layers, from 4.52",
+        do='pip install "peft==0.15.2", or "transformers==4.57.6"',
+    ),
+    BadPair(
+        peft="==0.18.0",
+        transformers=">=4.47,<4.52",
         what="peft {peft} does not import beside transformers {transformers}: it needs modeling_layers, from 4.52",
         do='pip install "peft==0.18.1"',
     ),

@@ -1,0 +1,45 @@
+"""Offline, each pin whose stock file is at hand is proved, and the summary says how many were not.
+
+With SELFAUG_PROVE_ALL=1 missing wheels are fetched first, and one that cannot be had is an error.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from releases import PROVE_ALL, TABLE, TARGETS, stock_file
+
+from selfaug_patcher import wheels
+
+proved: set[tuple[str, str]] = set()
+
+
+def pytest_terminal_summary(terminalreporter):
+    if proved:
+        missing = len(TABLE.pins) - len(proved)
+        hint = f"; {missing} not: no wheel in {wheels.cache()} (SELFAUG_PROVE_ALL=1 fetches them)" if missing else ""
+        terminalreporter.write_line(f"pins: {len(proved)} of {len(TABLE.pins)} proved from real files{hint}")
+
+
+@pytest.fixture(scope="session")
+def all_wheels(request):
+    """Where SELFAUG_PROVE_ALL asks for it, no wheel is missing from the cache."""
+    if PROVE_ALL:
+        with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+            wheels.fetch_all([(TARGETS[pin.target].package, pin.version) for pin in TABLE.pins], sys.__stderr__)
+
+
+@pytest.fixture
+def stock(all_wheels):
+    """A function from a pin to its stock file; skips the test where there is none."""
+
+    def of(pin):
+        data = stock_file(pin)
+        if data is None:
+            assert not PROVE_ALL, f"no wheel of {pin.target} {pin.version}"
+            pytest.skip("no wheel in the cache")
+        proved.add((pin.target, pin.version))
+        return data
+
+    return of
