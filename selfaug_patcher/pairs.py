@@ -63,7 +63,7 @@ BAD_PAIRS = (
         peft="",
         transformers=">=4.42,<4.43",
         what="transformers {transformers} does not import beside numpy 2",
-        do='pip install "transformers==4.43.4", or "numpy<2"',
+        do='pip install "numpy<2", or "transformers==4.57.6"',
     ),
 )
 

@@ -48,14 +48,15 @@ def test_the_release_to_take_is_pinned_and_good():
     seen = 0
     for transformers in TABLE.of(QWEN2):
         for peft in TABLE.of(LORA):
-            for warning in warnings(transformers.version, peft.version):
+            told = warnings(transformers.version, peft.version)
+            for warning in told:
                 advised = dict(re.findall(r'"(transformers|peft)==([^"]+)"', warning))
                 assert advised
                 for package, version in advised.items():
-                    pair = {"transformers": transformers.version, "peft": peft.version, package: version}
                     assert TABLE.by_version(QWEN2 if package == "transformers" else LORA, version)
-                    left = [text for text in warnings(pair["transformers"], pair["peft"]) if "numpy 2" not in text]
-                    assert left == []
+                    pair = {"transformers": transformers.version, "peft": peft.version, package: version}
+                    left = warnings(pair["transformers"], pair["peft"])
+                    assert set(left) <= set(told) - {warning}  # nothing new, and not the same again
                 seen += 1
     assert seen > 500
 
