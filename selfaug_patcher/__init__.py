@@ -1,1 +1,1 @@
-"""Patches transformers and peft with SelfAug, and takes the patches out again."""
+"""Puts SelfAug into an installed transformers and peft, and takes it out again."""

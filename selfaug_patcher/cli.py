@@ -1,0 +1,165 @@
+"""The command line: arguments in, text or JSON out. Everything else is elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import difference, install, pins, revert, runtime, status
+from .environment import Environment, discover
+from .errors import DONE, PatcherError
+from .outcome import Outcome
+from .pins import PinTable
+from .refusals import refusals
+from .runtime import Runtime
+from .state import PATCHED, STOCK, State, inspect
+
+_EXIT_CODES = "exit codes: 0 done, 1 failed, 2 usage, 3 unsupported release, 4 modified file, 5 not writable"
+
+
+def main(arguments: Sequence[str] | None = None, patches: Path | None = None, code: Path | None = None) -> int:
+    """Run one command and return its exit code.
+
+    Args:
+        arguments: as on the command line, without the program's name.
+        patches: where the pins and patches are; default: the installed ones, or the checkout's.
+        code: where the runtime is; default: likewise.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a path that the terminal cannot show must not be an error
+            stream.reconfigure(errors="backslashreplace")
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(arguments)
+    try:
+        result = options.call(options, lambda: (discover(options.python), pins.load(patches), runtime.load(code)))
+        return int(result)
+    except PatcherError as error:
+        if options.json:
+            print(json.dumps(error.as_json(), indent=2))
+        else:
+            print(error, file=sys.stderr)
+        return error.exit_code
+
+
+Setup = Callable[[], "tuple[Environment, PinTable, Runtime]"]
+
+
+def _install(options: argparse.Namespace, setup: Setup) -> int:
+    return _print_outcome(install.install(*setup(), dry_run=options.dry_run), options)
+
+
+def _revert(options: argparse.Namespace, setup: Setup) -> int:
+    outcome = revert.revert(*setup(), dry_run=options.dry_run, keep_edits=options.keep_edits)
+    return _print_outcome(outcome, options)
+
+
+def _status(options: argparse.Namespace, setup: Setup) -> int:
+    state, notes = status.status(*setup())
+    code = status.exit_code(state)
+    _print(options, status.as_text(state, notes), {**status.as_json(state, notes), "exit_code": code})
+    return code
+
+
+def _diff(options: argparse.Namespace, setup: Setup) -> int:
+    state = inspect(*setup())
+    problems = refusals(state)
+    if problems:
+        raise PatcherError(*problems)
+    text = _diff_text(state)
+    _print(options, text.rstrip("\n"), {"diff": text, "exit_code": DONE})
+    return DONE
+
+
+def _pins(options: argparse.Namespace, setup: Setup) -> int:
+    return pins.print_table(options.json)
+
+
+def _diff_text(state: State) -> str:
+    """What `install` would change, or has changed, in the two targets."""
+    texts = []
+    for target in state.targets:
+        path = target.target.path
+        if target.state == STOCK:
+            texts.append(difference.unified(target.content, target.patched_content(state.table, target.content), path))
+        elif target.state == PATCHED:
+            stock = target.stock_content(state.table)
+            content = stock.read_bytes() if isinstance(stock, Path) else stock or b""
+            texts.append(difference.unified(content, target.content, path))
+    return "".join(texts)
+
+
+def _print_outcome(outcome: Outcome, options: argparse.Namespace) -> int:
+    plan, state = outcome.plan, outcome.state
+    changed = bool(plan.operations) and not options.dry_run
+    notes = outcome.found + plan.notes
+    data = {
+        "verb": outcome.verb,
+        "changed": changed,
+        "dry_run": options.dry_run,
+        "changes": [{"action": action, "path": str(path)} for action, path in plan.changes],
+        **status.as_json(state, notes),
+        "exit_code": DONE,
+    }
+    lines = list(outcome.found)
+    would = "would " if options.dry_run else ""
+    lines += [f"{would + action:<14}{path}" for action, path in plan.changes]
+    lines += [f"note: {note}" for note in plan.notes]
+    if options.dry_run and outcome.verb == "install":
+        data["diff"] = _diff_text(state)
+        lines += ["", data["diff"].rstrip("\n"), ""]
+    lines.append(_closing(outcome, options))
+    _print(options, "\n".join(line for line in lines), data)
+    return DONE
+
+
+def _closing(outcome: Outcome, options: argparse.Namespace) -> str:
+    patched = outcome.verb == "install"
+    if not outcome.plan.operations:
+        return "SelfAug is installed already: nothing to do." if patched else "SelfAug is not installed: nothing to do."
+    if options.dry_run:
+        return "Nothing was changed (dry run)."
+    version = outcome.state.runtime.version
+    if patched:
+        return f"SelfAug {version} is installed. Processes that run already keep the old code until they are restarted."
+    return "SelfAug is gone, and both packages are as they were."
+
+
+def _print(options: argparse.Namespace, text: str, data: dict[str, Any]) -> None:
+    print(json.dumps(data, indent=2) if options.json else text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--python", metavar="PATH", help="the interpreter whose environment is meant (default: this one)"
+    )
+    common.add_argument("--json", action="store_true", help="print one JSON object")
+    writing = argparse.ArgumentParser(add_help=False)
+    writing.add_argument("--dry-run", action="store_true", help="say what would be done, and change nothing")
+    parser = argparse.ArgumentParser(prog="python -m selfaug_patcher", description=_package_doc(), epilog=_EXIT_CODES)
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    def verb(
+        name: str, call: Callable[..., int], text: str, *parents: argparse.ArgumentParser
+    ) -> argparse.ArgumentParser:
+        added = verbs.add_parser(name, help=text, description=text, parents=[common, *parents], epilog=_EXIT_CODES)
+        added.set_defaults(call=call)
+        return added
+
+    verb("install", _install, "patch transformers and peft, and install the runtime beside them", writing)
+    taken_out = verb("revert", _revert, "restore the stock files and remove all that install added", writing)
+    taken_out.add_argument("--keep-edits", type=Path, metavar="DIR", help="save files edited since install in DIR")
+    verb("status", _status, "say what is patched, and what to do next")
+    verb("diff", _diff, "print the diff that install would make, or has made")
+    verb("pins", _pins, "print the table of pinned releases")
+    return parser
+
+
+def _package_doc() -> str:
+    from . import __doc__ as text
+
+    return text or ""

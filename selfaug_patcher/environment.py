@@ -1,0 +1,193 @@
+"""The environment of one interpreter: where an import of transformers and of peft would lead.
+
+The answer comes from a child process of that interpreter (`probe`), never from importing the packages: their own
+import may take seconds, may fail, and says nothing about another interpreter.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .errors import USAGE, PatcherError, Problem
+
+OLDEST = (3, 9)
+
+
+@dataclass(frozen=True)
+class Package:
+    """One package as an import would find it.
+
+    Args:
+        name: its import name.
+        version: of the distribution that owns it; empty where there is no metadata.
+        site: the folder on ``sys.path`` that it lies in; None where it is not installed as a plain folder.
+        installer: what the distribution's metadata calls its installer: ``pip``, ``uv``, ``conda``, ...
+        has_record: whether the distribution lists its files.
+        record_sha256: what that list says of the target file, if anything.
+        copies: every folder of ``sys.path`` that has this package, the imported one first.
+        problems: why this copy must not be patched.
+    """
+
+    name: str
+    version: str = ""
+    site: Path | None = None
+    installer: str = ""
+    has_record: bool = False
+    record_sha256: str = ""
+    copies: tuple[Path, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True)
+class Environment:
+    """An interpreter, its ``sys.path`` and its two packages."""
+
+    python: str
+    version: tuple[int, int, int]
+    path: tuple[Path, ...]
+    packages: dict[str, Package]
+    pycache_prefix: str = ""
+    conda: bool = False
+    flags: tuple[str, ...] = ()
+
+    def child(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run this interpreter, with the patcher's own traces in the process environment removed."""
+        return _run([self.python, *self.flags, *arguments], **options)
+
+
+def discover(python: str | None = None) -> Environment:
+    """Ask ``python`` (default: the running interpreter) what it would import.
+
+    Raises:
+        PatcherError: it cannot be run, gives no answer, or is older than Python 3.9.
+    """
+    flags = () if python else _own_flags()
+    python = python or sys.executable
+    probe = Path(__file__).with_name("probe.py").read_text(encoding="utf-8")
+    try:
+        result = _run([python, *flags, "-c", probe], timeout=120)
+    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+        raise PatcherError(
+            Problem("no-interpreter", f"cannot run {python}", "a Python interpreter", str(error), exit_code=USAGE)
+        ) from None
+    try:
+        # The last line only: site customisations of the environment may print above it.
+        answer = json.loads(result.stdout.strip().splitlines()[-1])
+        version = tuple(answer["version"])
+    except (IndexError, ValueError, KeyError, TypeError):
+        found = (result.stderr.strip() or result.stdout.strip() or f"exit code {result.returncode}")[-400:]
+        raise PatcherError(
+            Problem("no-interpreter", f"{python} did not say what it would import", "a Python interpreter", found)
+        ) from None
+    if version < OLDEST:
+        raise PatcherError(
+            Problem(
+                id="old-python",
+                what="the interpreter is too old for SelfAug",
+                expected="Python 3.9 or later",
+                found=f"Python {'.'.join(map(str, version))} ({python})",
+                do="name another one with --python",
+            )
+        )
+    return from_probe(answer, python, flags)
+
+
+def from_probe(answer: dict[str, Any], python: str, flags: tuple[str, ...] = ()) -> Environment:
+    """The environment that a probe's answer describes."""
+    return Environment(
+        python=python,
+        version=tuple(answer["version"]),
+        path=tuple(dict.fromkeys(Path(entry) for entry in answer["path"])),
+        packages={name: _package(name, found, answer) for name, found in answer["packages"].items()},
+        pycache_prefix=answer["pycache_prefix"],
+        conda=answer["conda"],
+        flags=flags,
+    )
+
+
+def _package(name: str, found: dict[str, Any], answer: dict[str, Any]) -> Package:
+    origin = Path(found["origin"]) if found["origin"] else None
+    distributions = found["distributions"]
+    if origin is None:
+        problems: tuple[Problem, ...] = ()
+        if found["namespace"]:
+            what = f"{name} is an empty folder, left over from an uninstalled one"
+            problems = (Problem("leftover-package", what, found=", ".join(found["namespace"])),)
+        return Package(name, problems=problems)
+    site = origin.parent.parent
+    owner = next((d for d in distributions if d["site"] and _same(Path(d["site"]), site)), None)
+    editable = next((d for d in distributions if d["editable"]), None)
+    source = owner or (distributions[0] if distributions else {})
+    package = Package(
+        name=name,
+        version=source.get("version", ""),
+        site=site,
+        installer=source.get("installer", ""),
+        has_record=bool(source.get("has_record")),
+        record_sha256=source.get("record_sha256") or "",
+        copies=tuple(Path(copy) for copy in found["copies"]),
+    )
+    return _with_problems(package, origin, found["loader"], owner, editable, answer)
+
+
+def _with_problems(
+    package: Package,
+    origin: Path,
+    loader: str,
+    owner: dict[str, Any] | None,
+    editable: dict[str, Any] | None,
+    answer: dict[str, Any],
+) -> Package:
+    name = package.name
+    problems = []
+    reinstall = f'pip install --force-reinstall "{name}=={package.version}"' if package.version else ""
+    if "zip" in loader.lower() or not origin.is_file():
+        problems.append(
+            Problem("zipped", f"{name} is imported from an archive", "a plain folder", str(origin), reinstall)
+        )
+        return Package(name, package.version, problems=tuple(problems))
+    if owner is None or editable is owner:
+        what = f"{name} is an editable install or a source checkout"
+        do = f"{reinstall or f'pip install {name}'}, or use it from memory: python -m selfaug_patcher run SCRIPT"
+        problems.append(Problem("editable", what, "an installed release", str(origin.parent), do))
+    if answer["externally_managed"] and package.installer not in ("pip", "uv"):
+        what = f"{name} belongs to the operating system's package manager"
+        do = "make a virtual environment (python -m venv), and install transformers and peft there"
+        problems.append(Problem("externally-managed", what, "files that pip or uv installed", str(origin.parent), do))
+    return replace(package, problems=tuple(problems))
+
+
+def _same(left: Path, right: Path) -> bool:
+    try:
+        return os.path.samefile(left, right)
+    except OSError:
+        return left == right
+
+
+def _own_flags() -> tuple[str, ...]:
+    """The switches of the running interpreter that decide what is imported."""
+    if sys.flags.isolated:
+        return ("-I",)
+    return tuple(flag for flag, on in (("-E", sys.flags.ignore_environment), ("-s", sys.flags.no_user_site)) if on) + (
+        ("-O",) * sys.flags.optimize
+    )
+
+
+def _run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8", **options.pop("env", {})}
+    return subprocess.run(
+        command,
+        stdin=options.pop("stdin", subprocess.DEVNULL) if "input" not in options else None,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        env=environment,
+        check=False,
+        **options,
+    )

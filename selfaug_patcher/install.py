@@ -1,0 +1,130 @@
+"""`install`: check everything, then patch both files and put the runtime beside transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .check import check_import
+from .environment import Environment
+from .errors import PatcherError
+from .outcome import Outcome, interrupted
+from .pairs import warnings
+from .pins import PinTable
+from .plan import Plan, beside, bytecode, not_writable, restore_stock
+from .receipt import Original, Receipt, encode
+from .refusals import lost_original, refusals
+from .runtime import Runtime, installed
+from .state import PATCHED, STOCK, State, TargetState, inspect
+from .store import RUNTIME, Store, digest, read
+from .transaction import execute, locked
+
+
+def install(environment: Environment, table: PinTable, runtime: Runtime, *, dry_run: bool = False) -> Outcome:
+    """Patch this environment, or say that it is patched already.
+
+    Raises:
+        PatcherError: a refusal, or a failure; in both cases the environment is as it was.
+    """
+    state = inspect(environment, table, runtime)
+    stores = state.stores()
+    found: list[str] = []
+    if not any(store.needs_tidying() for store in stores):
+        planned = plan(state)
+        if dry_run or not planned.operations:
+            return Outcome("install", state, planned, found)
+    elif dry_run:
+        raise interrupted()
+    if not stores:
+        plan(state)  # raises: there is nothing to patch
+    with locked(stores) as found:
+        state = inspect(environment, table, runtime)
+        planned = plan(state)
+        if planned.operations:
+            execute("install", planned.operations, planned.keep, lambda: check_import(environment))
+    return Outcome("install", inspect(environment, table, runtime), planned, found)
+
+
+def plan(state: State) -> Plan:
+    """What `install` has to do here; no operations if all is in place.
+
+    Raises:
+        PatcherError: naming every reason why it must not.
+    """
+    problems = refusals(state)
+    if problems:
+        raise PatcherError(*problems, *not_writable(state.folders()))
+    result = Plan(notes=notes(state))
+    present = [target for target in state.targets if target.path is not None]
+    stock = {target.target.name: _stock(target, state.table) for target in present}
+    found = installed(state.model.store.site)
+    if found and found != state.runtime.hashes():
+        # By way of stock: at no moment does a patched file import a runtime that is half one and half another version.
+        for target in present:
+            if target.state == PATCHED:
+                restore_stock(result, target, stock[target.target.name], like=target.path)
+    _put_runtime(result, state)
+    receipts: dict[Store, dict[str, Original]] = {}
+    for target in reversed(present):  # transformers last: it is what calls the rest
+        original = _put_patched(result, target, state.table, stock[target.target.name])
+        receipts.setdefault(target.store, {})[target.target.name] = original
+    for store, originals in receipts.items():
+        modules = state.runtime.hashes() if store == state.model.store else {}
+        receipt = encode(Receipt(state.runtime.version, originals, modules))
+        result.put(store, ".selfaug/receipt.json", receipt, like=state.model.path)
+    problems = result.not_writable()
+    if problems:
+        raise PatcherError(*problems)
+    return result
+
+
+def _put_runtime(result: Plan, state: State) -> None:
+    store = state.model.store
+    found = installed(store.site)
+    result.make_folder(store, RUNTIME)
+    before = len(result.operations)
+    for name, content in state.runtime.files.items():
+        result.put(store, f"{RUNTIME}/{name}", content, like=state.model.path)
+    for name in found:
+        if name not in state.runtime.files:
+            result.put(store, f"{RUNTIME}/{name}", None)
+    if len(result.operations) > before:
+        result.changes.append(("update" if found else "add", store.site / RUNTIME))
+
+
+def _put_patched(result: Plan, target: TargetState, table: PinTable, stock: bytes | Path) -> Original:
+    """Plan the patched file; returns what the receipt has to say about it."""
+    assert target.path is not None
+    store, path = target.store, target.target.path
+    stock_content = read(stock) or b"" if isinstance(stock, Path) else stock
+    content = target.patched_content(table, stock_content)
+    kept = target.original.bytecode if target.original and target.state == PATCHED else {}
+    if target.state == STOCK:
+        kept = bytecode(store, path)
+        result.keep += [(store, path), *((store, beside(path, name)) for name in kept)]
+    if digest(content) != target.sha256:
+        result.changes.append(("patch", target.path))
+    result.put(store, path, content, like=target.path)
+    result.remove_bytecode(store, path)
+    return Original(target.package.version, digest(stock_content), digest(content), kept)
+
+
+def _stock(target: TargetState, table: PinTable) -> bytes | Path:
+    content = target.content if target.state == STOCK else target.stock_content(table)
+    if content is None:
+        raise PatcherError(lost_original(target))
+    return content
+
+
+def notes(state: State) -> list[str]:
+    """What is worth knowing about this environment, though it is no reason to refuse."""
+    found = []
+    for target in state.targets:
+        package, pin = target.package, target.pin
+        if package.site is None:
+            found.append(f"{package.name} is not installed: SelfAug stays idle until it is (then run install again).")
+        elif pin is not None and state.table.by_version(target.target.name, package.version) is None:
+            found.append(f"{package.name} {package.version} is not pinned; its file is the one of {pin.version}.")
+        for copy in package.copies[1:]:
+            found.append(f"Another {package.name} in {copy} is hidden by the one in {package.site}, and is left alone.")
+    versions = [target.package.version for target in state.targets]
+    return found + (warnings(*versions) if all(versions) else [])

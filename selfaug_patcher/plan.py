@@ -1,0 +1,106 @@
+"""A plan: every file operation of a run, worked out before the first of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .errors import NOT_WRITABLE, Problem
+from .receipt import BYTECODE
+from .state import TargetState
+from .store import Store, digest, read, sha256_of
+from .transaction import MakeFolder, Operation, Put, RemoveFolder
+
+
+@dataclass
+class Plan:
+    """Operations in their order, with what they need; and the same in words, for people.
+
+    ``changes`` are pairs of a word (patch, restore, add, update, remove) and a path.
+    """
+
+    operations: list[Operation] = field(default_factory=list)
+    keep: list[tuple[Store, str]] = field(default_factory=list)
+    changes: list[tuple[str, Path]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    _present: dict[Path, str] = field(default_factory=dict)
+
+    def put(self, store: Store, path: str, content: bytes | Path | None, like: Path | None = None) -> None:
+        """Plan a file's new content. Two plans for one file are carried out one after the other."""
+        full = store.site / path
+        expect = self._present[full] if full in self._present else sha256_of(full)
+        new = "" if content is None else sha256_of(content) if isinstance(content, Path) else digest(content)
+        if new != expect:
+            self.operations.append(Put(store, path, content, expect, like))
+            self._present[full] = new
+
+    def make_folder(self, store: Store, path: str) -> None:
+        if not (store.site / path).is_dir():
+            self.operations.append(MakeFolder(store, path))
+
+    def remove_folder(self, store: Store, path: str) -> None:
+        if (store.site / path).is_dir():
+            self.operations.append(RemoveFolder(store, path))
+
+    def remove_bytecode(self, store: Store, path: str) -> None:
+        """Plan to remove every compiled form of a source file: some forms are never checked against their source."""
+        for name in bytecode(store, path):
+            self.put(store, beside(path, name), None)
+
+    def not_writable(self) -> list[Problem]:
+        """The folders in which this plan changes something, and which refuse it."""
+        sites = {op.store.site for op in self.operations}
+        folders = {(op.store.site / op.path).parent for op in self.operations}
+        return not_writable(folders | sites | {Store(site).root for site in sites})
+
+
+def not_writable(folders: Iterable[Path]) -> list[Problem]:
+    """One problem for each of these folders that exists and refuses to have files replaced in it."""
+    return [
+        Problem(
+            id="not-writable",
+            what="a folder cannot be written to",
+            found=_why_not(folder),
+            do="run the command as its owner, or use SelfAug from memory: python -m selfaug_patcher run SCRIPT",
+            exit_code=NOT_WRITABLE,
+        )
+        for folder in sorted(folders)
+        if folder.exists() and not os.access(folder, os.W_OK | os.X_OK)
+    ]
+
+
+def bytecode(store: Store, path: str) -> dict[str, str]:
+    """The compiled forms of the source file ``path``: names in its ``__pycache__``, and their sha256."""
+    folder = (store.site / path).parent / "__pycache__"
+    stem = Path(path).stem
+    try:
+        names = sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    ours = [name for name in names if name.split(".")[0] == stem and BYTECODE.fullmatch(name)]
+    return {name: digest(read(folder / name) or b"") for name in ours}
+
+
+def restore_stock(plan: Plan, target: TargetState, content: bytes | Path, like: Path | None = None) -> None:
+    """Plan the stock file of a target, and the bytecode that it had."""
+    path, store = target.target.path, target.store
+    plan.put(store, path, content, like)
+    plan.remove_bytecode(store, path)
+    for name, sha256 in (target.original.bytecode if target.original else {}).items():
+        kept = store.original(sha256)
+        if kept is not None and isinstance(content, Path):
+            plan.put(store, beside(path, name), kept)
+
+
+def beside(path: str, name: str) -> str:
+    """The path of the compiled form ``name`` of the source file ``path``."""
+    return f"{path.rsplit('/', 1)[0]}/__pycache__/{name}"
+
+
+def _why_not(folder: Path) -> str:
+    information = folder.stat()
+    owner = f", owner {information.st_uid}" if hasattr(os, "geteuid") and information.st_uid != os.geteuid() else ""
+    read_only = hasattr(os, "statvfs") and os.statvfs(folder).f_flag & os.ST_RDONLY
+    return f"{folder} ({'read-only file system' if read_only else 'no permission' + owner})"

@@ -1,0 +1,86 @@
+"""What an import would find: run in the interpreter that is asked about, prints one JSON object.
+
+Imports nothing but the standard library, and of that only modules that do not import the packages asked about. It is
+handed over as text (``python -c``), and old interpreters read it too, so that they can say how old they are.
+"""
+
+import json
+import os
+import sys
+from typing import Any
+
+PACKAGES = {"transformers": "transformers/models/qwen2/modeling_qwen2.py", "peft": "peft/tuners/lora/layer.py"}
+
+
+def record_hash(distribution: Any, path: str) -> Any:
+    """(has a RECORD, its sha256 of one file in hexadecimal or None)."""
+    import base64
+
+    text = distribution.read_text("RECORD")
+    for line in (text or "").splitlines():
+        fields = line.split(",")
+        if fields[0] == path and len(fields) > 1 and fields[1].startswith("sha256="):
+            digest = fields[1][len("sha256=") :]
+            return True, base64.urlsafe_b64decode(digest + "=" * (-len(digest) % 4)).hex()
+    return text is not None, None
+
+
+def distributions(name: str, path: str) -> Any:
+    from importlib import metadata
+
+    found = []
+    for distribution in metadata.distributions(name=name):
+        folder = getattr(distribution, "_path", None)
+        has_record, sha256 = record_hash(distribution, path)
+        direct = json.loads(distribution.read_text("direct_url.json") or "{}")
+        found.append(
+            {
+                "version": distribution.version,
+                "site": os.path.dirname(os.path.abspath(str(folder))) if folder is not None else "",
+                "installer": (distribution.read_text("INSTALLER") or "").strip(),
+                "has_record": has_record,
+                "record_sha256": sha256,
+                "editable": bool(direct.get("dir_info", {}).get("editable")),
+                "url": direct.get("url", ""),
+            }
+        )
+    return found
+
+
+def package(name: str, path: str) -> Any:
+    import importlib.util
+
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        spec = None
+    copies = [entry for entry in sys.path if os.path.isfile(os.path.join(entry, name, "__init__.py"))]
+    return {
+        "origin": os.path.abspath(spec.origin) if spec is not None and spec.origin and spec.has_location else "",
+        "loader": type(spec.loader).__name__ if spec is not None else "",
+        "namespace": list(spec.submodule_search_locations or []) if spec is not None and spec.origin is None else [],
+        "copies": copies,
+        "distributions": distributions(name, path),
+    }
+
+
+def main() -> None:
+    answer: Any = {"executable": sys.executable, "version": list(sys.version_info[:3])}
+    if sys.version_info >= (3, 9):  # noqa: UP036
+        import sysconfig
+
+        # "-c" puts the working directory first; a training script has its own folder there instead.
+        sys.path[:] = [os.path.abspath(entry) for entry in sys.path if entry]
+        marker = os.path.join(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED")
+        managed = sys.prefix == sys.base_prefix and os.path.isfile(marker)
+        answer["path"] = sys.path
+        answer["prefix"] = sys.prefix
+        answer["pycache_prefix"] = sys.pycache_prefix or ""
+        answer["externally_managed"] = marker if managed else ""
+        answer["conda"] = os.path.isdir(os.path.join(sys.prefix, "conda-meta"))
+        answer["packages"] = {name: package(name, path) for name, path in PACKAGES.items()}
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()

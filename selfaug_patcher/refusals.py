@@ -1,0 +1,110 @@
+"""Why files must not be patched: all reasons at once, each with what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .difference import explain
+from .errors import MODIFIED as EXIT_MODIFIED
+from .errors import UNSUPPORTED as EXIT_UNSUPPORTED
+from .errors import Problem
+from .pins import PinTable
+from .runtime import installed
+from .state import MISSING, MODIFIED, UNSUPPORTED, State, TargetState
+from .store import RUNTIME
+
+
+def refusals(state: State, targets: Sequence[TargetState] | None = None) -> list[Problem]:
+    """Why these targets (default: all) must not be patched: by `install`, or in memory by `run`."""
+    problems: list[Problem] = []
+    for target in state.targets if targets is None else targets:
+        problems += target.package.problems
+        if target.package.problems:
+            continue
+        if target.state == MISSING and (target is state.model or target.path is not None):
+            problems.append(_missing(target, state))
+        elif target.state == UNSUPPORTED:
+            problems.append(_unsupported(target, state.table))
+        elif target.state == MODIFIED:
+            problems.append(_modified(target, state.table))
+    if targets is None and state.site is not None and state.runtime_state == "modified":
+        problems.append(_foreign_runtime(state))
+    return problems
+
+
+def changed_modules(state: State) -> list[str]:
+    """The files in ``selfaug/`` that are not as the receipt says, one line each."""
+    receipt = state.model.store.receipt()
+    if receipt is None or state.site is None:
+        return []
+    found = installed(state.site)
+    lines = [f"missing: {name}" for name in receipt.runtime if name not in found]
+    lines += [f"changed: {name}" for name, sha256 in found.items() if receipt.runtime.get(name, sha256) != sha256]
+    return lines + [f"not SelfAug's: {name}" for name in found if name not in receipt.runtime]
+
+
+def lost_original(target: TargetState) -> Problem:
+    package = target.package
+    return Problem(
+        id="lost-original",
+        what=f"the stock file of {package.name} that an older SelfAug kept is gone or damaged",
+        found=str(target.store.originals),
+        do=f'pip install --force-reinstall --no-deps "{package.name}=={package.version}"',
+    )
+
+
+def _missing(target: TargetState, state: State) -> Problem:
+    package = target.package
+    if package.site is None:
+        newest = state.table.of(target.target.name)[-1].version
+        do = f'{state.environment.python} -m pip install "{package.name}=={newest}"'
+        return Problem("not-installed", f"{package.name} is not installed", found=state.environment.python, do=do)
+    do = f'pip install --force-reinstall --no-deps "{package.name}=={package.version}"'
+    return Problem("missing-file", f"{package.name} lacks a file that it should have", found=str(target.path), do=do)
+
+
+def _unsupported(target: TargetState, table: PinTable) -> Problem:
+    name, package = target.target.name, target.package
+    pins = table.of(name)
+    nearest = table.nearest(name, package.version)
+    file = target.target.path.rsplit("/", 1)[1]
+    found = f"{file} sha256 {target.sha256[:16]}... (not in the pin table)" if target.sha256 else f"no {file}"
+    return Problem(
+        id="unpinned-release",
+        what=f"no verified patch for {package.name} {package.version or '(version unknown)'}",
+        expected=f"a pinned release ({pins[0].version} ... {pins[-1].version}); the nearest is {nearest.version}",
+        found=found,
+        do=f'pip install "{package.name}=={nearest.version}", or pin this release: docs/rebasing.md',
+        exit_code=EXIT_UNSUPPORTED,
+    )
+
+
+def _modified(target: TargetState, table: PinTable) -> Problem:
+    package = target.package
+    pin = table.by_version(target.target.name, package.version)
+    do = f'pip install --force-reinstall --no-deps "{package.name}=={package.version}" (this discards the edits)'
+    if target.edited_after_install():
+        do = "python -m selfaug_patcher revert --keep-edits DIR (saves the edited file, restores stock), then install"
+    return Problem(
+        id="modified-file",
+        what=f"the file of {package.name} {package.version} that SelfAug patches was changed by someone else",
+        expected=f"sha256 {pin.stock_sha256}" if pin else "the file that SelfAug left",
+        found=explain(target, table),
+        do=do,
+        exit_code=EXIT_MODIFIED,
+    )
+
+
+def _foreign_runtime(state: State) -> Problem:
+    path = state.model.store.site / RUNTIME
+    if state.model.store.receipt() is None:
+        what = "there is a package 'selfaug' that SelfAug did not install"
+        return Problem("foreign-package", what, found=str(path), do="move it away", exit_code=EXIT_MODIFIED)
+    return Problem(
+        id="modified-runtime",
+        what="files of the installed SelfAug were changed by someone else",
+        expected="the files as SelfAug left them",
+        found="\n".join([str(path), *changed_modules(state)]),
+        do="python -m selfaug_patcher revert --keep-edits DIR (saves the edited files), then install",
+        exit_code=EXIT_MODIFIED,
+    )

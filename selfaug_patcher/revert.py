@@ -1,0 +1,192 @@
+"""`revert`: stock files back, byte for byte, and everything that `install` added gone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from .difference import explain, unified
+from .environment import Environment, Package
+from .errors import MODIFIED as EXIT_MODIFIED
+from .errors import PatcherError, Problem, from_os_error
+from .outcome import Outcome, interrupted
+from .pins import TARGETS, PinTable
+from .plan import Plan, restore_stock
+from .refusals import lost_original
+from .runtime import Runtime, installed
+from .state import PATCHED, TargetState, inspect, of_package
+from .store import RUNTIME, Store, read
+from .transaction import execute, locked
+
+
+def revert(
+    environment: Environment,
+    table: PinTable,
+    runtime: Runtime,
+    *,
+    dry_run: bool = False,
+    keep_edits: Path | None = None,
+) -> Outcome:
+    """Take SelfAug out of this environment, or say that it is not there.
+
+    Files that pip has replaced since `install` are left alone: they are stock, and newer than the kept originals. Files
+    that someone edited since are refused, unless ``keep_edits`` names a folder to save them in first.
+
+    Raises:
+        PatcherError: a refusal, or a failure; in both cases the environment is as it was.
+    """
+    stores = sites(environment)
+    notes: list[str] = []
+    if dry_run or not any(store.exists for store in stores):
+        if any(store.journal.exists() for store in stores):
+            raise interrupted()
+        planned = plan(environment, stores, table, runtime, keep_edits)
+        if dry_run or not planned.operations:
+            return Outcome("revert", inspect(environment, table, runtime), planned, notes)
+    with locked(stores) as notes:
+        planned = plan(environment, stores, table, runtime, keep_edits)
+        if planned.operations:
+            if keep_edits is not None:
+                notes = notes + _save(keep_edits, edited(environment, stores, table, runtime))
+            execute("revert", planned.operations)
+    return Outcome("revert", inspect(environment, table, runtime), planned, notes)
+
+
+def sites(environment: Environment) -> list[Store]:
+    """The site directories to revert: those of the two packages, and those where only SelfAug is left of them.
+
+    One whose copy of the packages is hidden by another copy is not among them: it is some other environment's.
+    """
+    imported = {package.site for package in environment.packages.values() if package.site}
+    stores = []
+    for site in environment.path:
+        left_over = not any((site / target.package / "__init__.py").is_file() for target in TARGETS)
+        store = Store(site)
+        if site in imported or (store.exists and left_over):
+            stores.append(store)
+    return stores + [Store(site) for site in sorted(imported - set(environment.path))]
+
+
+def plan(
+    environment: Environment, stores: list[Store], table: PinTable, runtime: Runtime, keep_edits: Path | None
+) -> Plan:
+    """What `revert` has to do; no operations if SelfAug is not there.
+
+    Raises:
+        PatcherError: naming every file that was edited, and every folder that cannot be written to.
+    """
+    result = Plan()
+    problems = []
+    edits = edited(environment, stores, table, runtime)
+    if keep_edits is None:
+        problems += [_edited(path, found) for path, _, found in edits]
+    runtime_edited = {path for path, _, _ in edits}
+    for store in stores:
+        for target in _targets(environment, store, table):
+            if target.state == PATCHED or target.edited_after_install():
+                stock = target.stock_content(table)
+                if stock is None:
+                    problems.append(lost_original(target))
+                else:
+                    assert target.path is not None
+                    restore_stock(result, target, stock, like=target.path)
+                    result.changes.append(("restore", target.path))
+            elif target.original is not None:
+                result.notes.append(_already_stock(target))
+    for store in stores:
+        _remove_runtime(result, store, runtime, runtime_edited)
+        result.put(store, ".selfaug/receipt.json", None)
+    problems += result.not_writable()
+    if problems:
+        raise PatcherError(*problems)
+    return result
+
+
+def edited(
+    environment: Environment, stores: list[Store], table: PinTable, runtime: Runtime
+) -> list[tuple[Path, bytes, str]]:
+    """Files of SelfAug's that someone changed after `install`: path, content, and how it differs, in words."""
+    found = []
+    for store in stores:
+        for target in _targets(environment, store, table):
+            if target.edited_after_install():
+                assert target.path is not None
+                found.append((target.path, target.content, explain(target, table)))
+        receipt = store.receipt()
+        ours = {} if receipt is None else receipt.runtime
+        current = runtime.hashes()
+        for name, sha256 in installed(store.site).items() if receipt and receipt.runtime else ():
+            if ours.get(name) != sha256 and current.get(name) != sha256:
+                path = store.site / RUNTIME / name
+                content = read(path)
+                if content is not None:
+                    theirs = f"{path}\n" + unified(runtime.files.get(name, b""), content, f"{RUNTIME}/{name}")
+                    found.append((path, content, theirs.rstrip()))
+    return found
+
+
+def _targets(environment: Environment, store: Store, table: PinTable) -> list[TargetState]:
+    found = []
+    for target in TARGETS:
+        package = environment.packages[target.package]
+        if package.site == store.site:
+            found.append(of_package(target, package, table))
+        elif store.exists:
+            found.append(of_package(target, replace(Package(target.package), site=store.site), table))
+    return found
+
+
+def _remove_runtime(result: Plan, store: Store, runtime: Runtime, edits: set[Path]) -> None:
+    receipt = store.receipt()
+    ours = {} if receipt is None else receipt.runtime
+    current = runtime.hashes()
+    names = [
+        name
+        for name, sha256 in installed(store.site).items()
+        if ours.get(name) == sha256 or current.get(name) == sha256 or store.site / RUNTIME / name in edits
+    ]
+    if not names and not ours:
+        return
+    for name in names:
+        result.put(store, f"{RUNTIME}/{name}", None)
+    result.remove_folder(store, RUNTIME)
+    result.changes.append(("remove", store.site / RUNTIME))
+
+
+def _already_stock(target: TargetState) -> str:
+    package, original = target.package, target.original
+    assert original is not None
+    if target.path is None or not target.content:
+        return f"{target.target.package} is not there any more: nothing to restore."
+    if package.version and package.version != original.version:
+        return (
+            f"{package.name} was {original.version} at install and is {package.version} now: its file is left as it is."
+        )
+    return f"{package.name} was reinstalled since: its file is left as it is ({target.state})."
+
+
+def _edited(path: Path, found: str) -> Problem:
+    return Problem(
+        id="modified-file",
+        what="a file was changed by someone else after SelfAug patched it",
+        expected="the file as SelfAug left it",
+        found=found,
+        do="python -m selfaug_patcher revert --keep-edits DIR (saves the file in DIR, then restores stock)",
+        exit_code=EXIT_MODIFIED,
+    )
+
+
+def _save(folder: Path, edits: list[tuple[Path, bytes, str]]) -> list[str]:
+    saved = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, content, _ in edits:
+            number, target = 0, folder / path.name
+            while target.exists() and target.read_bytes() != content:
+                number += 1
+                target = folder / f"{path.stem}.{number}{path.suffix}"
+            target.write_bytes(content)
+            saved.append(f"{path} was saved as {target}.")
+    except OSError as error:
+        raise PatcherError(from_os_error(error, f"save the edited files in {folder}")) from None
+    return saved

@@ -1,0 +1,140 @@
+"""``.selfaug``: the folder in a site directory that holds the receipt, the originals and, during a run, a journal.
+
+It begins with a dot so that nothing can import it, lies outside both packages so that ``pip uninstall`` of either
+leaves it alone, and disappears with the last thing that it records. This module only reads; `transaction` writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import receipt as receipts
+from .errors import PatcherError, Problem
+from .pins import TARGETS
+from .receipt import Receipt
+
+RUNTIME = "selfaug"
+
+_PLACES = [
+    *(re.escape(target.path) for target in TARGETS),
+    *(f"{re.escape(str(Path(t.path).parent.as_posix()))}/__pycache__/{receipts.BYTECODE.pattern}" for t in TARGETS),
+    RUNTIME,
+    f"{RUNTIME}/{receipts.MODULE.pattern}",
+    r"\.selfaug/receipt\.json",
+]
+_PLACE = re.compile("|".join(f"(?:{place})" for place in _PLACES))
+
+
+@dataclass(frozen=True)
+class Store:
+    """The ``.selfaug`` folder of one site directory, which need not exist."""
+
+    site: Path
+
+    @property
+    def root(self) -> Path:
+        return self.site / ".selfaug"
+
+    @property
+    def receipt_path(self) -> Path:
+        return self.root / "receipt.json"
+
+    @property
+    def journal(self) -> Path:
+        return self.root / "journal.json"
+
+    @property
+    def stage(self) -> Path:
+        return self.root / "stage"
+
+    @property
+    def originals(self) -> Path:
+        return self.root / "originals"
+
+    @property
+    def exists(self) -> bool:
+        return os.path.lexists(self.root)
+
+    def needs_tidying(self) -> bool:
+        """Whether an interrupted run left something here."""
+        if not self.exists:
+            return False
+        self.check()
+        names = set(os.listdir(self.root))
+        return "receipt.json" not in names or not names <= {"receipt.json", "originals"}
+
+    def check(self) -> None:
+        """Refuse a store that is not a plain folder: everything in it would be read and written somewhere else."""
+        for folder in (self.root, self.stage, self.originals):
+            if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
+                raise receipts.damaged(str(folder), "not a plain folder")
+
+    def receipt(self) -> Receipt | None:
+        """The receipt, checked; None where there is none.
+
+        Raises:
+            PatcherError: it is damaged.
+        """
+        if not self.exists:
+            return None
+        self.check()
+        content = read(self.receipt_path, receipts.MAX_BYTES + 1)
+        return None if content is None else receipts.decode(content, str(self.receipt_path))
+
+    def original(self, sha256: str) -> Path | None:
+        """The kept file with this content; None if it is gone or no longer has that content."""
+        path = self.originals / sha256
+        content = read(path)
+        return path if content is not None and digest(content) == sha256 else None
+
+    def place(self, path: str) -> Path:
+        """The file or folder ``path``, relative to the site directory.
+
+        Raises:
+            PatcherError: the path is none that SelfAug ever touches, or a link on the way leads out of the site
+                directory. (A link at its end is no harm: it gets replaced, never written through.)
+        """
+        if not _PLACE.fullmatch(path):
+            raise _outside(path, "not a file of SelfAug, nor one that it patches")
+        full = self.site / path
+        real = os.path.realpath(full.parent)
+        if real != os.path.join(os.path.realpath(self.site), *Path(path).parent.parts):
+            raise _outside(str(full), f"a link leads to {real}")
+        return full
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def read(path: Path, limit: int = 64 * 1024 * 1024) -> bytes | None:
+    """The content of a plain file (or of a link to one), up to ``limit`` bytes; None where there is no such file."""
+    try:
+        if not path.is_file():
+            return None
+        with path.open("rb") as file:
+            return file.read(limit)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file's content; empty where there is no such file."""
+    content = read(path)
+    return "" if content is None else digest(content)
+
+
+def _outside(path: str, found: str) -> PatcherError:
+    return PatcherError(
+        Problem(
+            id="outside-package",
+            what="a file lies where SelfAug must not write",
+            expected="plain folders below the site directory",
+            found=f"{path}: {found}",
+            do="reinstall the package, so that its folders are plain folders",
+        )
+    )

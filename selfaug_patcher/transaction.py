@@ -1,0 +1,357 @@
+"""Many file operations that happen as one. The only module that writes into an environment.
+
+Everything that a run needs, the old files (as hard links, where the file system has them) and the new ones, lies in
+``.selfaug/stage`` before the first target is touched, and the journal says how to put the old ones back. From then on
+there are only renames, so that neither a full disk nor a killed process can leave half a file. Removing the journal is
+the moment at which the run has happened; a journal that is still there is undone, by this run or by the next one.
+
+Two site directories (transformers in one, peft in the other) have a journal each, and neither needs the other's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Union
+
+from . import lock
+from .errors import PatcherError, Problem, from_os_error
+from .receipt import BYTECODE, SHA256, damaged
+from .store import RUNTIME, Store, read, sha256_of
+
+UNDONE = "Everything was put back: nothing was changed."
+HALFWAY = "Some files are between two states. Run `python -m selfaug_patcher status`: it undoes what is left."
+
+_MAX_JOURNAL = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Put:
+    """Have ``path`` hold ``content``: bytes, the content and identity of another file, or None for no file at all.
+
+    ``expect`` is the sha256 that the file must have right now (empty: no file); ``like`` a file whose mode and owner a
+    new one takes.
+    """
+
+    store: Store
+    path: str
+    content: bytes | Path | None
+    expect: str
+    like: Path | None = None
+
+
+@dataclass(frozen=True)
+class MakeFolder:
+    store: Store
+    path: str
+
+
+@dataclass(frozen=True)
+class RemoveFolder:
+    """Remove a folder and the bytecode in it. It stays if anything else is in it."""
+
+    store: Store
+    path: str
+
+
+Operation = Union[Put, MakeFolder, RemoveFolder]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a journal. ``old`` and ``new`` are sha256 (empty: no file); their files are in slot ``slot``."""
+
+    kind: str
+    path: str
+    slot: int = 0
+    old: str = ""
+    new: str = ""
+
+
+@contextlib.contextmanager
+def locked(stores: Sequence[Store], wait: float = lock.WAIT_SECONDS) -> Iterator[list[str]]:
+    """Hold these stores, recovered from any earlier crash; gives what the recovery found, as sentences."""
+    with contextlib.ExitStack() as stack:
+        for store in sorted(stores, key=lambda store: str(store.site)):
+            store.check()
+            stack.enter_context(lock.hold(store.root, wait))
+        yield recover(stores)
+
+
+def execute(
+    verb: str,
+    operations: Sequence[Operation],
+    keep: Sequence[tuple[Store, str]] = (),
+    check: Callable[[], None] | None = None,
+) -> None:
+    """Carry out all operations, or none. The stores must be locked.
+
+    Args:
+        verb: what the user asked for; goes into the journal.
+        operations: in this order. Undone in the reverse order.
+        keep: files (a path relative to the store's site directory) to keep among the store's originals.
+        check: called when all is in place; if it raises, all is undone.
+
+    Raises:
+        PatcherError: with the state that things are in.
+    """
+    stores = list(dict.fromkeys([op.store for op in operations] + [store for store, _ in keep]))
+    done: list[tuple[Store, Entry]] = []
+    doing = "prepare the changes"
+    try:
+        entries = _prepare(operations, keep, stores)
+        for store in stores:
+            _write_journal(store, verb, [entry for owner, entry in entries if owner == store])
+        for store, entry in entries:
+            doing = f"change {store.site / entry.path}"
+            done.append((store, entry))
+            _do(store, entry)
+        if check is not None:
+            check()
+        doing = "finish"
+        # If the process dies between two of these, the rest gets undone: the site directory with transformers must be
+        # the last to say that it is patched, and the first to say that it is not.
+        mine = {store: _has_model([entry for owner, entry in entries if owner == store]) for store in stores}
+        for store in sorted(stores, key=lambda store: mine[store] == (verb == "install")):
+            os.unlink(store.journal)
+            _sync(store.root)
+    except BaseException as error:
+        state = _roll_back(stores, done)
+        if isinstance(error, OSError):
+            raise PatcherError(from_os_error(error, doing), state=state) from error
+        if isinstance(error, PatcherError):
+            raise PatcherError(*error.problems, state=state) from error
+        raise
+    for store in stores:
+        with contextlib.suppress(OSError):  # it has happened; the next command tidies up what is left
+            tidy(store)
+
+
+def recover(stores: Sequence[Store]) -> list[str]:
+    """Undo what an interrupted run left, and remove its temporary files. The stores must be locked.
+
+    Returns:
+        What was found, one sentence each; nothing if all was in order.
+    """
+    found = []
+    journals = [(store, *_read_journal(store)) for store in stores if store.journal.exists()]
+    # The order in which the parts of a run are undone: on no path is transformers patched without its runtime.
+    journals.sort(key=lambda item: _has_model(item[2]) == (item[1] == "revert"))
+    for store, verb, entries in journals:
+        try:
+            left = [note for entry in reversed(entries) for note in _undo(store, entry)]
+            store.journal.unlink()
+        except OSError as error:
+            raise PatcherError(from_os_error(error, f"undo an interrupted {verb}"), state=HALFWAY) from error
+        found += [f"An interrupted {verb} was found in {store.site}, and undone.", *left]
+    for store in stores:
+        try:
+            tidy(store)
+        except OSError as error:
+            found.append(f"Left for the next command to remove: {error.filename} ({error.strerror}).")
+    return found
+
+
+def tidy(store: Store) -> None:
+    """Remove what no receipt and no journal needs. The store must be locked."""
+    receipt = store.receipt()
+    kept = receipt.hashes() if receipt else set()
+    for folder, names in ((store.stage, set[str]()), (store.originals, kept)):
+        if folder.is_dir():
+            for entry in list(os.scandir(folder)):
+                if entry.name not in names:
+                    os.unlink(entry.path)
+            if not names:
+                os.rmdir(folder)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(store.root / "journal.json.new")
+
+
+def _prepare(
+    operations: Sequence[Operation], keep: Sequence[tuple[Store, str]], stores: Sequence[Store]
+) -> list[tuple[Store, Entry]]:
+    for store in stores:
+        os.makedirs(store.stage, exist_ok=True)
+    for store, path in keep:
+        source = store.place(path)
+        os.makedirs(store.originals, exist_ok=True)
+        target = store.originals / sha256_of(source)
+        if not os.path.lexists(target):
+            _link(source, target)
+    present: dict[tuple[Store, str], Path | None] = {}
+    entries = []
+    for slot, op in enumerate(operations):
+        place = op.store.place(op.path)
+        if not isinstance(op, Put):
+            entries.append((op.store, Entry("make" if isinstance(op, MakeFolder) else "remove", op.path)))
+            continue
+        old, new = _slots(op.store, slot)
+        before = present.get((op.store, op.path), place)
+        if before is not None and os.path.lexists(before):
+            _link(before, old)
+        if sha256_of(old) != op.expect:
+            raise _changed_meanwhile(place)
+        if isinstance(op.content, bytes):
+            _write(new, op.content, like=op.like or old, newer_than=old)
+        elif op.content is not None:
+            _link(op.content, new)
+        present[op.store, op.path] = new if op.content is not None else None
+        entries.append((op.store, Entry("put", op.path, slot, sha256_of(old), sha256_of(new))))
+    return entries
+
+
+def _do(store: Store, entry: Entry) -> None:
+    place = store.place(entry.path)
+    if entry.kind == "make":
+        os.mkdir(place)
+        lock.look_like(place, store.site)
+    elif entry.kind == "remove":
+        _remove_folder(place)
+    elif sha256_of(place) != entry.old:
+        raise _changed_meanwhile(place)
+    elif entry.new:
+        os.replace(_slots(store, entry.slot)[1], place)
+        _sync(place.parent)
+    else:
+        os.unlink(place)
+
+
+def _undo(store: Store, entry: Entry) -> list[str]:
+    """Bring back what was there before. Done twice it does nothing more, so that undoing may itself be interrupted."""
+    place = store.place(entry.path)
+    if entry.kind == "make":
+        _remove_folder(place)
+    elif entry.kind == "remove":
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(place)
+            lock.look_like(place, store.site)
+    elif place.suffix != ".pyc" or (place.parent.parent / f"{place.name.split('.')[0]}.py").exists():
+        now = sha256_of(place)
+        if now == entry.new and now != entry.old:
+            if entry.old:
+                os.replace(_slots(store, entry.slot)[0], place)
+                _sync(place.parent)
+            else:
+                os.unlink(place)
+        elif now != entry.old:
+            return [f"{place} was changed by something else in the meantime, and was left as it is."]
+    return []
+
+
+def _has_model(entries: Sequence[Entry]) -> bool:
+    return any(entry.path.split("/")[0] in ("transformers", RUNTIME) for entry in entries)
+
+
+def _roll_back(stores: Sequence[Store], done: Sequence[tuple[Store, Entry]]) -> str:
+    try:
+        for store, entry in reversed(done):
+            _undo(store, entry)
+        for store in stores:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(store.journal)
+    except (OSError, PatcherError):
+        return HALFWAY
+    with contextlib.suppress(OSError, PatcherError):
+        for store in stores:
+            tidy(store)
+    return UNDONE
+
+
+def _write_journal(store: Store, verb: str, entries: Sequence[Entry]) -> None:
+    new = store.root / "journal.json.new"
+    _write(new, json.dumps({"verb": verb, "entries": [vars(entry) for entry in entries]}).encode())
+    _sync(store.stage)
+    os.replace(new, store.journal)
+    _sync(store.root)
+
+
+def _read_journal(store: Store) -> tuple[str, list[Entry]]:
+    try:
+        data = json.loads(read(store.journal, _MAX_JOURNAL) or b"")
+        entries = [Entry(**entry) for entry in data["entries"]]
+        for entry in entries:
+            hashes = all(sha256 == "" or SHA256.fullmatch(sha256) for sha256 in (entry.old, entry.new))
+            if entry.kind not in ("put", "make", "remove") or type(entry.slot) is not int or not hashes:
+                raise ValueError(f"entry {entry!r:.100}")
+            store.place(entry.path)
+            if entry.kind != "put" and entry.path != RUNTIME:
+                raise ValueError(f"folder {entry.path!r:.100}")
+        if data["verb"] not in ("install", "revert"):
+            raise ValueError(f"verb {data['verb']!r:.40}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise damaged(str(store.journal), str(error)[:200]) from None
+    return data["verb"], entries
+
+
+def _slots(store: Store, slot: int) -> tuple[Path, Path]:
+    return store.stage / f"{slot}.old", store.stage / f"{slot}.new"
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file under another name; where links cannot be made, a copy with its mode, owner and times."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(target)
+    try:
+        os.link(source, target, follow_symlinks=False)
+        if sha256_of(source) == sha256_of(target):  # a relative symbolic link leads nowhere from here
+            return
+        os.unlink(target)
+    except (OSError, NotImplementedError) as error:
+        if getattr(error, "errno", None) in (errno.ENOENT, errno.ENOSPC, errno.EIO):
+            raise
+    shutil.copy2(source, target)
+    lock.look_like(target, source)
+    _sync(target)
+
+
+def _write(path: Path, content: bytes, like: Path | None = None, newer_than: Path | None = None) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    if like is not None and like.exists():
+        shutil.copystat(like, path)
+        lock.look_like(path, like)
+        os.utime(path)
+    if newer_than is not None and newer_than.exists():
+        # Bytecode remembers whole seconds: a new file must not carry the time of the one that it replaces.
+        old, now = os.stat(newer_than), os.stat(path)
+        if int(old.st_mtime) == int(now.st_mtime):
+            os.utime(path, (now.st_atime, old.st_mtime + 2))
+
+
+def _remove_folder(place: Path) -> None:
+    cache = place / "__pycache__"
+    with contextlib.suppress(FileNotFoundError):
+        for entry in list(os.scandir(cache)):
+            if BYTECODE.fullmatch(entry.name):
+                os.unlink(entry.path)
+    for folder in (cache, place):
+        try:
+            os.rmdir(folder)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _changed_meanwhile(place: Path) -> PatcherError:
+    what = "a file changed while selfaug_patcher was at work"
+    return PatcherError(Problem("changed-meanwhile", what, found=str(place), do="run the same command again"))
