@@ -55,7 +55,7 @@ def test_the_same_seed_gives_the_same_interval():
     assert mean_interval(values, seed=4) == mean_interval(values, seed=4)
 
 
-@pytest.mark.parametrize("ours, theirs", [([1.0], [1.0, 2.0]), ([], [])])
+@pytest.mark.parametrize(("ours", "theirs"), [([1.0], [1.0, 2.0]), ([], [])])
 def test_lists_that_are_not_paired_or_empty_are_refused(ours, theirs):
-    with pytest.raises(ValueError, match="not paired|no values"):
+    with pytest.raises(ValueError, match=r"not paired|no values"):
         paired_difference(ours, theirs)

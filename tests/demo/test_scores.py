@@ -5,7 +5,7 @@ from scores import contains, exact_match
 
 
 @pytest.mark.parametrize(
-    "answer, expected, exact, within",
+    ("answer", "expected", "exact", "within"),
     [
         pytest.param("1935", "1935", True, True, id="equal"),
         pytest.param("  The Granite. ", "granite", True, True, id="case, article and full stop"),

