@@ -10,7 +10,6 @@ from .pins import TARGETS
 
 TIMEOUT_SECONDS = 600
 
-# Bytecode is not written (-B): nothing may be compiled from files that may yet be taken back.
 _IMPORT = """
 import importlib, importlib.util
 module = importlib.import_module("transformers.models.qwen2.modeling_qwen2")
@@ -30,7 +29,7 @@ def check_import(environment: Environment) -> None:
         PatcherError: the import fails, or what it loads is not the patched code.
     """
     try:
-        result = environment.child("-B", "-c", _IMPORT, timeout=TIMEOUT_SECONDS)
+        result = environment.run_code(_IMPORT, timeout=TIMEOUT_SECONDS)
     except subprocess.TimeoutExpired:
         raise PatcherError(_problem(f"no answer within {TIMEOUT_SECONDS} seconds")) from None
     if result.returncode != 0:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import difference, install, pins, revert, runtime, status
+from . import difference, install, pins, revert, runtime, status, verify
 from .environment import Environment, discover
-from .errors import DONE, PatcherError
+from .errors import DONE, FAILED, PatcherError
 from .outcome import Outcome
 from .pins import PinTable
 from .refusals import refusals
@@ -61,6 +61,17 @@ def _status(options: argparse.Namespace, setup: Setup) -> int:
     state, notes = status.status(*setup())
     code = status.exit_code(state)
     _print(options, status.as_text(state, notes), {**status.as_json(state, notes), "exit_code": code})
+    return code
+
+
+def _verify(options: argparse.Namespace, setup: Setup) -> int:
+    state, checks = verify.verify(*setup())
+    ok = all(check.ok for check in checks)
+    code = DONE if ok else status.exit_code(state) or FAILED
+    lines = [f"{'ok' if check.ok else 'FAIL':<6}{check.name}: {check.detail}" for check in checks]
+    lines.append("SelfAug works here." if ok else "SelfAug does not work here as it should.")
+    data = {"ok": ok, "checks": [vars(check) for check in checks], **status.as_json(state, []), "exit_code": code}
+    _print(options, "\n".join(lines), data)
     return code
 
 
@@ -154,6 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     taken_out = verb("revert", _revert, "restore the stock files and remove all that install added", writing)
     taken_out.add_argument("--keep-edits", type=Path, metavar="DIR", help="save files edited since install in DIR")
     verb("status", _status, "say what is patched, and what to do next")
+    verb("verify", _verify, "check hashes, run the functional self-test, and compare with stock")
     verb("diff", _diff, "print the diff that install would make, or has made")
     verb("pins", _pins, "print the table of pinned releases")
     return parser

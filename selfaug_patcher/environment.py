@@ -18,6 +18,9 @@ from .errors import USAGE, PatcherError, Problem
 
 OLDEST = (3, 9)
 
+# "-c" puts the working directory first on the path; a training script has its own folder there instead.
+_AS_A_SCRIPT = "import sys; sys.path[:] = [entry for entry in sys.path if entry]"
+
 
 @dataclass(frozen=True)
 class Package:
@@ -56,9 +59,12 @@ class Environment:
     conda: bool = False
     flags: tuple[str, ...] = ()
 
-    def child(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        """Run this interpreter, with the patcher's own traces in the process environment removed."""
-        return _run([self.python, *self.flags, *arguments], **options)
+    def run_code(self, code: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run a piece of code in this interpreter (`sys` is imported), with what a training script would import.
+
+        No bytecode is written (-B): nothing may be compiled from files that may yet be taken back.
+        """
+        return _run([self.python, *self.flags, "-B", "-c", f"{_AS_A_SCRIPT}\n{code}"], **options)
 
 
 def discover(python: str | None = None) -> Environment:

@@ -1,0 +1,128 @@
+"""`verify`: is what is installed what was meant, does it do what it should, and nothing where it should not?
+
+Three parts: the hashes; the runtime's own functional self-test in a child process; and a set of computations that must
+be bit-identical with stock, run once on the patched files and once with their stock text served from memory.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import memory
+from .check import TIMEOUT_SECONDS
+from .environment import Environment
+from .pins import PinTable
+from .refusals import changed_modules
+from .runtime import Runtime
+from .state import PATCHED, State, inspect
+from .store import RUNTIME, read
+
+MODULES = {
+    "transformers:qwen2": "transformers.models.qwen2.modeling_qwen2",
+    "peft:lora": "peft.tuners.lora.layer",
+}
+
+_SELF_TEST = f"""
+import runpy
+sys.argv = ["selftest", "--json"]
+runpy.run_module("{RUNTIME}.selftest", run_name="__main__", alter_sys=True)
+"""
+
+_DIGESTS = """
+import json, runpy
+request = json.load(sys.stdin)
+memory = {"__name__": "memory"}
+exec(request["loader"], memory)
+memory["install"](*memory["decode"](request["modules"]))
+sys.argv = [request["selftest"], "--digest"]
+runpy.run_path(request["selftest"], run_name="__main__")
+"""
+
+
+@dataclass(frozen=True)
+class Check:
+    name: str
+    ok: bool
+    detail: str = ""
+
+
+def verify(environment: Environment, table: PinTable, runtime: Runtime) -> tuple[State, list[Check]]:
+    """All checks, in the order in which they were made; those that need a sound installation, only where one is."""
+    state = inspect(environment, table, runtime)
+    checks = hashes(state)
+    if all(check.ok for check in checks) and state.site is not None:
+        if state.targets[1].package.site is None:
+            return state, [*checks, Check("self-test", True, "left out: peft is not installed, SelfAug is idle")]
+        checks += _self_test(environment)
+        checks += _same_as_stock(state, state.site / RUNTIME / "selftest.py")
+    return state, checks
+
+
+def hashes(state: State) -> list[Check]:
+    """Whether both targets and the runtime are exactly those of this SelfAug."""
+    checks = []
+    for target in state.targets:
+        if target.package.site is None and target is not state.model:
+            continue
+        ok = target.state == PATCHED and not target.older
+        of = f"{target.package.name} {target.package.version}"
+        detail = f"sha256 {target.sha256[:16]}..., as pinned for {of}" if ok else f"{target.state}: run status"
+        checks.append(Check(f"hash of {target.target.name}", ok, detail))
+    detail = f"selfaug {state.runtime.version}, {len(state.runtime.files)} files"
+    ok = state.runtime_state == "installed"
+    found = "; ".join([state.runtime_state, *changed_modules(state)])
+    return [*checks, Check("hashes of the runtime", ok, detail if ok else found)]
+
+
+def _self_test(environment: Environment) -> list[Check]:
+    answer, error = _json(environment, _SELF_TEST)
+    try:
+        found = [Check(str(c["name"]), bool(c["ok"]), str(c["detail"])) for c in answer["checks"]]
+    except (KeyError, TypeError):
+        return [Check("self-test", False, error or "gave no answer")]
+    return found or [Check("self-test", False, "checked nothing")]
+
+
+def _same_as_stock(state: State, selftest: Path) -> list[Check]:
+    """Compare the self-test's digests on the patched files with those on the stock ones."""
+    sources = {}
+    for target in state.targets:
+        stock = target.stock_content(state.table)
+        content = read(stock) if isinstance(stock, Path) else stock
+        if content is None:
+            return [Check("as stock", False, f"the stock file of {target.package.name} is not known")]
+        sources[MODULES[target.target.name]] = (str(target.path), content)
+    patched, error = _digests(state.environment, selftest, {})
+    stock_digests, stock_error = _digests(state.environment, selftest, sources)
+    if not isinstance(patched, dict) or not isinstance(stock_digests, dict) or not patched:
+        return [Check("as stock", False, error or stock_error or "the self-test gave no digests")]
+    names = sorted(set(patched) | set(stock_digests))
+    return [
+        Check(f"as stock: {name}", same, "bit-identical" if same else "differs")
+        for name in names
+        for same in [patched.get(name) == stock_digests.get(name) and name in patched]
+    ]
+
+
+def _digests(environment: Environment, selftest: Path, sources: dict[str, tuple[str, bytes]]) -> tuple[Any, str]:
+    """The self-test's digests; it is run by its path, so that nothing else of SelfAug is imported."""
+    loader = Path(memory.__file__).read_text(encoding="utf-8")
+    request = {"loader": loader, "modules": memory.encode(sources, {}), "selftest": str(selftest)}
+    return _json(environment, _DIGESTS, input=json.dumps(request))
+
+
+def _json(environment: Environment, code: str, **options: Any) -> tuple[Any, str]:
+    """The last line that a child prints, as JSON; and, where that is none, the end of what it complained about."""
+    try:
+        result = environment.run_code(code, timeout=TIMEOUT_SECONDS, **options)
+    except subprocess.TimeoutExpired:
+        return None, f"no answer within {TIMEOUT_SECONDS} seconds"
+    complaint = "\n".join(result.stderr.strip().splitlines()[-6:]) or f"exit code {result.returncode}"
+    try:
+        return json.loads(result.stdout.strip().splitlines()[-1]), complaint
+    except (IndexError, ValueError):
+        return None, complaint
