@@ -14,7 +14,7 @@ from .plan import Plan, beside, bytecode, not_writable, restore_stock
 from .receipt import Original, Receipt, encode
 from .refusals import lost_original, refusals
 from .runtime import Runtime, installed
-from .state import PATCHED, STOCK, State, TargetState, inspect
+from .state import PATCHED, STOCK, State, TargetState, inspect, look_again
 from .store import RUNTIME, Store, digest, read
 from .transaction import execute, locked
 
@@ -41,7 +41,7 @@ def install(environment: Environment, table: PinTable, runtime: Runtime, *, dry_
         planned = plan(state)
         if planned.operations:
             execute("install", planned.operations, planned.keep, lambda: check_import(environment))
-    return Outcome("install", inspect(environment, table, runtime), planned, found)
+    return Outcome("install", look_again(environment, table, runtime, "SelfAug is installed"), planned, found)
 
 
 def plan(state: State) -> Plan:

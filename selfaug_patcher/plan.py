@@ -10,7 +10,7 @@ from pathlib import Path
 from .errors import NOT_WRITABLE, Problem
 from .receipt import BYTECODE
 from .state import TargetState
-from .store import Store, digest, read, sha256_of
+from .store import Store, digest, names, read, sha256_of
 from .transaction import MakeFolder, Operation, Put, RemoveFolder
 
 
@@ -75,11 +75,7 @@ def bytecode(store: Store, path: str) -> dict[str, str]:
     """The compiled forms of the source file ``path``: names in its ``__pycache__``, and their sha256."""
     folder = (store.site / path).parent / "__pycache__"
     stem = Path(path).stem
-    try:
-        names = sorted(os.listdir(folder))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    ours = [name for name in names if name.split(".")[0] == stem and BYTECODE.fullmatch(name)]
+    ours = [name for name in names(folder) if name.split(".")[0] == stem and BYTECODE.fullmatch(name)]
     return {name: digest(read(folder / name) or b"") for name in ours}
 
 

@@ -14,7 +14,7 @@ from .pins import TARGETS, PinTable
 from .plan import Plan, restore_stock
 from .refusals import lost_original
 from .runtime import Runtime, installed
-from .state import PATCHED, TargetState, inspect, of_package
+from .state import PATCHED, TargetState, look_again, of_package
 from .store import RUNTIME, Store, read
 from .transaction import execute, locked
 
@@ -42,14 +42,14 @@ def revert(
             raise interrupted()
         planned = plan(environment, stores, table, runtime, keep_edits)
         if dry_run or not planned.operations:
-            return Outcome("revert", inspect(environment, table, runtime), planned, notes)
+            return Outcome("revert", look_again(environment, table, runtime, "SelfAug is gone"), planned, notes)
     with locked(stores) as notes:
         planned = plan(environment, stores, table, runtime, keep_edits)
         if planned.operations:
             if keep_edits is not None:
                 notes = notes + _save(keep_edits, edited(environment, stores, table, runtime))
             execute("revert", planned.operations)
-    return Outcome("revert", inspect(environment, table, runtime), planned, notes)
+    return Outcome("revert", look_again(environment, table, runtime, "SelfAug is gone"), planned, notes)
 
 
 def sites(environment: Environment) -> list[Store]:

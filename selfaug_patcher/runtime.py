@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .errors import PatcherError, Problem
 from .receipt import MODULE, Receipt
-from .store import RUNTIME, digest, read
+from .store import RUNTIME, digest, names, read
 
 _NOT_RUNTIME = {"update_module.py"}
 
@@ -53,8 +53,7 @@ def installed(site: Path) -> dict[str, str]:
     folder = site / RUNTIME
     if folder.is_symlink() or not folder.is_dir():
         return {}
-    names = (entry.name for entry in os.scandir(folder) if entry.name != "__pycache__")
-    return {name: digest(read(folder / name) or b"") for name in sorted(names)}
+    return {name: digest(read(folder / name) or b"") for name in names(folder) if name != "__pycache__"}
 
 
 def state(site: Path | None, runtime: Runtime, receipt: Receipt | None) -> str:

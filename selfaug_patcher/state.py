@@ -120,6 +120,14 @@ def inspect(environment: Environment, table: PinTable, runtime: Runtime) -> Stat
     return State(environment, table, runtime, targets, found)
 
 
+def look_again(environment: Environment, table: PinTable, runtime: Runtime, done: str) -> State:
+    """The state after a run; if it cannot be told, the error says that the run was ``done`` all the same."""
+    try:
+        return inspect(environment, table, runtime)
+    except PatcherError as error:
+        raise PatcherError(*error.problems, state=f"{done}; what failed is only the look at it afterwards.") from error
+
+
 def of_package(target: Target, package: Package, table: PinTable) -> TargetState:
     """The state of one target in one copy of its package."""
     if package.site is None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import receipt as receipts
-from .errors import PatcherError, Problem
+from .errors import PatcherError, Problem, from_os_error
 from .pins import TARGETS
 from .receipt import Receipt
 
@@ -64,8 +64,8 @@ class Store:
         if not self.exists:
             return False
         self.check()
-        names = set(os.listdir(self.root))
-        return "receipt.json" not in names or not names <= {"receipt.json", "originals"}
+        found = set(names(self.root))
+        return "receipt.json" not in found or not found <= {"receipt.json", "originals"}
 
     def check(self) -> None:
         """Refuse a store that is not a plain folder: everything in it would be read and written somewhere else."""
@@ -112,7 +112,11 @@ def digest(content: bytes) -> str:
 
 
 def read(path: Path, limit: int = 64 * 1024 * 1024) -> bytes | None:
-    """The content of a plain file (or of a link to one), up to ``limit`` bytes; None where there is no such file."""
+    """The content of a plain file (or of a link to one), up to ``limit`` bytes; None where there is no such file.
+
+    Raises:
+        PatcherError: it is there and cannot be read.
+    """
     try:
         if not path.is_file():
             return None
@@ -120,6 +124,22 @@ def read(path: Path, limit: int = 64 * 1024 * 1024) -> bytes | None:
             return file.read(limit)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise PatcherError(from_os_error(error, f"read {path}")) from None
+
+
+def names(folder: Path) -> list[str]:
+    """The names in a folder, sorted; none where there is no such folder.
+
+    Raises:
+        PatcherError: it is there and cannot be read.
+    """
+    try:
+        return sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise PatcherError(from_os_error(error, f"read {folder}")) from None
 
 
 def sha256_of(path: Path) -> str:

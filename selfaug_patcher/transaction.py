@@ -23,7 +23,7 @@ from typing import Union
 from . import lock
 from .errors import PatcherError, Problem, from_os_error
 from .receipt import BYTECODE, SHA256, damaged
-from .store import RUNTIME, Store, read, sha256_of
+from .store import RUNTIME, Store, names, read, sha256_of
 
 UNDONE = "Everything was put back: nothing was changed."
 HALFWAY = "Some files are between two states. Run `python -m selfaug_patcher status`: it undoes what is left."
@@ -129,7 +129,7 @@ def execute(
             raise PatcherError(*error.problems, state=state) from error
         raise
     for store in stores:
-        with contextlib.suppress(OSError):  # it has happened; the next command tidies up what is left
+        with contextlib.suppress(OSError, PatcherError):  # it has happened; the next command tidies up what is left
             tidy(store)
 
 
@@ -162,13 +162,12 @@ def tidy(store: Store) -> None:
     """Remove what no receipt and no journal needs. The store must be locked."""
     receipt = store.receipt()
     kept = receipt.hashes() if receipt else set()
-    for folder, names in ((store.stage, set[str]()), (store.originals, kept)):
-        if folder.is_dir():
-            for entry in list(os.scandir(folder)):
-                if entry.name not in names:
-                    os.unlink(entry.path)
-            if not names:
-                os.rmdir(folder)
+    for folder, needed in ((store.stage, set[str]()), (store.originals, kept)):
+        for name in names(folder):
+            if name not in needed:
+                os.unlink(folder / name)
+        if not needed and folder.is_dir():
+            os.rmdir(folder)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(store.root / "journal.json.new")
 
@@ -330,10 +329,9 @@ def _write(path: Path, content: bytes, like: Path | None = None, newer_than: Pat
 
 def _remove_folder(place: Path) -> None:
     cache = place / "__pycache__"
-    with contextlib.suppress(FileNotFoundError):
-        for entry in list(os.scandir(cache)):
-            if BYTECODE.fullmatch(entry.name):
-                os.unlink(entry.path)
+    for name in names(cache):
+        if BYTECODE.fullmatch(name):
+            os.unlink(cache / name)
     for folder in (cache, place):
         try:
             os.rmdir(folder)

@@ -9,14 +9,13 @@ import base64
 import hashlib
 import io
 import json
-import os
-import stat
 import venv
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from snapshots import snapshot
 
 from selfaug_patcher import cli, environment, pins, udiff
 from selfaug_patcher import runtime as runtimes
@@ -67,8 +66,8 @@ CODE = {
     "step.py": 'VERSION = "{version}"\n',
     "selftest.py": (
         "import sys\n"
-        "from transformers.models.qwen2 import modeling_qwen2\n"
-        'if "--digest" in sys.argv:\n    print(\'{{"forward": "\' + modeling_qwen2.Qwen2ForCausalLM().forward() + \'"}}\')\n'
+        "from transformers.models.qwen2.modeling_qwen2 import Qwen2ForCausalLM\n"
+        'if "--digest" in sys.argv:\n    print(\'{{"forward": "\' + Qwen2ForCausalLM().forward() + \'"}}\')\n'
         'else:\n    print(\'{{"ok": true, "checks": [{{"name": "stand-in", "ok": true, "detail": "{version}"}}]}}\')\n'
     ),
     "update_module.py": "raise SystemExit('not part of the runtime')\n",
@@ -147,21 +146,6 @@ class Place:
         return snapshot(self.site)
 
 
-def snapshot(folder: Path) -> dict:
-    """Every file and folder: mode, time of change, and content or where a link leads."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        information = path.lstat()
-        if path.is_symlink():
-            found[str(path.relative_to(folder))] = ("link", os.readlink(path))
-        elif path.is_dir():
-            found[str(path.relative_to(folder))] = ("folder", stat.S_IMODE(information.st_mode))
-        else:
-            sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-            found[str(path.relative_to(folder))] = (stat.S_IMODE(information.st_mode), information.st_mtime_ns, sha256)
-    return found
-
-
 def package_files(name: str, version: str) -> dict[str, str]:
     if name == "transformers":
         return {
@@ -236,7 +220,7 @@ def newer_selfaug(tmp_path_factory) -> Release:
 def make_place(tmp_path, selfaug):
     """Makes a virtual environment with the stand-ins in it."""
 
-    def make(name: str = "env", transformers: str | None = "2.0", peft: str | None = "2.0") -> Place:
+    def make(name: str | Path = "env", transformers: str | None = "2.0", peft: str | None = "2.0") -> Place:
         root = tmp_path / name
         venv.EnvBuilder(symlinks=True, with_pip=False).create(root)
         place = Place(root, selfaug)

@@ -1,0 +1,169 @@
+"""The bench of test_faults.py: one environment, put into a state, faulted, recovered and compared, many times over.
+
+A program of its own, since it forks for each fault, and forking pytest with all that is loaded there takes long.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import sys
+from dataclasses import replace
+from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import faults
+from snapshots import snapshot
+
+from selfaug_patcher import environment, pins, runtime
+from selfaug_patcher.errors import PatcherError
+from selfaug_patcher.install import install
+from selfaug_patcher.revert import revert
+from selfaug_patcher.status import status
+
+ERRORS = ("short", errno.ENOSPC, errno.EACCES, errno.EIO)
+SCENARIOS = {
+    "install": ("stock", "install", {"stock", "0.1.0"}),
+    "revert": ("patched", "revert", {"stock", "0.1.0"}),
+    "upgrade": ("patched", "upgrade", {"stock", "0.1.0", "0.2.0"}),
+    "recovery of install": ("crashed-install", "recover", {"stock", "0.1.0"}),
+    "recovery of revert": ("crashed-revert", "recover", {"stock", "0.1.0"}),
+}
+
+
+class Bench:
+    """One environment that is put back to a chosen state again and again, in this process."""
+
+    def __init__(self, python: str, site: str, old: list[str], new: list[str]):
+        self.site = Path(site)
+        # The import of each state is checked below, in a fork: quicker than an interpreter for each fault.
+        self.environment = replace(environment.discover(python), python=shutil.which("true"))
+        self.table, self.runtime = pins.load(Path(old[0])), runtime.load(Path(old[1]))
+        self.new_table, self.new_runtime = pins.load(Path(new[0])), runtime.load(Path(new[1]))
+        self.stock = snapshot(self.site)
+        self.states = {}
+
+    def install(self):
+        install(self.environment, self.table, self.runtime)
+
+    def upgrade(self):
+        install(self.environment, self.new_table, self.new_runtime)
+
+    def revert(self):
+        revert(self.environment, self.table, self.runtime)
+
+    def recover(self):
+        status(self.environment, self.table, self.runtime)
+
+    def save(self, name):
+        target = self.site.parent / name
+        shutil.rmtree(target, ignore_errors=True)
+        _copy(self.site, target)
+
+    def restore(self, name):
+        shutil.rmtree(self.site)
+        _copy(self.site.parent / name, self.site)
+
+    def imports(self) -> str:
+        """What the two packages do when imported: ``stock``, ``0.1.0`` or ``0.2.0``; raises if that is a mix."""
+        reader, writer = os.pipe()
+
+        def look():
+            for name in [n for n in sys.modules if n.split(".")[0] in ("transformers", "peft", "selfaug")]:
+                del sys.modules[name]
+            sys.meta_path[:] = [BuiltinImporter, FrozenImporter, PathFinder]
+            sys.path.insert(0, str(self.site))
+            sys.dont_write_bytecode = True
+            sys.path_importer_cache.clear()
+            from peft.tuners.lora.layer import LoraLayer
+            from transformers.models.qwen2.modeling_qwen2 import Qwen2ForCausalLM as Model
+
+            release = getattr(Model, "release", "stock")
+            assert release == getattr(Model, "step", "stock"), "a runtime of two versions"
+            assert release == "stock" or hasattr(LoraLayer, "selfaug_reference"), "transformers alone is patched"
+            os.write(writer, release.encode())
+
+        assert faults.forked(look) == 0, "the packages do not import"
+        os.close(writer)
+        with os.fdopen(reader) as file:
+            return file.read()
+
+
+def _copy(source, target):
+    """Copy a tree, hard links included: the originals are links to nothing else, but the times must stay."""
+    shutil.copytree(source, target, symlinks=True)
+
+
+def run(bench: Bench, name: str, kinds: tuple, reads: bool, everything: bool, lasting: bool) -> int:
+    start, verb, allowed = SCENARIOS[name]
+    prepare(bench, start)
+    action = getattr(bench, verb)
+    bench.restore(start)
+    points = faults.count(bench.site, action, reads)
+    assert points > 15
+    tried = 0
+    for at in range(1, points + 1):
+        for what in kinds if everything else (kinds[at % len(kinds)],):
+            bench.restore(start)
+            code = faults.with_fault(bench.site, lambda: attempt(action), at, what, lasting, reads)
+            where = f"{name}: {what} at operation {at} of {points}"
+            assert code in (-9, 0, faults.REFUSED), where
+            check(bench, where, allowed, at)
+            tried += 1
+    return tried
+
+
+def attempt(action) -> int:
+    try:
+        action()
+    except PatcherError:
+        return faults.REFUSED
+    return 0
+
+
+def check(bench, where, allowed, at):
+    assert bench.imports() in allowed, where
+    nexts = (bench.recover, bench.install, bench.revert)
+    nexts[at % 3]()
+    assert not (bench.site / ".selfaug" / "journal.json").exists(), where
+    assert not (bench.site / ".selfaug" / "stage").exists(), where
+    assert not (bench.site / ".selfaug" / "lock").exists(), where
+    bench.imports()
+    revert(bench.environment, bench.new_table, bench.new_runtime)
+    assert bench.imports() == "stock", where
+    assert snapshot(bench.site) == bench.stock, where
+
+
+def prepare(bench, start):
+    bench.save("stock")
+    if start == "stock":
+        return
+    bench.install()
+    bench.save("patched")
+    if start.startswith("crashed"):
+        verb = start.split("-")[1]
+        base = "stock" if verb == "install" else "patched"
+        bench.restore(base)
+        at = 5 + faults.count(
+            bench.site, getattr(bench, verb)
+        )  # the last operation before the journal is gone that leaves one behind
+        while True:
+            bench.restore(base)
+            faults.with_fault(bench.site, getattr(bench, verb), at, "kill")
+            if (bench.site / ".selfaug" / "journal.json").exists():
+                break
+            at -= 1
+        bench.save(start)
+
+
+if __name__ == "__main__":
+    order = json.loads(sys.argv[1])
+    kinds = {"kill": ("kill",), "error": ERRORS, "lasting": ERRORS[1:]}[order["kind"]]
+    bench = Bench(order["python"], order["site"], order["old"], order["new"])
+    everything = order["all"]
+    reads = order["kind"] == "error" or (everything and order["kind"] == "kill")
+    print(run(bench, order["scenario"], kinds, reads, everything, lasting=order["kind"] == "lasting"))

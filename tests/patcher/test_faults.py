@@ -1,0 +1,63 @@
+"""A crash or an error at every file operation of every verb, one run each.
+
+After each: both packages import and behave as stock or as patched; the next command, whichever it is, finds the
+environment in order or puts it in order; and after `revert` every byte, mode, time and file name is as before the
+first `install`. SELFAUG_ALL_FAULTS=1 tries every kind of error at every operation; the default takes them in turn.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+SCENARIOS = ("install", "revert", "upgrade", "recovery of install", "recovery of revert")
+ALL = os.environ.get("SELFAUG_ALL_FAULTS") == "1"
+
+
+@pytest.fixture
+def bench(make_place, selfaug, newer_selfaug, request, capfd):
+    """Runs `fault_bench.py` on a fresh environment, in memory where there is such a folder: thousands of fsync calls
+    on a disk would be the test's whole time."""
+    memory = Path("/dev/shm")
+    folder = Path(tempfile.mkdtemp(dir=memory if os.access(memory, os.W_OK) else None))
+    request.addfinalizer(lambda: shutil.rmtree(folder))
+    place = make_place(folder / "env")
+    cache = place.model.parent / "__pycache__"
+    cache.mkdir()
+    (cache / "modeling_qwen2.cpython-311.pyc").write_bytes(b"stock bytecode")
+    place.layer.chmod(0o600)
+
+    def run(scenario: str, kind: str, text: str) -> None:
+        order = {"scenario": scenario, "kind": kind, "all": ALL, "python": place.python, "site": str(place.site)}
+        order["old"], order["new"] = ([str(s.patches), str(s.code)] for s in (selfaug, newer_selfaug))
+        program = Path(__file__).with_name("fault_bench.py")
+        command = [sys.executable, str(program), json.dumps(order)]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr[-4000:]
+        with capfd.disabled():
+            print(f"\n  {scenario}: {text.format(result.stdout.strip())}, all recovered", end="")
+
+    return run
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_a_kill_at_any_operation_is_recovered(bench, scenario):
+    bench(scenario, "kill", "killed at {} operations")
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_an_error_at_any_operation_is_undone(bench, scenario):
+    bench(scenario, "error", "{} operations failed")
+
+
+@pytest.mark.skipif(not ALL, reason="SELFAUG_ALL_FAULTS=1 runs it (minutes)")
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_an_error_that_stays_is_recovered_once_it_is_gone(bench, scenario):
+    bench(scenario, "lasting", "{} lasting errors")
