@@ -18,7 +18,7 @@ from packaging.version import InvalidVersion, Version
 
 from . import rebase, udiff, wheels
 from .errors import DONE, FAILED, UNSUPPORTED, USAGE, PatcherError, Problem
-from .pins import NOTES, TARGETS, Pin, PinTable, Target, load, render
+from .pins import TARGETS, Pin, PinTable, Target, load, render
 from .store import digest
 
 
@@ -84,26 +84,26 @@ def pin(
             Problem("pinned-otherwise", what, known.stock_sha256, sha256, "check where this wheel is from")
         )
     note = "yanked" if yanked else "pre-release" if Version(version).is_prerelease else ""
-    assert note in NOTES
-    row = Pin(target.name, version, sha256, "", "", note)
-    base = table.nearest(target.name, version)
+    new = Pin(target.name, version, sha256, "", "", note)
+    pinned = table.of(target.name)
+    base = ([row for row in pinned if Version(row.version) < Version(version)] or pinned[:1])[-1]
     if edited is not None:
-        return _from_edited(table, row, base, target, stock, edited)
+        return _from_edited(table, new, base, target, stock, edited)
     same = table.by_stock(target.name, sha256)
     if same is not None:
-        row = replace(row, patch=same.patch, patched_sha256=same.patched_sha256)
+        new = replace(new, patch=same.patch, patched_sha256=same.patched_sha256)
         text = f"{target.package} {version} has the file of {same.version}: pinned with {same.patch}."
-        return Outcome("known-file", text + _next(row), _write(table, row))
+        return Outcome("known-file", text + _next(new), _write(table, new))
     before = _stock(target, base.version, None)
     labels = (f"{target.package} {base.version}", f"{target.package} {version}")
     upstream = rebase.changes(target, before, stock, labels)
     for name in reversed([name for name in table.patches if name.startswith(target.package + "/")]):
         patched = _try(table.patches[name], stock)
         if patched is not None:
-            row = replace(row, patch=name, patched_sha256=digest(patched))
+            new = replace(new, patch=name, patched_sha256=digest(patched))
             change = "READ the change above" if upstream else f"what the patch leans on is as in {base.version}"
             text = f"{name} fits the new file of {target.package} {version}: pinned; {change}."
-            return Outcome("patch-fits", text + _next(row), _write(table, row), upstream)
+            return Outcome("patch-fits", text + _next(new), _write(table, new), upstream)
     return _merge(table, base, target, version, (before, stock), upstream)
 
 
