@@ -1,0 +1,207 @@
+"""Do the patches work, not only apply? Pairs of releases in real environments: install, self-test, two training steps.
+
+    python tests/matrix.py                            all of PAIRS (an hour or so)
+    python tests/matrix.py transformers==4.40.2       its pairs; also peft==0.10.0, or both
+    python tests/matrix.py --docs                     put the table of the last full run into docs/releases.md
+
+Run it with an interpreter that has torch, numpy, accelerate and safetensors. Each transformers release gets a virtual
+environment of its own with that very wheel and the peft of the pair, installed by pip; torch and what else fits comes
+from the running interpreter, and what does not fit (tokenizers, huggingface-hub, numpy, …) is installed for it.
+A pair that fails is tried again with the stock files, to tell what is ours from what is theirs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from matrix_environments import Environments, Failure, run, tiny_model  # noqa: E402
+
+from selfaug_patcher import wheels  # noqa: E402
+
+# transformers, a peft of its era, a peft of another. Every distinct modeling_qwen2.py and layer.py is here, and the
+# first and the last release of each patch (tests/pins/test_matrix.py sees to it).
+PAIRS = """
+4.37.0    0.7.1   0.13.2
+4.38.2    0.8.2   0.13.2
+4.39.3    0.9.0   0.6.0
+4.40.2    0.10.0  0.6.1
+4.41.2    0.11.1  0.6.0
+4.42.4    0.12.0  0.6.2
+4.43.1    0.12.0  0.21.2
+4.43.4    0.12.0  0.21.0
+4.44.0    0.12.0  0.20.0
+4.44.2    0.12.0  0.19.1
+4.45.0    0.13.2  0.17.1
+4.46.0    0.13.2  0.7.1
+4.46.3    0.14.0  0.8.1
+4.47.1    0.14.0  0.19.0
+4.48.2    0.14.0  0.18.1
+4.48.3    0.14.0  0.9.0
+4.49.0    0.14.0  0.21.2
+4.50.3    0.15.2  0.21.0
+4.51.3    0.15.2  0.6.1
+4.52.0    0.15.2  0.6.2
+4.53.0    0.16.0  0.7.1
+4.53.3    0.17.0  0.8.1
+4.55.4    0.17.1  0.8.2
+4.57.3    0.17.1  0.9.0
+4.57.6    0.18.1  0.6.0
+5.0.0rc0  0.17.1  0.20.0
+5.0.0rc1  0.17.1  0.6.1
+5.0.0rc2  0.18.1  0.6.2
+5.0.0     0.18.1  0.7.1
+5.1.0     0.18.1  0.8.1
+5.3.0     0.18.1  0.8.2
+5.10.0    0.19.1  0.9.0
+5.14.1    0.20.0  0.10.0
+5.17.0    0.21.0  0.11.1
+5.18.0    0.21.2  0.12.0
+5.20.2    0.21.2  0.14.0
+5.22.2    0.21.2  0.19.0
+5.23.0    0.21.2  0.15.2
+"""
+
+START, END = "<!-- matrix: begin -->", "<!-- matrix: end -->"
+
+
+def pairs() -> list[tuple[str, str]]:
+    rows = [line.split() for line in PAIRS.split("\n") if line]
+    return [(transformers, peft) for transformers, *pefts in rows for peft in pefts]
+
+
+def train(python: Path, work: Path) -> list[dict[str, float]]:
+    """Two optimiser steps of the example script, as it is; what it logged."""
+    output = work / "adapter"
+    shutil.rmtree(output, ignore_errors=True)
+    model = work / "model"
+    script = [python, ROOT / "Code" / "examples" / "train_lora.py", "--model", model, "--data", model / "train.jsonl"]
+    run(
+        [*script, "--output", output, "--max-steps", "2", "--batch-size", "4", "--warmup-steps", "0", "--lr", "0.02"],
+        work,
+    )
+    log = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    return [entry for entry in log if "loss" in entry]
+
+
+def prove(environments: Environments, work: Path) -> str:
+    """Install, verify, train. Returns what was seen, or raises Failure."""
+    patcher = [sys.executable, "-m", "selfaug_patcher"]
+    python = ["--python", environments.python]
+    run([*patcher, "install", *python], ROOT)
+    run([*patcher, "verify", *python], ROOT)
+    first, second = train(environments.python, work)[:2]
+    if abs(first.get("selfaug/kl", -1.0)) > 1e-6 or not second.get("selfaug/kl", 0.0) > 1e-6:
+        raise Failure(f"KL per step: {first.get('selfaug/kl')}, {second.get('selfaug/kl')}; expected 0, then more")
+    run([*patcher, "revert", *python], ROOT)
+    return f"{second['selfaug/kl']:.2e}"
+
+
+def matrix(wanted: list[tuple[str, str]], work: Path, results: Path, resume: bool) -> list[dict[str, str]]:
+    shutil.rmtree(work / "model", ignore_errors=True)
+    tiny_model(work / "model")
+    environments = Environments(work)
+    rows: list[dict[str, str]] = []
+    before = json.loads(results.read_text()) if resume and results.exists() else []
+    done = {(row["transformers"], row["peft"]): row for row in before if row["kl"]}
+    now = ""
+    for number, (transformers, peft) in enumerate(wanted, 1):
+        if (transformers, peft) in done:
+            rows.append(done[transformers, peft])
+            continue
+        began = time.monotonic()
+        row = {"transformers": transformers, "peft": peft, "kl": "", "failed": "", "stock": ""}
+        try:
+            if transformers != now:
+                if now:
+                    environments.remove()
+                environments.create(transformers)
+                now = transformers
+            environments.install(wheels.fetch("peft", peft))
+            environments.warm()
+            row["kl"] = prove(environments, work)
+        except (Failure, subprocess.TimeoutExpired) as failure:
+            row["failed"] = str(failure)
+            row["stock"] = stock_outcome(environments, work, transformers, peft)
+            now = ""
+            environments.remove()
+        rows.append(row)
+        results.write_text(json.dumps(rows, indent=1))
+        outcome = f"ok, KL {row['kl']}" if row["kl"] else f"FAILED: {row['failed']}\n      stock: {row['stock']}"
+        print(
+            f"{number:>3}/{len(wanted)}  {transformers:<9} {peft:<8} {time.monotonic() - began:4.0f} s  {outcome}",
+            flush=True,
+        )
+    return rows
+
+
+def stock_outcome(environments: Environments, work: Path, transformers: str, peft: str) -> str:
+    """What the same training does in a fresh environment with the stock files."""
+    try:
+        environments.remove()
+        environments.create(transformers)
+        environments.install(wheels.fetch("peft", peft))
+        train(environments.python, work)
+    except (Failure, subprocess.TimeoutExpired) as failure:
+        return f"fails too: {failure}"
+    return "works"
+
+
+def table(rows: list[dict[str, str]]) -> str:
+    lines = ["| transformers | peft | self-test | two training steps, KL at the second |", "|---|---|---|---|"]
+    for row in rows:
+        good = f"ok | {row['kl']} nats"
+        bad = f"fails in stock, too | `{row['stock'].removeprefix('fails too: ')}`"
+        lines.append(f"| {row['transformers']} | {row['peft']} | {good if row['kl'] else bad} |")
+    return "\n".join(lines)
+
+
+def write_docs(rows: list[dict[str, str]], path: Path) -> None:
+    before, rest = path.read_text().split(START)
+    path.write_text(f"{before}{START}\n{table(rows)}\n{END}{rest.split(END)[1]}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("releases", nargs="*", metavar="PACKAGE==VERSION", help="only pairs with these")
+    parser.add_argument("--work", type=Path, help="folder for the environments (default: a temporary one)")
+    parser.add_argument("--resume", action="store_true", help="leave out the pairs that the last run found good")
+    parser.add_argument(
+        "--results", type=Path, default=wheels.cache().parent / "matrix.json", help="JSON of the last run"
+    )
+    parser.add_argument(
+        "--docs", action="store_true", help="only write the table of the last run into docs/releases.md"
+    )
+    options = parser.parse_args()
+    if options.docs:
+        write_docs(json.loads(options.results.read_text()), ROOT / "docs" / "releases.md")
+        return 0
+    chosen = dict(release.split("==") for release in options.releases)
+    all_pairs = pairs()
+    if len(chosen) == 2 and (chosen["transformers"], chosen["peft"]) not in all_pairs:
+        all_pairs = [(chosen["transformers"], chosen["peft"])]
+    wanted = [
+        (transformers, peft)
+        for transformers, peft in all_pairs
+        if chosen.get("transformers", transformers) == transformers and chosen.get("peft", peft) == peft
+    ]
+    with tempfile.TemporaryDirectory(prefix="selfaug-matrix-") as temporary:
+        work = options.work or Path(temporary)
+        work.mkdir(exist_ok=True)
+        rows = matrix(wanted, work.resolve(), options.results if not chosen else work / "results.json", options.resume)
+    ours = [row for row in rows if row["failed"] and row["stock"] == "works"]
+    print(f"{sum(bool(row['kl']) for row in rows)} of {len(rows)} pairs work, {len(ours)} fail that work in stock")
+    return 1 if ours or not rows else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
