@@ -106,7 +106,8 @@ def run(bench: Bench, name: str, kinds: tuple, reads: bool, everything: bool, la
     points = faults.count(bench.site, action, reads)
     assert points > 15
     tried = 0
-    for at in range(1, points + 1):
+    step = 1 if everything or kinds == ("kill",) else 5  # coprime to the number of kinds
+    for at in range(1, points + 1, step):
         for what in kinds if everything else (kinds[at % len(kinds)],):
             bench.restore(start)
             code = faults.with_fault(bench.site, lambda: attempt(action), at, what, lasting, reads)
@@ -132,9 +133,7 @@ def check(bench, where, allowed, at):
     assert not (bench.site / ".selfaug" / "journal.json").exists(), where
     assert not (bench.site / ".selfaug" / "stage").exists(), where
     assert not (bench.site / ".selfaug" / "lock").exists(), where
-    bench.imports()
     revert(bench.environment, bench.new_table, bench.new_runtime)
-    assert bench.imports() == "stock", where
     assert snapshot(bench.site) == bench.stock, where
 
 

@@ -2,7 +2,8 @@
 
 After each: both packages import and behave as stock or as patched; the next command, whichever it is, finds the
 environment in order or puts it in order; and after `revert` every byte, mode, time and file name is as before the
-first `install`. SELFAUG_ALL_FAULTS=1 tries every kind of error at every operation; the default takes them in turn.
+first `install`. SELFAUG_ALL_FAULTS=1 tries every kind of error at every operation; the default is a kill at every
+change, and an error at every fifth operation, the kinds in turn.
 """
 
 from __future__ import annotations
@@ -22,12 +23,11 @@ ALL = os.environ.get("SELFAUG_ALL_FAULTS") == "1"
 
 
 @pytest.fixture
-def bench(make_place, selfaug, newer_selfaug, request, capfd):
+def bench(make_place, selfaug, newer_selfaug, capfd):
     """Runs `fault_bench.py` on a fresh environment, in memory where there is such a folder: thousands of fsync calls
     on a disk would be the test's whole time."""
     memory = Path("/dev/shm")
     folder = Path(tempfile.mkdtemp(dir=memory if os.access(memory, os.W_OK) else None))
-    request.addfinalizer(lambda: shutil.rmtree(folder))
     place = make_place(folder / "env")
     cache = place.model.parent / "__pycache__"
     cache.mkdir()
@@ -44,7 +44,8 @@ def bench(make_place, selfaug, newer_selfaug, request, capfd):
         with capfd.disabled():
             print(f"\n  {scenario}: {text.format(result.stdout.strip())}, all recovered", end="")
 
-    return run
+    yield run
+    shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
