@@ -7,7 +7,7 @@ from pathlib import Path
 import measure
 import pytest
 import train_lora
-from measure import INSTRUCTION_ANSWER_LIMIT, pick, read_instructions
+from measure import pick, read_instructions
 
 INSTRUCTIONS = Path(measure.__file__).with_name("instructions.txt")
 
@@ -40,7 +40,7 @@ def test_base_and_two_adapters_are_measured_on_one_set_of_weights(tiny_model, fi
     capsys.readouterr()
     command = ["measure.py", "--model", str(tiny_model), "--instructions", str(INSTRUCTIONS), "--count", "4"]
     command += [f"--adapter={name}={files / name}" for name in ("lora", "selfaug")]
-    command += ["--task", str(files / "test.jsonl"), "--output", str(files / "measures.json")]
+    command += ["--answer-limit", "9", "--task", str(files / "test.jsonl"), "--output", str(files / "measures.json")]
     monkeypatch.setattr(sys, "argv", command)
     measure.main()
 
@@ -48,7 +48,7 @@ def test_base_and_two_adapters_are_measured_on_one_set_of_weights(tiny_model, fi
     assert list(figures["models"]) == ["base", "lora", "selfaug"]
     for model in figures["models"].values():
         assert len(model["task"]) == 3
-        assert all(1 <= length <= INSTRUCTION_ANSWER_LIMIT for length in model["lengths"])
+        assert all(1 <= length <= 9 for length in model["lengths"])
     tuned, untouched = (figures["models"][name] for name in ("lora", "selfaug"))
     assert all(row["kl"] > 0 for row in tuned["drift"])
     assert all(row["kl"] == 0 for row in untouched["drift"])

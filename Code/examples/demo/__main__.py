@@ -36,14 +36,15 @@ class Size:
     train: int
     test: int
     instructions: int
+    answer_limit: int
     epochs: int
     batch_size: int
     lr: float
     alpha: float
 
 
-FULL = Size(train=96, test=100, instructions=48, epochs=2, batch_size=4, lr=1e-3, alpha=0.5)
-QUICK = replace(FULL, test=40, instructions=24, epochs=1)
+FULL = Size(train=96, test=100, instructions=48, answer_limit=96, epochs=2, batch_size=4, lr=1e-3, alpha=0.5)
+QUICK = replace(FULL, train=80, test=40, instructions=24, answer_limit=64, epochs=1)
 
 
 def main() -> int:
@@ -150,6 +151,7 @@ class Demo:
         size = self.size
         command = [str(DEMO / "measure.py"), "--model", self.model, "--task", str(self.output / "test.jsonl")]
         command += ["--instructions", str(DEMO / "instructions.txt"), "--count", str(size.instructions)]
+        command += ["--answer-limit", str(size.answer_limit)]
         command += [f"--adapter={name}={self.output / name}" for name in (PLAIN, ALIGNED)]
         command += ["--output", str(self.output / "measures.json")]
         sources = [DEMO / name for name in ("measure.py", "drift.py", "instructions.txt")]
@@ -177,7 +179,8 @@ class Demo:
         return self.sandbox.run(f"patcher-{arguments[0]}", command, cwd=CHECKOUT)
 
     def targets(self) -> list[dict]:
-        return json.loads(self.patcher("status", "--json"))["targets"]
+        output = self.patcher("status", "--json")
+        return json.JSONDecoder().raw_decode(output, output.index("{"))[0]["targets"]
 
     def states(self) -> set[str]:
         return {target["state"] for target in self.targets()}

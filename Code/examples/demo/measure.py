@@ -18,7 +18,6 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 TASK_ANSWER_LIMIT = 24
-INSTRUCTION_ANSWER_LIMIT = 96
 BATCH_SIZE = 24
 
 
@@ -28,6 +27,7 @@ def main() -> None:
     parser.add_argument("--adapter", action="append", required=True, metavar="NAME=DIR")
     parser.add_argument("--instructions", type=Path, required=True)
     parser.add_argument("--count", type=int, required=True, help="how many of the instructions")
+    parser.add_argument("--answer-limit", type=int, default=96, help="tokens of an answer to an instruction")
     parser.add_argument("--task", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
@@ -40,13 +40,13 @@ def main() -> None:
     prompts = [chat_ids(tokenizer, instruction) for instruction in general]
 
     with model.disable_adapter():
-        base_answers = generate(model, prompts, INSTRUCTION_ANSWER_LIMIT, "base model, instructions")
+        base_answers = generate(model, prompts, args.answer_limit, "base model, instructions")
         task_answers = generate(model, questions, TASK_ANSWER_LIMIT, "base model, task")
     exchanges = [drift.Exchange(prompt, answer) for prompt, answer in zip(prompts, base_answers)]
     models = {"base": describe(tokenizer, task_answers, base_answers)}
     for name in adapters:
         model.set_adapter(name)
-        answers = generate(model, prompts, INSTRUCTION_ANSWER_LIMIT, f"{name}, instructions")
+        answers = generate(model, prompts, args.answer_limit, f"{name}, instructions")
         task_answers = generate(model, questions, TASK_ANSWER_LIMIT, f"{name}, task")
         models[name] = describe(tokenizer, task_answers, answers)
         models[name]["drift"] = drifts(model, exchanges, f"{name}, drift")

@@ -37,7 +37,9 @@ class Sandbox:
     def create(self, requirements: Path, extra: Sequence[str], without_dependencies: Sequence[str]) -> None:
         """Make the environment and install into it, with the pip settings (index, cache) that the user has."""
         run([sys.executable, "-m", "venv", "--clear", str(self.root / "venv")], self.logs / "venv.log", "venv")
-        pip = [str(self.python), "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off"]
+        # --no-compile: most modules of torch are never imported here, and those that are get compiled then
+        pip = [str(self.python), "-m", "pip", "install", "--no-compile", "--disable-pip-version-check"]
+        pip += ["--progress-bar", "off"]
         run([*pip, "-r", str(requirements), *extra], self.logs / "pip.log", "pip install", environment())
         if without_dependencies:
             command = [*pip, "--no-deps", *without_dependencies]
