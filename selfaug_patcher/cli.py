@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import difference, install, pins, revert, runtime, status, verify
+from . import difference, install, payload, pins, revert, run, status, verify
 from .environment import Environment, discover
 from .errors import DONE, FAILED, PatcherError
 from .outcome import Outcome
+from .payload import Runtime
 from .pins import PinTable
 from .refusals import refusals
-from .runtime import Runtime
 from .state import PATCHED, STOCK, State, inspect
 
 _EXIT_CODES = "exit codes: 0 done, 1 failed, 2 usage, 3 unsupported release, 4 modified file, 5 not writable"
@@ -33,9 +33,12 @@ def main(arguments: Sequence[str] | None = None, patches: Path | None = None, co
         if hasattr(stream, "reconfigure"):  # a path that the terminal cannot show must not be an error
             stream.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parser().parse_args(arguments)
+    own, command = run.split(arguments[1:]) if arguments[:1] == ["run"] else (arguments[1:], [])
+    options = _parser().parse_args([*arguments[:1], *own])
+    options.command = command
     try:
-        result = options.call(options, lambda: (discover(options.python), pins.load(patches), runtime.load(code)))
+        options.table, options.runtime = (lambda: pins.load(patches)), (lambda: payload.load(code))
+        result = options.call(options, lambda: (discover(options.python), options.table(), options.runtime()))
         return int(result)
     except PatcherError as error:
         if options.json:
@@ -83,6 +86,12 @@ def _diff(options: argparse.Namespace, setup: Setup) -> int:
     text = _diff_text(state)
     _print(options, text.rstrip("\n"), {"diff": text, "exit_code": DONE})
     return DONE
+
+
+def _run(options: argparse.Namespace, setup: Setup) -> int:
+    if options.python:
+        return run.elsewhere(options.python, options.command)
+    return run.run(options.command, options.table(), options.runtime())
 
 
 def _pins(options: argparse.Namespace, setup: Setup) -> int:
@@ -167,6 +176,8 @@ def _parser() -> argparse.ArgumentParser:
     verb("status", _status, "say what is patched, and what to do next")
     verb("verify", _verify, "check hashes, run the functional self-test, and compare with stock")
     verb("diff", _diff, "print the diff that install would make, or has made")
+    running = verb("run", _run, "run a script with the patches in memory, here and in child processes; write nothing")
+    running.usage = "%(prog)s [--python PATH] [--json] SCRIPT|-m MODULE ARGUMENTS..."
     verb("pins", _pins, "print the table of pinned releases")
     return parser
 

@@ -9,11 +9,11 @@ from .environment import Environment
 from .errors import PatcherError
 from .outcome import Outcome, interrupted
 from .pairs import warnings
+from .payload import Runtime, installed
 from .pins import PinTable
 from .plan import Plan, beside, bytecode, not_writable, restore_stock
 from .receipt import Original, Receipt, encode
 from .refusals import lost_original, refusals
-from .runtime import Runtime, installed
 from .state import PATCHED, STOCK, State, TargetState, inspect, look_again
 from .store import RUNTIME, Store, digest, read
 from .transaction import execute, locked

@@ -1,6 +1,6 @@
-"""Patched modules served from memory: an import hook that replaces the source of named modules, and writes nothing.
+"""Modules served from memory: an import hook that replaces the source of named modules, and writes nothing.
 
-The module's file stays where it is and keeps its name (tracebacks, ``inspect`` and transformers' own reading of source
+A module's file stays where it is and keeps its name (tracebacks, ``inspect`` and transformers' own reading of source
 paths go on working); only its text is another one. This file imports nothing of selfaug_patcher, since it is also run
 as plain text by child processes whose interpreter may not have it.
 """
@@ -45,12 +45,23 @@ class Loader(importlib.abc.InspectLoader):
         super().exec_module(module)
 
 
-class Finder(importlib.abc.MetaPathFinder):
-    """Finds the modules of ``sources`` ({name: (path, text)}) and the packages of ``packages`` ({name: folder})."""
+class _NothingWritten(importlib.machinery.SourceFileLoader):
+    """Loads a module from its file, and leaves no bytecode beside it."""
 
-    def __init__(self, sources: Mapping[str, tuple[str, bytes]], packages: Mapping[str, str]) -> None:
+    def set_data(self, path: str, data: Any, *, _mode: int = 0o666) -> None:
+        return None
+
+
+class Finder(importlib.abc.MetaPathFinder):
+    """Finds the modules of ``sources`` ({name: (path, text)}) and the packages of ``packages`` ({name: folder}).
+
+    ``hidden`` is a folder on ``sys.path`` in which no other top-level module is to be found.
+    """
+
+    def __init__(self, sources: Mapping[str, tuple[str, bytes]], packages: Mapping[str, str], hidden: str = "") -> None:
         self.sources = sources
         self.packages = packages
+        self.hidden = hidden
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -58,16 +69,26 @@ class Finder(importlib.abc.MetaPathFinder):
         if fullname in self.sources:
             file, text = self.sources[fullname]
             return importlib.util.spec_from_file_location(fullname, file, loader=Loader(file, text))
-        if fullname in self.packages:
-            folder = self.packages[fullname]
-            init = os.path.join(folder, "__init__.py")
-            return importlib.util.spec_from_file_location(fullname, init, submodule_search_locations=[folder])
+        package, _, module = fullname.partition(".")
+        if package in self.packages:
+            folder = self.packages[package]
+            file = os.path.join(folder, *(module or "__init__").split(".")) + ".py"
+            if not os.path.isfile(file):
+                return None
+            loader = _NothingWritten(fullname, file)
+            search = None if module else [folder]
+            return importlib.util.spec_from_file_location(
+                fullname, file, loader=loader, submodule_search_locations=search
+            )
+        if self.hidden and path is None and os.path.isfile(os.path.join(self.hidden, fullname + ".py")):
+            entries = [entry for entry in sys.path if entry != self.hidden]
+            return importlib.machinery.PathFinder.find_spec(fullname, entries)
         return None
 
 
-def install(sources: Mapping[str, tuple[str, bytes]], packages: Mapping[str, str]) -> Finder:
+def install(sources: Mapping[str, tuple[str, bytes]], packages: Mapping[str, str], hidden: str = "") -> Finder:
     """Serve these modules in this process from now on. Modules that are loaded already stay as they are."""
-    finder = Finder(sources, packages)
+    finder = Finder(sources, packages, hidden)
     sys.meta_path.insert(0, finder)
     return finder
 

@@ -47,40 +47,39 @@ def distributions(name: str, path: str) -> Any:
     return found
 
 
-def package(name: str, path: str) -> Any:
+def package(name: str, path: str, entries: Any) -> Any:
     import importlib.util
 
     try:
         spec = importlib.util.find_spec(name)
     except (ImportError, ValueError):
         spec = None
-    copies = [entry for entry in sys.path if os.path.isfile(os.path.join(entry, name, "__init__.py"))]
     return {
         "origin": os.path.abspath(spec.origin) if spec is not None and spec.origin and spec.has_location else "",
         "loader": type(spec.loader).__name__ if spec is not None else "",
         "namespace": list(spec.submodule_search_locations or []) if spec is not None and spec.origin is None else [],
-        "copies": copies,
+        "copies": [entry for entry in entries if os.path.isfile(os.path.join(entry, name, "__init__.py"))],
         "distributions": distributions(name, path),
     }
 
 
-def main() -> None:
-    answer: Any = {"executable": sys.executable, "version": list(sys.version_info[:3])}
+def answer() -> Any:
+    found: Any = {"executable": sys.executable, "version": list(sys.version_info[:3])}
     if sys.version_info >= (3, 9):  # noqa: UP036
         import sysconfig
 
-        # "-c" puts the working directory first; a training script has its own folder there instead.
-        sys.path[:] = [os.path.abspath(entry) for entry in sys.path if entry]
+        entries = [os.path.abspath(entry) for entry in sys.path if entry]
         marker = os.path.join(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED")
         managed = sys.prefix == sys.base_prefix and os.path.isfile(marker)
-        answer["path"] = sys.path
-        answer["prefix"] = sys.prefix
-        answer["pycache_prefix"] = sys.pycache_prefix or ""
-        answer["externally_managed"] = marker if managed else ""
-        answer["conda"] = os.path.isdir(os.path.join(sys.prefix, "conda-meta"))
-        answer["packages"] = {name: package(name, path) for name, path in PACKAGES.items()}
-    print(json.dumps(answer))
+        found["path"] = entries
+        found["pycache_prefix"] = sys.pycache_prefix or ""
+        found["externally_managed"] = marker if managed else ""
+        found["conda"] = os.path.isdir(os.path.join(sys.prefix, "conda-meta"))
+        found["packages"] = {name: package(name, path, entries) for name, path in PACKAGES.items()}
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    # "-c" puts the working directory first on the path; a training script has its own folder there instead.
+    sys.path[:] = [entry for entry in sys.path if entry]
+    print(json.dumps(answer()))

@@ -8,18 +8,22 @@ from .difference import explain
 from .errors import MODIFIED as EXIT_MODIFIED
 from .errors import UNSUPPORTED as EXIT_UNSUPPORTED
 from .errors import Problem
+from .payload import installed
 from .pins import PinTable
-from .runtime import installed
 from .state import MISSING, MODIFIED, UNSUPPORTED, State, TargetState
 from .store import RUNTIME
 
+# Reasons not to write into a package; none of them speaks against another text in memory.
+_ONLY_ON_DISK = {"editable", "externally-managed"}
 
-def refusals(state: State, targets: Sequence[TargetState] | None = None) -> list[Problem]:
-    """Why these targets (default: all) must not be patched: by `install`, or in memory by `run`."""
+
+def refusals(state: State, targets: Sequence[TargetState] | None = None, *, in_memory: bool = False) -> list[Problem]:
+    """Why these targets (default: all) must not be patched: by `install`, or ``in_memory`` by `run`."""
     problems: list[Problem] = []
     for target in state.targets if targets is None else targets:
-        problems += target.package.problems
-        if target.package.problems:
+        blocking = [p for p in target.package.problems if not (in_memory and p.id in _ONLY_ON_DISK)]
+        problems += blocking
+        if blocking:
             continue
         if target.state == MISSING and (target is state.model or target.path is not None):
             problems.append(_missing(target, state))
@@ -27,7 +31,7 @@ def refusals(state: State, targets: Sequence[TargetState] | None = None) -> list
             problems.append(_unsupported(target, state.table))
         elif target.state == MODIFIED:
             problems.append(_modified(target, state.table))
-    if targets is None and state.site is not None and state.runtime_state == "modified":
+    if targets is None and not in_memory and state.site is not None and state.runtime_state == "modified":
         problems.append(_foreign_runtime(state))
     return problems
 

@@ -10,10 +10,10 @@ from .environment import Environment, Package
 from .errors import MODIFIED as EXIT_MODIFIED
 from .errors import PatcherError, Problem, from_os_error
 from .outcome import Outcome, interrupted
+from .payload import Runtime, installed
 from .pins import TARGETS, PinTable
 from .plan import Plan, restore_stock
 from .refusals import lost_original
-from .runtime import Runtime, installed
 from .state import PATCHED, TargetState, look_again, of_package
 from .store import RUNTIME, Store, read
 from .transaction import execute, locked

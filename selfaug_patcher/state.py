@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import runtime as runtimes
+from . import payload
 from .environment import Environment, Package
 from .errors import PatcherError, Problem
+from .payload import Runtime
 from .pins import TARGETS, Pin, PinTable, Target
 from .receipt import Original
-from .runtime import Runtime
 from .store import Store, digest, read
 from .udiff import apply, reverse
 
@@ -114,7 +114,7 @@ def inspect(environment: Environment, table: PinTable, runtime: Runtime) -> Stat
     targets = tuple(of_package(target, environment.packages[target.package], table) for target in TARGETS)
     site = targets[0].package.site
     receipt = Store(site).receipt() if site else None
-    found = runtimes.state(site, runtime, receipt)
+    found = payload.state(site, runtime, receipt)
     if found in ("installed", "older") and targets[0].state != PATCHED:
         found = "leftover"
     return State(environment, table, runtime, targets, found)

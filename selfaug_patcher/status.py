@@ -9,11 +9,11 @@ from .errors import DONE, FAILED
 from .errors import MODIFIED as EXIT_MODIFIED
 from .errors import UNSUPPORTED as EXIT_UNSUPPORTED
 from .install import notes as install_notes
+from .payload import Runtime
 from .pins import PinTable
 from .processes import older_than
 from .refusals import changed_modules, refusals
 from .revert import sites
-from .runtime import Runtime
 from .state import MODIFIED, PATCHED, STOCK, UNSUPPORTED, State, TargetState, inspect
 from .store import Store
 from .transaction import locked

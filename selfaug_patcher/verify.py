@@ -15,16 +15,12 @@ from typing import Any
 from . import memory
 from .check import TIMEOUT_SECONDS
 from .environment import Environment
+from .payload import Runtime
 from .pins import PinTable
 from .refusals import changed_modules
-from .runtime import Runtime
+from .run import MODULES
 from .state import PATCHED, State, inspect
 from .store import RUNTIME, read
-
-MODULES = {
-    "transformers:qwen2": "transformers.models.qwen2.modeling_qwen2",
-    "peft:lora": "peft.tuners.lora.layer",
-}
 
 _SELF_TEST = f"""
 import runpy

@@ -17,8 +17,7 @@ from pathlib import Path
 import pytest
 from snapshots import snapshot
 
-from selfaug_patcher import cli, environment, pins, udiff
-from selfaug_patcher import runtime as runtimes
+from selfaug_patcher import cli, environment, payload, pins, udiff
 
 MODEL = "transformers/models/qwen2/modeling_qwen2.py"
 LAYER = "peft/tuners/lora/layer.py"
@@ -94,7 +93,7 @@ class Release:
     code: Path
 
     def setup(self, python: str):
-        return environment.discover(python), pins.load(self.patches), runtimes.load(self.code)
+        return environment.discover(python), pins.load(self.patches), payload.load(self.code)
 
 
 @dataclass

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import faults
 from snapshots import snapshot
 
-from selfaug_patcher import environment, pins, runtime
+from selfaug_patcher import environment, payload, pins
 from selfaug_patcher.errors import PatcherError
 from selfaug_patcher.install import install
 from selfaug_patcher.revert import revert
@@ -42,8 +42,8 @@ class Bench:
         self.site = Path(site)
         # The import of each state is checked below, in a fork: quicker than an interpreter for each fault.
         self.environment = replace(environment.discover(python), python=shutil.which("true"))
-        self.table, self.runtime = pins.load(Path(old[0])), runtime.load(Path(old[1]))
-        self.new_table, self.new_runtime = pins.load(Path(new[0])), runtime.load(Path(new[1]))
+        self.table, self.runtime = pins.load(Path(old[0])), payload.load(Path(old[1]))
+        self.new_table, self.new_runtime = pins.load(Path(new[0])), payload.load(Path(new[1]))
         self.stock = snapshot(self.site)
         self.states = {}
 

@@ -1,0 +1,126 @@
+"""`run`: a script with the patches applied in memory, in its process and in those that it starts. Nothing is written.
+
+The rules are those of `install`: the same pins, the same hashes, the same refusals. Child processes come to it through
+``PYTHONPATH``, which gets the folder ``inherit``: its ``transformers.py`` and ``peft.py`` are found first, serve the
+patched modules, and hand over to the real packages. Nothing happens in a child that imports neither, and no
+``sitecustomize`` of the user's is displaced. A child that ignores ``PYTHONPATH`` (``python -I``) is out of reach.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+from . import memory, payload, pins, probe
+from .environment import Environment, from_probe
+from .errors import USAGE, PatcherError, Problem
+from .payload import Runtime
+from .pins import PinTable
+from .refusals import refusals
+from .state import STOCK, State, inspect
+from .store import RUNTIME
+
+MODULES = {
+    "transformers:qwen2": "transformers.models.qwen2.modeling_qwen2",
+    "peft:lora": "peft.tuners.lora.layer",
+}
+INHERIT = str(Path(__file__).resolve().with_name("inherit"))
+
+
+def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Divide ``[--python P] [--json] SCRIPT|-m MODULE ARGS...`` into the patcher's own options and the rest."""
+    index = 0
+    while index < len(arguments) and arguments[index].startswith("-") and arguments[index] != "-m":
+        index += 2 if arguments[index] == "--python" else 1
+    return list(arguments[:index]), list(arguments[index:])
+
+
+def run(command: Sequence[str], table: PinTable, modules: Runtime) -> int:
+    """Run a script, or with ``-m`` a module, as Python itself would.
+
+    Raises:
+        PatcherError: a refusal, before anything is run.
+    """
+    if not command or (command[0] == "-m" and len(command) < 2):
+        raise PatcherError(
+            Problem("usage", "nothing to run", "run SCRIPT ARGS..., or run -m MODULE ARGS...", exit_code=USAGE)
+        )
+    as_module = command[0] == "-m"
+    target, arguments = (command[1], command[2:]) if as_module else (command[0], command[1:])
+    if not as_module and not Path(target).is_file():
+        raise PatcherError(Problem("usage", "there is no such script", found=target, exit_code=USAGE))
+    folder = os.getcwd() if as_module else os.path.dirname(os.path.abspath(target))
+    if not getattr(sys.flags, "safe_path", False) and not sys.flags.isolated:
+        sys.path[0] = folder
+    serve(table, modules)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [INHERIT, os.environ.get("PYTHONPATH")]))
+    sys.argv = [target, *arguments]
+    if as_module:
+        runpy.run_module(target, run_name="__main__", alter_sys=True)
+    else:
+        _run_script(target)
+    return 0
+
+
+def elsewhere(python: str, command: Sequence[str]) -> int:
+    """Go on in another interpreter; does not return."""
+    root = str(Path(__file__).resolve().parent.parent)
+    code = f"import sys; sys.path.append({root!r}); from selfaug_patcher.cli import main; sys.exit(main(sys.argv[1:]))"
+    try:
+        os.execv(python, [python, "-c", code, "run", *command])
+    except OSError as error:
+        problem = Problem("no-interpreter", f"cannot run {python}", "a Python interpreter", str(error), exit_code=USAGE)
+        raise PatcherError(problem) from None
+
+
+def serve(table: PinTable, modules: Runtime) -> State:
+    """Serve the patched modules in this process, and from here on in its children.
+
+    Raises:
+        PatcherError: one of the targets is unsupported, modified or missing.
+    """
+    state = inspect(_this_process(), table, modules)
+    problems = refusals(state, in_memory=True)
+    problems += [_older(target.package.name) for target in state.targets if target.older]
+    if problems:
+        raise PatcherError(*problems, state="Nothing was run, and nothing was changed.")
+    sources = {
+        MODULES[target.target.name]: (str(target.path), target.patched_content(table, target.content))
+        for target in state.targets
+        if target.state == STOCK
+    }
+    packages = {} if state.runtime_state == "installed" else {RUNTIME: str(modules.root)}
+    memory.install(sources, packages, hidden=INHERIT)
+    if INHERIT not in sys.path:
+        sys.path.insert(1, INHERIT)  # multiprocessing hands this list, not PYTHONPATH, to the processes that it spawns
+    return state
+
+
+def serve_child() -> None:
+    """`serve`, in a process that was started by one which does; without transformers there is nothing to do."""
+    sys.path[:] = [entry for entry in sys.path if os.path.realpath(entry) != os.path.realpath(INHERIT)]
+    if _this_process().packages["transformers"].site is not None:
+        serve(pins.load(), payload.load())
+
+
+def _this_process() -> Environment:
+    return from_probe(probe.answer(), sys.executable)
+
+
+def _run_script(path: str) -> None:
+    main = ModuleType("__main__")
+    main.__dict__.update(__file__=path, __builtins__=__builtins__, __cached__=None)
+    sys.modules["__main__"] = main
+    content = Path(path).read_bytes()
+    exec(compile(content, path, "exec", dont_inherit=True), main.__dict__)
+
+
+def _older(package: str) -> Problem:
+    what = f"{package} is patched by an older SelfAug"
+    return Problem(
+        "older-selfaug", what, do="python -m selfaug_patcher install (or revert), then the same command again"
+    )

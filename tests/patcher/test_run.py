@@ -1,0 +1,141 @@
+"""`run`: the same patches, in memory, in the process and in its children; the environment stays as it is."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import packaging
+import pytest
+from conftest import put_package
+from snapshots import snapshot
+
+import selfaug_patcher
+
+SCRIPT = """
+import multiprocessing, os, subprocess, sys
+
+
+def release(_=None):
+    from transformers.models.qwen2.modeling_qwen2 import Qwen2ForCausalLM
+    from peft.tuners.lora.layer import LoraLayer
+    return getattr(Qwen2ForCausalLM, "release", "stock"), hasattr(LoraLayer, "selfaug_reference")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["child"]:
+        print("child", *release())
+        sys.exit()
+    print("arguments", *sys.argv[1:])
+    print("here", *release())
+    if sys.argv[1:] == ["all"]:
+        subprocess.run([sys.executable, __file__, "child"], check=True)
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            print("spawned", *pool.map(release, [0])[0])
+    sys.exit(7)
+"""
+
+
+@pytest.fixture
+def equipped(place, selfaug, tmp_path):
+    """An environment with selfaug_patcher installed as pip would: patches and runtime inside the package."""
+    package = place.site / "selfaug_patcher"
+    shutil.copytree(Path(selfaug_patcher.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(selfaug.patches, package / "patches")
+    shutil.copytree(selfaug.code, package / "runtime")
+    (place.site / "packaging").symlink_to(Path(packaging.__file__).parent)
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "script.py").write_text(SCRIPT)
+    return place
+
+
+def launch(place, *arguments, python=None, **variables):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    return subprocess.run(
+        [python or place.python, *arguments],
+        cwd=place.root.parent / "work",
+        env={**environment, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1", **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_script_its_children_and_spawned_processes_are_patched_and_nothing_is_written(equipped):
+    before = snapshot(equipped.root.parent)
+    result = launch(equipped, "-m", "selfaug_patcher", "run", "script.py", "all")
+    assert result.stdout.split("\n")[:4] == [
+        "arguments all",
+        "here 0.1.0 True",
+        "child 0.1.0 True",
+        "spawned 0.1.0 True",
+    ], result.stderr
+    assert result.returncode == 7
+    assert snapshot(equipped.root.parent) == before
+
+
+def test_a_module_runs_as_with_python_m(equipped):
+    result = launch(equipped, "-m", "selfaug_patcher", "run", "-m", "script", "--json", "-x")
+    assert result.stdout == "arguments --json -x\nhere 0.1.0 True\n", result.stderr
+    assert result.returncode == 7
+
+
+def test_without_run_the_same_script_is_stock(equipped):
+    assert "here stock False" in launch(equipped, "script.py").stdout
+
+
+def test_another_interpreter_is_taken_by_python_option(equipped, make_place):
+    other = make_place("other env")
+    (other.site / "packaging").symlink_to(Path(packaging.__file__).parent)
+    result = launch(equipped, "-m", "selfaug_patcher", "run", "--python", other.python, "script.py", "all")
+    assert "here 0.1.0 True\nchild 0.1.0 True\nspawned 0.1.0 True" in result.stdout, result.stderr
+
+
+def test_a_modified_file_is_refused_before_the_script_runs(equipped):
+    equipped.model.write_text(equipped.model.read_text() + "# mine\n")
+    result = launch(equipped, "-m", "selfaug_patcher", "run", "script.py")
+    assert (result.returncode, result.stdout) == (4, "")
+    assert result.stderr.startswith("error[modified-file]")
+    assert result.stderr.endswith("Nothing was run, and nothing was changed.\n")
+
+
+def test_a_child_with_other_files_is_refused_rather_than_left_stock(equipped, make_place):
+    other = make_place("other")
+    other.model.write_text(other.model.read_text() + "# mine\n")
+    (other.site / "packaging").symlink_to(Path(packaging.__file__).parent)
+    inherit = str(equipped.site / "selfaug_patcher" / "inherit")
+    result = launch(equipped, "script.py", python=other.python, PYTHONPATH=inherit)
+    assert result.returncode == 1
+    assert "error[modified-file]" in result.stderr
+
+
+def test_a_child_without_transformers_is_left_alone(equipped, make_place):
+    other = make_place("other", transformers=None, peft=None)
+    (other.site / "packaging").symlink_to(Path(packaging.__file__).parent)
+    inherit = str(equipped.site / "selfaug_patcher" / "inherit")
+    result = launch(equipped, "-c", "import transformers", python=other.python, PYTHONPATH=inherit)
+    assert result.stderr.splitlines()[-1] == "ModuleNotFoundError: No module named 'transformers'"
+
+
+def test_an_installed_selfaug_is_used_as_it_is(equipped):
+    assert launch(equipped, "-m", "selfaug_patcher", "install").returncode == 0
+    result = launch(equipped, "-m", "selfaug_patcher", "run", "script.py", "all")
+    assert "here 0.1.0 True\nchild 0.1.0 True\nspawned 0.1.0 True" in result.stdout, result.stderr
+
+
+def test_a_source_checkout_may_be_used_from_memory(equipped, tmp_path):
+    for path in ("transformers", "transformers-2.0.dist-info"):
+        shutil.rmtree(equipped.site / path)
+    put_package(tmp_path / "src", "transformers", "2.0")
+    shutil.rmtree(tmp_path / "src" / "transformers-2.0.dist-info")
+    (equipped.site / "checkout.pth").write_text(str(tmp_path / "src"))
+    assert launch(equipped, "-m", "selfaug_patcher", "install").returncode == 1
+    assert "here 0.1.0 True" in launch(equipped, "-m", "selfaug_patcher", "run", "script.py").stdout
+
+
+@pytest.mark.parametrize(("arguments", "found"), [((), "nothing to run"), (("nowhere.py",), "no such script")])
+def test_nothing_to_run_is_a_usage_error(equipped, arguments, found):
+    result = launch(equipped, "-m", "selfaug_patcher", "run", *arguments)
+    assert (result.returncode, found in result.stderr) == (2, True)
