@@ -34,6 +34,7 @@ class Settings:
     reduction: "token" averages over the aligned tokens of the micro-batch; "sequence" averages within each row and
         weights rows by their supervised tokens.
     chunk_size: positions whose logits exist at a time; None is "auto", see :func:`.loss.auto_chunk_size`.
+    strict: a step that goes past SelfAug is an error instead of a warning, see :mod:`.watch`.
     """
 
     enabled: bool = True
@@ -42,6 +43,7 @@ class Settings:
     positions: str = "input"
     reduction: str = "token"
     chunk_size: int | None = None
+    strict: bool = False
 
 
 def _switch(value: Any) -> bool:
@@ -87,6 +89,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "positions": _one_of(POSITIONS),
     "reduction": _one_of(REDUCTIONS),
     "chunk_size": _chunk_size,
+    "strict": _switch,
 }
 ENVIRONMENT = {"SELFAUG" if key == "enabled" else f"SELFAUG_{key.upper()}": key for key in _PARSERS}
 

@@ -16,11 +16,13 @@ from typing import Any, Callable
 import torch
 from torch import nn
 
-from . import step
+from . import step, trainers
 
 
 class SelfAligned:
     """Mixin that keeps whatever ``forward`` is in force wrapped. It has no state and no ``__init__``."""
+
+    selfaug_aligned = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -31,7 +33,12 @@ class SelfAligned:
             if "forward" in vars(owner):
                 _wrap_class(owner)
                 break
+        trainers.attach()
         return super().__new__(cls)
+
+    def train(self, mode: bool = True) -> Any:
+        trainers.attach()  # the Trainer may have been imported after the model was made
+        return super().train(mode)  # type: ignore[misc]
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "forward" and callable(value) and not _is_wrapped(value):

@@ -6,10 +6,6 @@ steps since the last log and over all processes.
 
 from __future__ import annotations
 
-import functools
-import sys
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -45,30 +41,10 @@ class Metrics:
             torch.distributed.all_reduce(totals)
         nll, kl, supervised, aligned = totals.tolist()
         means = {"selfaug/nll": nll / max(supervised, 1), "selfaug/kl": kl / max(aligned, 1)}
-        logs = {name: round(mean, 6) for name, mean in means.items()}
+        logs = {name: float(f"{mean:.7g}") for name, mean in means.items()}
         logs["selfaug/alpha"] = self.alpha
         self.clear()
         return logs
 
 
 RUNNING = Metrics()
-
-
-def report_to_trainer() -> None:
-    """Make every HF Trainer of this process log ``RUNNING`` with its training loss. A second call changes nothing.
-
-    ``Trainer.log`` is wrapped in memory: callbacks see the logs only after ``log_history`` has its copy.
-    """
-    trainer = sys.modules.get("transformers.trainer")
-    if trainer is None or hasattr(trainer.Trainer.log, "selfaug"):
-        return
-    log = trainer.Trainer.log
-
-    @functools.wraps(log)
-    def log_with_selfaug(self: Any, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        if "loss" in logs:
-            logs.update(RUNNING.take())
-        log(self, logs, *args, **kwargs)
-
-    log_with_selfaug.selfaug = True  # type: ignore[attr-defined]
-    trainer.Trainer.log = log_with_selfaug

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from . import config, loss, metrics, positions, reference
+from . import config, loss, metrics, positions, reference, trainers, watch
 from .outputs import LazyLogits, SelfAugOutput
 
 logger = logging.get_logger("transformers.selfaug")
@@ -30,22 +30,22 @@ def run(model: Any, forward: Callable[..., Any], stock: bool, args: tuple[Any, .
     """``forward(model, *args, **kwargs)`` in training mode, with ``alpha * KL`` added to its loss if LoRA trains on
     labels.
     """
+    trainers.attach()
     call = _call(forward, model, args, kwargs)
+    step = trainers.current()
+    labels = call.get("labels")
+    if labels is None and step is not None and step.keeps_labels:
+        labels = step.labels
     settings = config.read(model.config)
-    if call.get("labels") is None or not settings.enabled or settings.alpha == 0:
-        return forward(model, *args, **kwargs)
-    layers = reference.lora_layers(model)
-    if not layers:
+    if labels is None or not settings.enabled or settings.alpha == 0 or not reference.lora_layers(model):
         return forward(model, *args, **kwargs)
     if _has_past(call):
-        _warn_once("the model was called with labels and a filled key-value cache, which no reference pass can share")
+        reason = "the model was called with labels and a filled key-value cache, which no reference pass can share"
+        watch.BYPASS.tell(reason, forward, settings.strict)
         return forward(model, *args, **kwargs)
-
-    _announce(settings, len(layers))
-    metrics.report_to_trainer()
-    if stock and _is_plain(model, forward, call):
+    if stock and call.get("labels") is not None and _is_plain(model, forward, call):
         return _fused(model, call, settings)
-    return _around(model, forward, call, settings, args, kwargs)
+    return _around(model, forward, call, labels, settings, args, kwargs)
 
 
 def _fused(model: Any, call: dict[str, Any], settings: config.Settings) -> SelfAugOutput:
@@ -60,15 +60,16 @@ def _fused(model: Any, call: dict[str, Any], settings: config.Settings) -> SelfA
     decoded = model.model(**arguments)
     hidden = decoded[0]
     terms = _terms(model, hidden, reference_hidden, chosen, settings)
-    metrics.RUNNING.add(terms.nll_sum, chosen.supervised, terms.kl_sum, chosen.aligned, settings.alpha)
-    _mark_acted(model)
+    total = terms.total / _divisor(chosen, call.get("num_items_in_batch"), hidden.device)
+    _acted(model, settings, terms.nll_sum, terms, chosen)
+    watch.BYPASS.made(total, settings.strict)
 
     def logits() -> Tensor:
         made = model.lm_head(hidden)
         return made if hasattr(model, "loss_function") else made.float()  # forward upcasts until transformers 4.45
 
     return SelfAugOutput(
-        loss=terms.total / _divisor(chosen, call, hidden.device),
+        loss=total,
         logits=LazyLogits(logits),
         past_key_values=decoded.get("past_key_values"),
         hidden_states=decoded.get("hidden_states"),
@@ -80,12 +81,13 @@ def _around(
     model: Any,
     forward: Callable[..., Any],
     call: dict[str, Any],
+    labels: Tensor,
     settings: config.Settings,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
-    """``forward`` as it is, whoever wrote it; the term is made from the decoder call inside and added to the loss
-    that it returns.
+    """``forward`` as it is, whoever wrote it; the term is made from the decoder call inside. It is added to the loss
+    that ``forward`` returns or, where the trainer does not use that, to the trainer's.
     """
     outer = vars(model).get(_FRAME)
     frame = vars(model)[_FRAME] = _Frame()
@@ -100,28 +102,48 @@ def _around(
     if frame.acted:
         _mark_acted(model)
         return outputs
+
+    step = trainers.current()
+    log_probs = getattr(outputs, "log_probs", None)  # TRL's fused head, since 1.15
+    if log_probs is not None and step is not None and step.labels is None:
+        return outputs  # DPO, KTO, GRPO: log-probabilities for an objective of another kind
+    owed = step if step is not None and (log_probs is not None or call.get("labels") is None) else None
     stock_loss = outputs[0] if isinstance(outputs, tuple) else getattr(outputs, "loss", None)
-    if not calls or not isinstance(stock_loss, Tensor):
-        name = f"{forward.__module__}.{forward.__qualname__}"
-        _warn_once(f"{name} returned no loss that the term could be added to")
+    if not calls or not (owed or isinstance(stock_loss, Tensor)):
+        what = "without calling the decoder" if not calls else "without a loss that the term could be added to"
+        watch.BYPASS.tell(f"a forward returned {what}", forward, settings.strict)
         return outputs
 
     arguments, hidden = calls[-1]
+    num_items = owed.num_items if owed else call.get("num_items_in_batch")
     kept = call.get("logits_to_keep", call.get("num_logits_to_keep", 0))
-    labels = positions.full_labels(call["labels"], kept, hidden.shape[1])
-    chosen = _select({**call, **arguments}, labels, settings)
-    reference_hidden = _reference_hidden(model, arguments, chosen)
-    divisor = _divisor(chosen, call, hidden.device)
-    nll_sum = stock_loss.detach() * divisor
-    chosen = positions.aligned_only(chosen)
-    terms = _terms(model, hidden, reference_hidden, chosen, settings)
-    metrics.RUNNING.add(nll_sum, chosen.supervised, terms.kl_sum, chosen.aligned, settings.alpha)
-    _mark_acted(model)
+    labels = positions.full_labels(labels, kept, hidden.shape[1])
+    chosen = _select({**call, **arguments, "num_items_in_batch": num_items}, labels, settings)
+    terms = _terms(model, hidden, _reference_hidden(model, arguments, chosen), positions.aligned_only(chosen), settings)
+    divisor = _divisor(chosen, num_items, hidden.device)
+    if owed:
+        _acted(model, settings, _nll_sum(outputs, chosen), terms, chosen)
+        owed.owe(terms.total, chosen.supervised)
+        return outputs
+    _acted(model, settings, stock_loss.detach() * divisor, terms, chosen)
     total = stock_loss + (terms.total / divisor).to(stock_loss)
+    watch.BYPASS.made(total, settings.strict)
     if isinstance(outputs, tuple):
         return (total, *outputs[1:])
     outputs.loss = total
     return outputs
+
+
+@torch.no_grad()
+def _nll_sum(outputs: Any, chosen: positions.Selection) -> Tensor:
+    """For the logs: NLL summed over supervised tokens, from what a forward without a loss has computed anyway."""
+    log_probs = getattr(outputs, "log_probs", None)
+    if log_probs is not None:
+        return -log_probs.float().sum()
+    logits = outputs[0] if isinstance(outputs, tuple) else outputs.logits
+    supervised = chosen.targets != positions.IGNORE_INDEX
+    index, targets = chosen.index[supervised].to(logits.device), chosen.targets[supervised].to(logits.device)
+    return nn.functional.cross_entropy(logits.flatten(0, 1)[index].float(), targets, reduction="sum")
 
 
 class _Frame:
@@ -130,10 +152,19 @@ class _Frame:
     acted = False
 
 
+def _acted(
+    model: Any, settings: config.Settings, nll_sum: Tensor, terms: loss.Terms, chosen: positions.Selection
+) -> None:
+    """Book one micro-batch: for the logs, for the forwards around this one, for the trainer."""
+    metrics.RUNNING.add(nll_sum, chosen.supervised, terms.kl_sum, chosen.aligned, settings.alpha)
+    _mark_acted(model)
+    _announce(settings, model)
+
+
 def _mark_acted(model: Any) -> None:
-    frame = vars(model).get(_FRAME)
-    if frame is not None:
-        frame.acted = True
+    for record in (vars(model).get(_FRAME), trainers.current()):
+        if record is not None:
+            record.acted = True
 
 
 def _call(forward: Callable[..., Any], model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -142,7 +173,7 @@ def _call(forward: Callable[..., Any], model: Any, args: tuple[Any, ...], kwargs
     try:
         arguments = dict(signature.bind_partial(model, *args, **kwargs).arguments)
     except TypeError:  # the call itself will say what is wrong
-        return dict(kwargs)
+        return {}
     for parameter in signature.parameters.values():
         if parameter.kind is parameter.VAR_KEYWORD:
             arguments.update(arguments.pop(parameter.name, {}))
@@ -249,22 +280,16 @@ def _terms(
     )
 
 
-def _divisor(chosen: positions.Selection, call: dict[str, Any], device: torch.device) -> int | Tensor:
+def _divisor(chosen: positions.Selection, num_items: Any, device: torch.device) -> int | Tensor:
     """What the sums are divided by: the trainer's ``num_items_in_batch``, or the tokens that count in this
     micro-batch.
     """
-    num_items = call.get("num_items_in_batch")
     if num_items is None:
         return max(1, chosen.supervised or chosen.aligned)
     return num_items.to(device) if isinstance(num_items, Tensor) else num_items
 
 
-@functools.lru_cache(maxsize=64)
-def _warn_once(reason: str) -> None:
-    logger.warning(f"SelfAug is on but did not act: {reason}. The loss of such steps is the stock loss.")
-
-
-def _announce(settings: config.Settings, n_layers: int) -> None:
+def _announce(settings: config.Settings, model: Any) -> None:
     global _announced
     if _announced:
         return
@@ -272,7 +297,7 @@ def _announce(settings: config.Settings, n_layers: int) -> None:
     if os.environ.get("RANK", "0") == "0":
         logger.warning(
             f"SelfAug is on: loss = NLL + {settings.alpha:g} * KL at {settings.positions} positions, "
-            f"{n_layers} LoRA layers (SELFAUG=0 switches it off)."
+            f"{len(reference.lora_layers(model))} LoRA layers (SELFAUG=0 switches it off)."
         )
 
 

@@ -1,0 +1,107 @@
+"""The HF Trainer and its subclasses (TRL, LLaMA-Factory, ms-swift): what a step needs to know of them, and they of it.
+
+Most trainers backpropagate ``outputs.loss``. Two kinds do not: those that keep the labels from the model (label
+smoothing, ``compute_loss_func``, TRL's "dft" until 1.14), and TRL from 1.15 on, which reads ``outputs.log_probs``
+instead. For these the term is added to what ``Trainer.compute_loss`` returns. Both that and the logs are wrapped in
+memory; no file is touched.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from . import metrics, watch
+
+
+class Step:
+    """One call of ``Trainer.compute_loss`` during training."""
+
+    def __init__(self, trainer: Any, inputs: Any, num_items: Any) -> None:
+        self.labels = inputs.get("labels") if isinstance(inputs, Mapping) else None  # (B, T), or None: not SFT
+        self.keeps_labels = (
+            trainer.label_smoother is not None or getattr(trainer, "compute_loss_func", None) is not None
+        )
+        self.num_items = num_items
+        self.acted = False
+        self.term: Tensor | None = None  # () sum of weighted KL, to be added to the trainer's loss
+        self.supervised = 1
+
+    def owe(self, term: Tensor, supervised: int) -> None:
+        """Leave a term, not yet divided, to be added to this step's loss."""
+        self.term, self.supervised = term, supervised
+
+    def share(self, trainer: Any) -> Tensor | float:
+        """The term in the trainer's own normalisation: per token of the global batch where it counts them."""
+        if self.term is None:
+            return 0.0
+        if self.num_items is None:
+            return self.term / max(1, self.supervised)
+        share = self.term / (
+            self.num_items.to(self.term.device) if isinstance(self.num_items, Tensor) else self.num_items
+        )
+        if getattr(trainer.args, "average_tokens_across_devices", False):
+            tensor_parallel = trainer.get_tp_size() if hasattr(trainer, "get_tp_size") else 1
+            share = share * (trainer.accelerator.num_processes // tensor_parallel)
+        return share
+
+
+_current: Step | None = None
+
+
+def current() -> Step | None:
+    """The step on whose behalf the model is being called, None outside an HF Trainer's ``compute_loss``."""
+    return _current
+
+
+def attach() -> None:
+    """Wrap ``Trainer.training_step`` and ``Trainer.log`` of this process, once; nothing if the Trainer is not
+    imported.
+    """
+    module = sys.modules.get("transformers.trainer")
+    trainer = getattr(module, "Trainer", None)
+    if trainer is None or hasattr(trainer, "selfaug_attached"):
+        return
+    trainer.selfaug_attached = True
+    training_step, log = trainer.training_step, trainer.log
+
+    @functools.wraps(training_step)
+    def training_step_with_selfaug(self: Any, *args: Any, **kwargs: Any) -> Any:
+        users = vars(self).get("compute_loss")
+        self.compute_loss = functools.partial(_compute_loss, self, self.compute_loss)
+        try:
+            return training_step(self, *args, **kwargs)
+        finally:
+            del self.compute_loss
+            if users is not None:
+                self.compute_loss = users
+
+    @functools.wraps(log)
+    def log_with_selfaug(self: Any, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs:  # callbacks see the logs only after log_history has its copy
+            logs.update(metrics.RUNNING.take())
+        log(self, logs, *args, **kwargs)
+
+    trainer.training_step = training_step_with_selfaug
+    trainer.log = log_with_selfaug
+
+
+def _compute_loss(trainer: Any, compute_loss: Any, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+    global _current
+    before, _current = _current, Step(trainer, inputs, kwargs.get("num_items_in_batch"))
+    step = _current
+    try:
+        result = compute_loss(model, inputs, *args, **kwargs)
+    finally:
+        _current = before
+    if step.labels is not None and not step.acted:
+        watch.BYPASS.trainer_step_without(model, trainer)
+    if step.term is None:
+        return result
+    if isinstance(result, tuple):
+        return (result[0] + step.share(trainer), *result[1:])
+    return result + step.share(trainer)
