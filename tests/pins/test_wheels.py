@@ -23,7 +23,7 @@ def index(tmp_path, monkeypatch):
         with zipfile.ZipFile(folder / f"demo-{version}-py3-none-any.whl", "w") as archive:
             archive.writestr(FILE, f"version = {version}\n")
             archive.writestr(
-                f"demo-{version}.dist-info/METADATA", f"Name: demo\nVersion: {version}\nRequires-Python: >=9\n"
+                f"demo-{version}.dist-info/METADATA", f"Name: demo\nVersion: {version}\nRequires-Dist: not-to-be-had\n"
             )
             archive.writestr(
                 f"demo-{version}.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
