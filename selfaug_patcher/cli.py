@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import difference, install, payload, pins, revert, run, status, verify
+from . import difference, install, payload, pin, pins, revert, run, status, verify
 from .environment import Environment, discover
 from .errors import DONE, FAILED, PatcherError
 from .outcome import Outcome
@@ -98,6 +98,10 @@ def _pins(options: argparse.Namespace, setup: Setup) -> int:
     return pins.print_table(options.json)
 
 
+def _pin(options: argparse.Namespace, setup: Setup) -> int:
+    return pin.main(options)
+
+
 def _diff_text(state: State) -> str:
     """What `install` would change, or has changed, in the two targets."""
     texts = []
@@ -179,6 +183,7 @@ def _parser() -> argparse.ArgumentParser:
     running = verb("run", _run, "run a script with the patches in memory, here and in child processes; write nothing")
     running.usage = "%(prog)s [--python PATH] [--json] SCRIPT|-m MODULE ARGUMENTS..."
     verb("pins", _pins, "print the table of pinned releases")
+    pin.add_arguments(verb("pin", _pin, "for maintainers, in a checkout: pin one more release"))
     return parser
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from .difference import explain
 from .errors import MODIFIED as EXIT_MODIFIED
 from .errors import UNSUPPORTED as EXIT_UNSUPPORTED
-from .errors import Problem
+from .errors import PatcherError, Problem
 from .payload import installed
 from .pins import PinTable
 from .state import MISSING, MODIFIED, UNSUPPORTED, State, TargetState
@@ -25,6 +25,11 @@ def refusals(state: State, targets: Sequence[TargetState] | None = None, *, in_m
         problems += blocking
         if blocking:
             continue
+        if target.path is not None and not in_memory:
+            try:
+                target.store.place(target.target.path)
+            except PatcherError as error:
+                problems += error.problems
         if target.state == MISSING and (target is state.model or target.path is not None):
             problems.append(_missing(target, state))
         elif target.state == UNSUPPORTED:

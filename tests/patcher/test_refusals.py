@@ -1,0 +1,235 @@
+"""Every refusal: its exit code, its words, all problems at once, and not a byte changed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import put_package
+
+from selfaug_patcher import wheels
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def refuse(place, *arguments, **options):
+    """Run a command that must be refused; its exit code, and its text with the folder cut out."""
+    before = place.snapshot()
+    result = place.run(*arguments, **options)
+    assert place.snapshot() == before
+    assert result.out == ""
+    assert result.err.splitlines()[-1] == "Nothing was changed."
+    return result.code, result.err.replace(str(place.site), "SITE").replace(place.python, "PYTHON")
+
+
+def test_an_unpinned_release_names_the_nearest_pinned_one(make_place):
+    place = make_place(transformers="1.7")
+    sha256 = place.status()["targets"][0]["sha256"]
+    assert refuse(place, "install") == (
+        3,
+        "error[unpinned-release]: no verified patch for transformers 1.7\n"
+        "  expected: a pinned release (1.0 ... 2.0); the nearest is 1.1\n"
+        f"  found:    modeling_qwen2.py sha256 {sha256[:16]}... (not in the pin table)\n"
+        '  do:       pip install "transformers==1.1", or pin this release: docs/rebasing.md\n'
+        "Nothing was changed.\n",
+    )
+
+
+def test_all_problems_are_listed_and_the_gravest_is_the_exit_code(make_place):
+    place = make_place(transformers="1.7")
+    place.layer.write_text(place.layer.read_text() + "\n# mine\n")
+    code, text = refuse(place, "install")
+    assert (code, text.count("error[")) == (4, 2)
+    assert "error[unpinned-release]" in text
+    assert "error[modified-file]" in text
+
+
+@pytest.mark.parametrize(
+    ("edit", "what"),
+    [
+        (lambda text: text.replace(b"\n", b"\r\n"), "only line ends (CRLF instead of LF) differ"),
+        (
+            lambda text: text.replace(b"    def", b"    def", 1).replace(b":\n", b": \n", 1),
+            "only white space at line ends differ",
+        ),
+        (lambda text: b"\xef\xbb\xbf" + text, "only a byte order mark at its start differs"),
+        (lambda text: text.rstrip(b"\n"), "only the line end of its last line differs"),
+        (lambda text: text + b"\n\n", "only empty lines at its end differ"),
+    ],
+    ids=["crlf", "trailing space", "byte order mark", "last line end", "empty lines"],
+)
+def test_a_change_that_no_editor_shows_is_refused_and_named(place, edit, what):
+    place.model.write_bytes(edit(place.model.read_bytes()))
+    code, text = refuse(place, "install")
+    assert (code, what in text) == (4, True), text
+
+
+def test_an_edit_before_install_is_refused_with_the_difference(place, tmp_path, monkeypatch):
+    cache = tmp_path / "wheels"
+    monkeypatch.setenv("SELFAUG_WHEEL_CACHE", str(cache))
+    cache.mkdir()
+    shutil.make_archive(str(cache / "transformers-2.0-py3-none-any"), "zip", place.site, "transformers")
+    (cache / "transformers-2.0-py3-none-any.zip").rename(cache / "transformers-2.0-py3-none-any.whl")
+    assert wheels.find("transformers", "2.0")
+    place.model.write_text(place.model.read_text().replace('"stock"', '"mine"'))
+    code, text = refuse(place, "install")
+    assert code == 4
+    assert '-        return "stock"\n' in text
+    assert '+        return "mine"\n' in text
+    assert 'pip install --force-reinstall --no-deps "transformers==2.0" (this discards the edits)' in text
+
+
+def test_an_edit_after_install_is_refused_by_install_and_revert_with_the_difference(place):
+    place.done("install")
+    place.model.write_text(place.model.read_text() + "# mine\n")
+    for verb in ("install", "revert"):
+        code, text = refuse(place, verb)
+        assert code == 4
+        assert "SITE/transformers/models/qwen2/modeling_qwen2.py, compared with the patched file:\n" in text
+        assert "+# mine\n" in text
+        assert "-class" not in text
+        assert "revert --keep-edits DIR" in text
+    assert place.run("status").code == 4
+
+
+def test_keep_edits_saves_the_edited_files_and_restores_stock(place, tmp_path):
+    before = place.snapshot()
+    place.done("install")
+    edited = place.model.read_text() + "# mine\n"
+    place.model.write_text(edited)
+    hooks = place.site / "selfaug" / "hooks.py"
+    hooks.write_text("# mine too\n")
+    assert refuse(place, "revert")[1].count("error[modified-file]") == 2
+    folder = tmp_path / "edits é"
+    place.done("revert", "--keep-edits", str(folder))
+    assert (folder / "modeling_qwen2.py").read_text() == edited
+    assert (folder / "hooks.py").read_text() == "# mine too\n"
+    assert place.snapshot() == before
+
+
+def test_a_foreign_package_named_selfaug_is_left_alone(place):
+    (place.site / "selfaug").mkdir()
+    (place.site / "selfaug" / "__init__.py").write_text("# someone else's\n")
+    code, text = refuse(place, "install")
+    assert (code, "error[foreign-package]" in text) == (4, True)
+    assert "not installed: nothing to do" in place.done("revert").out
+
+
+def test_transformers_absent_is_refused_and_peft_too_old_as_well(make_place):
+    place = make_place(transformers=None)
+    place.layer.unlink()
+    code, text = refuse(place, "install")
+    assert "error[not-installed]: transformers is not installed" in text
+    assert 'do:       PYTHON -m pip install "transformers==2.0"' in text
+    assert "error[missing-file]: peft lacks a file that it should have" in text
+    assert code == 1
+
+
+def test_an_editable_install_is_refused_with_how_to_go_on(place, tmp_path):
+    shutil.rmtree(place.site / "transformers")
+    put_package(tmp_path / "checkout", "transformers", "2.0")
+    shutil.rmtree(tmp_path / "checkout" / "transformers-2.0.dist-info")
+    (place.site / "__editable__.transformers-2.0.pth").write_text(str(tmp_path / "checkout"))
+    (place.site / "transformers-2.0.dist-info" / "direct_url.json").write_text(
+        '{"url": "file:///checkout", "dir_info": {"editable": true}}'
+    )
+    code, text = refuse(place, "install")
+    assert (code, "error[editable]: transformers is an editable install or a source checkout" in text) == (1, True)
+    assert "python -m selfaug_patcher run SCRIPT" in text
+
+
+def test_an_archive_is_refused(place, tmp_path):
+    archive = shutil.make_archive(str(tmp_path / "packages"), "zip", place.site, "transformers")
+    shutil.rmtree(place.site / "transformers")
+    (place.site / "archive.pth").write_text(archive)
+    assert "error[zipped]: transformers is imported from an archive" in refuse(place, "install")[1]
+
+
+def test_a_folder_that_leads_elsewhere_is_refused(place, tmp_path):
+    shutil.move(place.site / "transformers" / "models", tmp_path / "models")
+    (place.site / "transformers" / "models").symlink_to(tmp_path / "models")
+    before = (tmp_path / "models" / "qwen2" / "modeling_qwen2.py").read_bytes()
+    assert "error[outside-package]" in refuse(place, "install")[1]
+    assert (tmp_path / "models" / "qwen2" / "modeling_qwen2.py").read_bytes() == before
+
+
+def test_folders_without_permission_are_all_named_with_exit_code_5(place):
+    folders = [place.site, place.model.parent, place.layer.parent]
+    for folder in folders:
+        folder.chmod(0o555)
+    before = place.snapshot()
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from pathlib import Path; from selfaug_patcher.cli import main\n"
+        "sys.exit(main(['install', '--python', sys.argv[2]], Path(sys.argv[3]), Path(sys.argv[4])))"
+    )
+    command = [sys.executable, "-c", code, str(ROOT), place.python, str(place.selfaug.patches), str(place.selfaug.code)]
+    if os.geteuid() == 0:
+        if not shutil.which("setpriv"):
+            pytest.skip("permissions do not bind root, and there is no setpriv to give that up")
+        command = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", *command]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 5, result.stderr
+    assert result.stderr.count("error[not-writable]: a folder cannot be written to") == 3
+    assert all(f"found:    {folder} (no permission" in result.stderr for folder in folders)
+    assert place.snapshot() == before
+
+
+def test_a_bad_interpreter_is_a_usage_error(place):
+    result = place.run("status", python="/nowhere/python")
+    assert (result.code, "error[no-interpreter]: cannot run /nowhere/python" in result.err) == (2, True)
+
+
+def test_an_old_interpreter_is_told_what_is_needed(place, tmp_path):
+    old = tmp_path / "python3.6"
+    old.write_text('#!/bin/sh\necho \'{"executable": "/usr/bin/python3.6", "version": [3, 6, 9]}\'\n')
+    old.chmod(0o755)
+    result = place.run("install", python=str(old))
+    assert (result.code, result.err) == (
+        1,
+        "error[old-python]: the interpreter is too old for SelfAug\n"
+        "  expected: Python 3.9 or later\n"
+        f"  found:    Python 3.6.9 ({old})\n"
+        "  do:       name another one with --python\n"
+        "Nothing was changed.\n",
+    )
+
+
+def test_errors_have_a_json_form(make_place):
+    place = make_place(transformers="1.7")
+    result = place.run("install", "--json")
+    assert (result.code, result.data["exit_code"], result.err) == (3, 3, "")
+    problem = result.data["error"]["problems"][0]
+    assert problem["id"] == "unpinned-release"
+    assert result.data["error"]["state"] == "Nothing was changed."
+
+
+@pytest.mark.parametrize("arguments", [[], ["frobnicate"], ["install", "--frobnicate"]])
+def test_usage_errors_exit_with_2(place, arguments):
+    assert place.run(*arguments).code == 2
+
+
+def test_the_same_file_under_another_version_number_is_accepted_by_its_content(place):
+    info = place.site / "transformers-2.0.dist-info"
+    info.rename(place.site / "transformers-2.0+vendor.dist-info")
+    metadata = place.site / "transformers-2.0+vendor.dist-info" / "METADATA"
+    metadata.write_text(metadata.read_text().replace("2.0", "2.0+vendor"))
+    result = place.done("install")
+    assert "note: transformers 2.0+vendor is not pinned; its file is the one of 2.0." in result.out
+    assert place.states() == ("patched", "patched", "installed")
+
+
+def test_a_failing_import_takes_everything_back(place, selfaug, tmp_path):
+    broken = type(selfaug)(selfaug.patches, shutil.copytree(selfaug.code, tmp_path / "broken"))
+    (broken.code / "hooks.py").write_text("raise RuntimeError('broken on purpose')\n")
+    before = place.snapshot()
+    result = place.run("install", selfaug=broken)
+    assert result.code == 1
+    assert result.err.startswith("error[import-failed]: ")
+    assert "RuntimeError: broken on purpose" in result.err
+    assert result.err.endswith("Everything was put back: nothing was changed.\n")
+    assert place.snapshot() == before
