@@ -1,5 +1,5 @@
-"""Tests see this checkout's Code/ as `selfaug` and, where torch is installed, patched transformers and peft: patched in memory
-from the pinned diffs, so that nothing is written into the environment that the tests run in.
+"""Tests see this checkout's Code/ as `selfaug` and, where torch is installed, patched transformers and peft: patched
+in memory from the pinned diffs, so that nothing is written into the environment that the tests run in.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""What the loss must be, in float64, position by position, from nothing but logits and masks. It shares no code with Code/."""
+"""What the loss must be, in float64, position by position, from nothing but logits and masks. It shares no code with
+Code/.
+"""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+
 from selfaug import config
 
 
@@ -59,12 +60,12 @@ def test_a_bad_alpha_in_the_models_config_is_an_error_too(value):
 
 
 def test_an_unknown_key_or_a_misspelt_variable_is_an_error():
-    with pytest.raises(config.SettingError, match="unknown key 'apha'. Accepted: enabled, alpha"):
+    with pytest.raises(config.SettingError, match=r"unknown key 'apha'\. Accepted: enabled, alpha"):
         config.read(SimpleNamespace(selfaug={"apha": 1}), {})
     with pytest.raises(config.SettingError, match="must be a dict, not bool"):
         config.read(SimpleNamespace(selfaug=True), {})
     with pytest.raises(
-        config.SettingError, match="SELFAUG_ALHPA is not a setting of SelfAug. Did you mean SELFAUG_ALPHA"
+        config.SettingError, match=r"SELFAUG_ALHPA is not a setting of SelfAug\. Did you mean SELFAUG_ALPHA\?"
     ):
         config.read(None, {"SELFAUG_ALHPA": "1"})
 

@@ -10,10 +10,11 @@ from types import MethodType
 
 import pytest
 import torch
-from selfaug import hooks, metrics
 from tiny import base, batch, settings, taken_gradients, with_lora, worst_error
 from transformers import Qwen2ForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from selfaug import hooks, metrics
 
 
 def acted(model, data):
@@ -66,7 +67,9 @@ def test_a_forward_assigned_to_an_instance_gains_the_term(reference):
 
 
 def test_a_partial_assigned_to_an_instance_gains_the_term_once(reference):
-    """accelerate's add_hook_to_module: a partial around the old forward, with the old one's attributes copied onto it."""
+    """accelerate's add_hook_to_module: a partial around the old forward, with the old one's attributes copied onto
+    it.
+    """
     model = with_lora(base())
     inner = model.get_base_model()
     old = inner.forward
@@ -77,7 +80,7 @@ def test_a_partial_assigned_to_an_instance_gains_the_term_once(reference):
 
     inner.forward = functools.update_wrapper(functools.partial(new_forward, inner), old)
     check_against(reference, model)
-    assert list(inspect.signature(inner.forward).parameters)[0] == "input_ids"
+    assert next(iter(inspect.signature(inner.forward).parameters)) == "input_ids"
     inner.forward = old
     check_against(reference, model)
 

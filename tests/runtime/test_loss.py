@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from oracle import oracle
-from selfaug import loss
 from torch import nn
+
+from selfaug import loss
 
 V, H = 23, 8
 ROUGH = {torch.float64: 1e-10, torch.float32: 3e-5, torch.bfloat16: 3e-2}

@@ -1,12 +1,13 @@
-"""The whole model, LoRA and all, against the float64 oracle: loss, NLL and KL to 1e-5, every gradient tensor to 3e-4."""
+"""The whole model with LoRA against the float64 oracle: loss, NLL and KL to 1e-5, every gradient tensor to 3e-4."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from peft import LoraConfig
-from selfaug import metrics
 from tiny import ALL_LINEAR, base, base_logits, batch, expected, settings, taken_gradients, with_lora, worst_error
+
+from selfaug import metrics
 
 
 def act(model, data, **extra):
@@ -207,7 +208,9 @@ def test_autocast_follows_the_oracle_within_its_precision():
     "options", [{"lora_dropout": 0.5}, {"lora_dropout": 0.5, "use_dora": True}], ids=["LoRA", "DoRA"]
 )
 def test_dropout_leaves_the_reference_alone(options):
-    """At the start LoRA adds nothing whatever it drops, so KL is 0; attention dropout in the tuned pass alone is not."""
+    """At the start LoRA adds nothing whatever it drops, so KL is 0; with attention dropout in the tuned pass it is
+    not.
+    """
     model = with_lora(base(), perturbed=False, **options)
     assert act(model, batch())[1]["selfaug/kl"] == pytest.approx(0, abs=1e-6)
     noisy = with_lora(base(attention_dropout=0.5), perturbed=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from selfaug import positions
 
 X = -100
@@ -111,7 +112,9 @@ def test_labels_cut_to_the_last_positions_are_put_back_in_place():
 
 
 def test_labels_cut_by_a_mask_of_used_logits_are_put_back_in_place():
-    """ms-swift, batch of one: keep t where label t + 1 is trained, and the last; the cut labels begin with a spare -100."""
+    """ms-swift, batch of one: keep t where label t + 1 is trained, and the last; the cut labels begin with a spare
+    -100.
+    """
     full = torch.tensor([[X, X, 5, 6, X, 8, 9]])
     keep = torch.tensor([False, True, True, False, True, True, True])
     cut = torch.tensor([[X, 5, 6, 8, 9]])

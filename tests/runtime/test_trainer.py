@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from selfaug import metrics
 from tiny import base, batch, settings, with_lora
 from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from selfaug import metrics
 
 
 class Rows(torch.utils.data.Dataset):
