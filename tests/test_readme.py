@@ -1,0 +1,105 @@
+"""README.md says what is so: its generated blocks, its settings and its test command are compared with their sources.
+
+python tests/test_readme.py      writes the generated blocks anew
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from itertools import groupby
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+sys.path.insert(0, str(ROOT))
+
+from selfaug_patcher import pins  # noqa: E402
+
+
+def block(name: str) -> str:
+    """What README.md has between the comments NAME and "end of NAME"."""
+    text = README.read_text(encoding="utf-8")
+    found = re.search(rf"<!-- {name} -->\n(.*?)<!-- end of {name} -->", text, re.DOTALL)
+    assert found, f"README.md has no block {name!r}"
+    return found.group(1)
+
+
+def hunk(package: str) -> str:
+    """The newest patch of a package, without its header."""
+    newest = [pin for pin in pins.load().pins if pin.target.startswith(package)][-1].patch
+    patch = next(ROOT.glob(f"patches/*/{Path(newest).name}"))
+    lines = patch.read_text(encoding="utf-8").split("\n")
+    body = [line for line in lines[lines.index("") + 1 :] if not line.startswith(("---", "+++"))]
+    body = ["@@" if line.startswith("@@") else line for line in body]
+    return "```diff\n" + "\n".join(body).rstrip("\n") + "\n```\n"
+
+
+def releases() -> str:
+    """The pinned releases, a line for each minor series."""
+    rows = []
+    for target in pins.TARGETS:
+        final = [pin.version for pin in pins.load().pins if pin.target == target.name and not pin.note]
+        series = [list(group) for _, group in groupby(final, key=lambda version: version.split(".")[:2])]
+        rows.append(f"**{target.package}**, {len(final)} releases from {final[0]} to {final[-1]}: ")
+        rows[-1] += ", ".join(s[0] if len(s) == 1 else f"{s[0]}-{s[-1].split('.')[-1]}" for s in series) + ".\n"
+    return "\n".join(rows)
+
+
+GENERATED = {
+    "transformers hunk": lambda: hunk("transformers"),
+    "peft hunk": lambda: hunk("peft"),
+    "releases": releases,
+}
+
+
+def test_the_hunks_shown_are_those_of_the_newest_patches():
+    for name in ("transformers hunk", "peft hunk"):
+        assert block(name) == GENERATED[name]()
+
+
+def test_the_releases_listed_are_those_pinned():
+    assert block("releases") == releases()
+
+
+def test_every_setting_is_listed_with_its_default():
+    from selfaug import config
+
+    listed = dict(re.findall(r"^\| `(SELFAUG\w*)` \|.*\| `([^`]*)` \|$", block("settings"), re.MULTILINE))
+    assert set(listed) == set(config.ENVIRONMENT)
+    assert config.read(None, listed) == config.Settings()
+
+
+def test_ci_runs_the_test_command_that_the_readme_gives():
+    """Up to the command itself, which this test must not run."""
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8").replace('eval "$command"', "")
+    env = {"PATH": "/usr/bin:/bin", "ONLY_PRINT": "1"}
+    run = subprocess.run(["bash", "-c", script, str(ROOT / ".ci" / "run")], capture_output=True, text=True, env=env)
+    assert run.returncode == 0, run.stderr
+    printed = [line for line in run.stdout.splitlines() if line.startswith("python3 -m venv")]
+    assert len(printed) == 1
+    assert f"```\n{printed[0]}\n```" in README.read_text(encoding="utf-8")
+
+
+def test_every_file_and_link_that_is_named_exists():
+    text = README.read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+    tree = text[text.index("## The tree") :]
+    named = re.findall(r"^  ([\w./, ]+?)  +", tree[: tree.index("## Tests")], re.MULTILINE)
+    files = [name for entry in named for name in entry.split(", ")]
+    assert len(files) > 8
+    assert [name for name in files if not (ROOT / "Code" / name).exists()] == []
+
+
+def main() -> None:
+    text = README.read_text(encoding="utf-8")
+    for name, make in GENERATED.items():
+        text = text.replace(f"<!-- {name} -->\n{block(name)}", f"<!-- {name} -->\n{make()}")
+    README.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
