@@ -55,7 +55,7 @@ BAD_PAIRS = (
     ),
     BadPair(
         peft=">=0.18.0rc0,!=0.18.0",
-        transformers=">=4.45,<4.47",
+        transformers=">=4.43,<4.47",
         what="peft {peft} beside transformers {transformers} fails in get_peft_model: no torch.distributed.tensor",
         do='pip install "transformers==4.47.1", or put "import torch.distributed.tensor" first in the script',
     ),
