@@ -46,6 +46,9 @@ def main(arguments: Sequence[str] | None = None, patches: Path | None = None, co
         else:
             print(error, file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("Interrupted. What had been changed was put back.", file=sys.stderr)
+        return FAILED
 
 
 Setup = Callable[[], "tuple[Environment, PinTable, Runtime]"]

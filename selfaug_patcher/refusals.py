@@ -11,7 +11,7 @@ from .errors import PatcherError, Problem
 from .payload import installed
 from .pins import PinTable
 from .state import MISSING, MODIFIED, UNSUPPORTED, State, TargetState
-from .store import RUNTIME
+from .store import RUNTIME, Store
 
 # Reasons not to write into a package; none of them speaks against another text in memory.
 _ONLY_ON_DISK = {"editable", "externally-managed"}
@@ -43,7 +43,7 @@ def refusals(state: State, targets: Sequence[TargetState] | None = None, *, in_m
 
 def changed_modules(state: State) -> list[str]:
     """The files in ``selfaug/`` that are not as the receipt says, one line each."""
-    receipt = state.model.store.receipt()
+    receipt = Store(state.site).receipt() if state.site is not None else None
     if receipt is None or state.site is None:
         return []
     found = installed(state.site)

@@ -147,7 +147,8 @@ def of_package(target: Target, package: Package, table: PinTable) -> TargetState
     elif patched or (original and original.patched_sha256 == sha256):
         state = PATCHED
     else:
-        state = MODIFIED if pinned or original else UNSUPPORTED
+        ours = original is not None and package.version in ("", original.version)
+        state = MODIFIED if pinned or ours else UNSUPPORTED
     return TargetState(target, package, state, path, content, sha256, stock or patched, original)
 
 
