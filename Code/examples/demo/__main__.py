@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
@@ -43,7 +44,7 @@ class Size:
     alpha: float
 
 
-FULL = Size(train=96, test=100, instructions=48, answer_limit=96, epochs=2, batch_size=4, lr=1e-3, alpha=0.5)
+FULL = Size(train=96, test=100, instructions=40, answer_limit=96, epochs=2, batch_size=4, lr=1e-3, alpha=0.5)
 QUICK = replace(FULL, train=80, test=40, instructions=24, answer_limit=64, epochs=1)
 
 
@@ -58,6 +59,7 @@ def main() -> int:
     parser.add_argument("--alpha", type=float, help=f"weight of the KL term (default: {FULL.alpha:g})")
     parser.add_argument("--seed", type=int, default=0, help="of the data and of both trainings")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops the child, too
     given = {key: getattr(args, key) for key in ("lr", "alpha") if getattr(args, key) is not None}
     try:
         Demo(args.output.resolve(), args.model, replace(QUICK if args.quick else FULL, **given), args.seed).run()
@@ -74,8 +76,10 @@ class Demo:
     def __init__(self, output: Path, model: str | None, size: Size, seed: int) -> None:
         self.output, self.size, self.seed = output, size, seed
         self.own_model = model
-        local = model is not None and Path(model).is_dir()
-        self.model = str(Path(model).resolve()) if local and model else model or str(output / "model")
+        if model is None:
+            self.model = str(output / "model")
+        else:
+            self.model = str(Path(model).resolve()) if Path(model).is_dir() else model
         self.sandbox = Sandbox(output)
         self.journal = Journal(output / "steps.json")
         self.started = time.monotonic()

@@ -17,7 +17,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-TASK_ANSWER_LIMIT = 24
+TASK_ANSWER_LIMIT = 16
 BATCH_SIZE = 24
 
 

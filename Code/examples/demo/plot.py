@@ -39,8 +39,8 @@ def learned_against_kept(axes: plt.Axes, figures: dict, summary: dict) -> None:
     base = summary["models"]["base"]["exact_match"]["mean"]
     axes.plot(0, base, "o", ms=8, color="0.4", label=TITLES["base"])
     axes.set(xlim=(-0.02, None), ylim=(-0.03, 1), title="Learned against kept")
-    axes.set(xlabel="KL(base ‖ tuned) on general instructions, nats per token", ylabel="task: exact match")
-    axes.legend(frameon=False, loc="upper left")
+    axes.set(xlabel="drift: KL to the base, nats per token", ylabel="task: exact match")
+    axes.legend(frameon=False, loc="lower right")
 
 
 def prompt_by_prompt(axes: plt.Axes, figures: dict) -> None:
@@ -48,7 +48,7 @@ def prompt_by_prompt(axes: plt.Axes, figures: dict) -> None:
     top = 1.05 * max(*plain, *aligned)
     axes.plot([0, top], [0, top], color="0.7", lw=1)
     axes.scatter(plain, aligned, s=22, color=COLOURS[ALIGNED], alpha=0.8)
-    axes.set(xlim=(0, top), ylim=(0, top), title="Each dot is one instruction")
+    axes.set(xlim=(0, top), ylim=(0, top), title="Drift, one dot per instruction")
     axes.set(xlabel=f"KL with {TITLES[PLAIN]}", ylabel=f"KL with {TITLES[ALIGNED]}")
 
 

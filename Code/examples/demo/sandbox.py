@@ -57,7 +57,9 @@ def environment() -> dict[str, str]:
     """The user's environment without what would let other packages or SelfAug settings into the demo."""
     drop = re.compile(r"PYTHON(PATH|HOME|SAFEPATH|STARTUP|OPTIMIZE)$|VIRTUAL_ENV$|SELFAUG")
     kept = {name: value for name, value in os.environ.items() if not drop.match(name)}
-    return {**kept, "PYTHONNOUSERSITE": "1", "PYTHONUTF8": "1", "TOKENIZERS_PARALLELISM": "false"}
+    fixed = {"PYTHONNOUSERSITE": "1", "PYTHONUTF8": "1", "TOKENIZERS_PARALLELISM": "false"}
+    # threads that spin while they wait make a busy machine many times slower; on an idle one this costs nothing
+    return {"OMP_WAIT_POLICY": "PASSIVE", **kept, **fixed}
 
 
 def sha256(file: Path) -> str:

@@ -1,0 +1,76 @@
+"""The whole demo on a tiny model, in an environment whose transformers and peft are copies of the installed ones."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import shutil
+import subprocess
+import sys
+import sysconfig
+from dataclasses import replace
+from importlib.metadata import distribution
+from pathlib import Path
+
+import pytest
+import sandbox
+from sandbox import Sandbox, sha256
+
+DEMO = runpy.run_path(str(Path(sandbox.__file__).with_name("__main__.py")), run_name="demo")
+TARGETS = ("transformers/models/qwen2/modeling_qwen2.py", "peft/tuners/lora/layer.py")
+
+
+def create(self, requirements, extra, without_dependencies):
+    """Instead of pip: copies of the two packages to patch; everything else is seen through a .pth file."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(self.root / "venv")], check=True)
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    ran = subprocess.run([str(self.python), "-c", code], check=True, capture_output=True, text=True)
+    site = Path(ran.stdout.strip())
+    installed = Path(sysconfig.get_path("purelib"))
+    (site / "installed.pth").write_text(f"{installed}\n", encoding="utf-8")
+    for name in ("transformers", "peft"):
+        shutil.copytree(installed / name, site / name, ignore=shutil.ignore_patterns("__pycache__"))
+        metadata = Path(str(distribution(name).locate_file(""))) / f"{name}-{distribution(name).version}.dist-info"
+        shutil.copytree(metadata, site / metadata.name)
+
+
+def site(output):
+    return next(path for path in (output / "venv").rglob("site-packages") if path.is_dir())
+
+
+@pytest.mark.environments
+def test_the_demo_trains_twice_reverts_and_goes_on_where_it_stopped(tiny_model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Sandbox, "create", create)
+    size = replace(DEMO["QUICK"], train=8, test=4, instructions=3, answer_limit=4)
+    DEMO["Demo"](tmp_path, str(tiny_model), size, seed=0).run()
+
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert results["settings"]["alpha"] == size.alpha
+    assert results["models"]["selfaug"]["steps"] == results["models"]["lora"]["steps"] == 2
+    logs = {name: (tmp_path / "logs" / f"train-{name}.log").read_text(encoding="utf-8") for name in ("lora", "selfaug")}
+    assert "selfaug/kl" in logs["selfaug"]
+    assert "selfaug" not in logs["lora"].replace(str(tmp_path), "").lower()
+    assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
+    for target in TARGETS:
+        assert sha256(site(tmp_path) / target) == sha256(Path(sysconfig.get_path("purelib")) / target)
+    assert not (site(tmp_path) / "selfaug").exists()
+    first = capsys.readouterr().out
+    assert "reverted: both files have their stock sha256 again" in first
+    assert "done before" not in first
+
+    DEMO["Demo"](tmp_path, str(tiny_model), size, seed=0).run()
+    second = capsys.readouterr().out
+    assert second.count("done before") == 7
+    assert second.split("learned:")[1].split("Whole time")[0] == first.split("learned:")[1].split("Whole time")[0]
+
+
+@pytest.mark.environments
+def test_a_demo_that_was_stopped_while_patched_is_reverted_before_it_trains_on_stock(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(Sandbox, "create", create)
+    demo = DEMO["Demo"](tmp_path, str(tiny_model), DEMO["QUICK"], seed=0)
+    demo.make_environment()
+    demo.patcher("install")
+    assert demo.states() == {"patched"}
+    again = DEMO["Demo"](tmp_path, str(tiny_model), DEMO["QUICK"], seed=0)
+    again.make_environment()
+    assert again.states() == {"stock"}
