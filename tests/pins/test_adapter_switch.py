@@ -8,6 +8,7 @@ AdaLoRA's, too. Most of these need hardware or packages to run, none to be read.
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import zipfile
 
@@ -19,6 +20,7 @@ from selfaug_patcher import wheels
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid escape sequence")  # in stock peft
 
+PAST_THE_PROPERTY = re.compile(rb".*\._disable_adapters(?! *= *False).*")
 FOLDERS = re.compile(r"peft/tuners/(lora|adalora)/[a-z_0-9]+\.py")
 
 # Classes with a forward of their own, in the release that brought them. What is here must be found, so that a finder
@@ -36,7 +38,7 @@ BROUGHT = {
 SINCE_RENAMED = {"Conv2d": "_ConvNd", "QuantLinear": "GPTQLoraLinear"}
 
 
-def lora_layers(found: tuple[ast.ClassDef, ...]) -> list[ast.ClassDef]:
+def lora_layers(found: list[ast.ClassDef]) -> list[ast.ClassDef]:
     """The classes that descend from LoraLayer, by name, over as many steps as it takes."""
     family = {"LoraLayer"}
     layers: list[ast.ClassDef] = []
@@ -74,21 +76,34 @@ def asks(test: ast.expr) -> bool:
     return "self.disable_adapters" in map(ast.unparse, reasons)
 
 
-def classes(version: str) -> tuple[ast.ClassDef, ...]:
+def sources(version: str) -> list[bytes]:
     wheel = wheels.find("peft", version)
     if wheel is None:
         assert not PROVE_ALL, f"no wheel of peft {version}"
         pytest.skip("no wheel in the cache")
     with zipfile.ZipFile(wheel) as archive:
-        trees = [ast.parse(archive.read(path)) for path in archive.namelist() if FOLDERS.fullmatch(path)]
-    return tuple(node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
+        return [archive.read(path) for path in archive.namelist() if FOLDERS.fullmatch(path)]
+
+
+@functools.lru_cache(maxsize=60)  # most files do not change between two releases
+def classes(source: bytes) -> list[ast.ClassDef]:
+    """The classes of a module, those under an ``if`` or ``try`` of it as well."""
+    found: list[ast.ClassDef] = []
+    nodes: list[ast.AST] = list(ast.parse(source).body)
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.ClassDef):
+            found.append(node)
+        elif isinstance(node, (ast.If, ast.Try)):
+            nodes += ast.iter_child_nodes(node)
+    return found
 
 
 @pytest.mark.parametrize("pin", TABLE.of("peft:lora"), ids=name)
 def test_every_lora_layer_asks_disable_adapters_before_it_uses_lora(pin, all_wheels):
     """And none answers for itself: the property is LoraLayer's, and nobody reads past it."""
-    found = classes(pin.version)
-    layers = lora_layers(found)
+    texts = sources(pin.version)
+    layers = lora_layers([node for text in texts for node in classes(text)])
     with_forward = {node.name for node in layers if method(node, "forward")}
     for version, expected in BROUGHT.items():
         if Version(version) <= Version(pin.version):
@@ -98,15 +113,7 @@ def test_every_lora_layer_asks_disable_adapters_before_it_uses_lora(pin, all_whe
     forwards = [(node.name, method(node, "forward")) for node in layers if method(node, "forward")]
     assert [f"{name} {why}" for name, forward in forwards if (why := disobedience(forward))] == []
     assert [node.name for node in layers if method(node, "disable_adapters")] == []
-    assert [place for node in found for place in past_the_property(node)] == []
-
-
-def past_the_property(node: ast.ClassDef) -> list[str]:
-    return [
-        f"{node.name}, line {part.lineno}"
-        for part in ast.walk(node)
-        if isinstance(part, ast.Attribute) and part.attr == "_disable_adapters" and isinstance(part.ctx, ast.Load)
-    ]
+    assert [use for text in texts for use in PAST_THE_PROPERTY.findall(text)] == []
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,8 @@ def test_a_release_that_pip_cannot_deliver_is_told_in_its_words(index):
 
 
 def test_progress_is_a_line_per_wheel_where_there_is_no_terminal(index):
-    wheels.fetch("demo", "1.0")
+    wheels.cache().mkdir(parents=True)
+    (index / "demo-1.0-py3-none-any.whl").rename(wheels.cache() / "demo-1.0-py3-none-any.whl")
     stream = io.StringIO()
     wheels.fetch_all([("demo", "1.0"), ("demo", "1.1"), ("demo", "1.1")], stream)
     assert stream.getvalue() == f"wheels 0/1: demo 1.1\nwheels 1/1: 1 wheels in {wheels.cache()}\n"
@@ -75,9 +76,10 @@ def test_progress_is_a_bar_on_a_terminal(index):
             return True
 
     stream = Terminal()
-    wheels.fetch_all([("demo", "1.0"), ("demo", "1.1")], stream)
-    assert stream.getvalue().count("\r") == 3
-    assert "[" + "#" * 15 + "." * 15 + "] 1/2  demo 1.1" in stream.getvalue()
+    with pytest.raises(PatcherError):
+        wheels.fetch_all([("demo", "1.1"), ("demo", "9.9")], stream)
+    assert stream.getvalue().count("\r") == 2
+    assert "[" + "#" * 15 + "." * 15 + "] 1/2  demo 9.9" in stream.getvalue()
     assert stream.getvalue().endswith("\n")
 
 
