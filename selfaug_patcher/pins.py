@@ -122,41 +122,18 @@ def load(root: Path | None = None) -> PinTable:
             target that names them.
     """
     root = _root() if root is None else root
-    try:
-        data = json.loads(_read(root, "pins.json", MAX_TABLE_BYTES), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise PatcherError(
-            _problem("pins.json is not JSON", "the file of a SelfAug checkout", str(error)[:200])
-        ) from None
-    if not isinstance(data, dict) or set(data) != {"format", *(target.name for target in TARGETS)}:
-        found = f"the keys {sorted(data)[:5]}" if isinstance(data, dict) else type(data).__name__
-        expected = "the keys 'format' and " + ", ".join(repr(target.name) for target in TARGETS)
-        raise PatcherError(_problem("pins.json is not a pin table", expected, found[:200]))
-    if data["format"] != FORMAT:
-        found = repr(data["format"])[:40]
-        raise PatcherError(_problem("pins.json has a format that this SelfAug does not read", f"{FORMAT}", found))
+    data = _data(root)
     problems: list[Problem] = []
     pins: list[Pin] = []
     for target in TARGETS:
-        rows = data[target.name] if isinstance(data[target.name], list) else None
-        if not rows:
-            problems.append(
-                _problem(f"pins.json has no rows for {target.name}", "a list", repr(data[target.name])[:60])
-            )
-        found_pins = [_pin(target, row, problems) for row in rows or ()]
-        pins += _consistent([pin for pin in found_pins if pin], problems)
-    patches: dict[str, Patch] = {}
-    paths = {target.name: target.path for target in TARGETS}
-    for pin in pins:
-        try:
-            patches[pin.patch] = patches.get(pin.patch) or read_patch(root, pin.patch)
-        except PatcherError as error:
-            problems += [problem for problem in error.problems if problem not in problems]
+        rows = data[target.name]
+        if not isinstance(rows, list) or not rows:
+            problems.append(_problem(f"pins.json has no rows for {target.name}", "a list", repr(rows)[:60]))
             continue
-        if patches[pin.patch].target != paths[pin.target]:
-            problems.append(
-                _problem(f"{pin.patch} is not a patch for {pin.target}", paths[pin.target], patches[pin.patch].target)
-            )
+        found = [_pin(target, row, problems) for row in rows]
+        pins += [pin for pin in found if pin]
+        problems += _contradictions([pin for pin in found if pin])
+    patches = _patches(root, pins, problems)
     if problems:
         raise PatcherError(*problems)
     return PinTable(tuple(pins), root, patches)
@@ -230,46 +207,65 @@ def _read(root: Path, name: str, limit: int) -> bytes:
     return data
 
 
+def _data(root: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(_read(root, "pins.json", MAX_TABLE_BYTES), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        problem = _problem("pins.json is not JSON", "the file of a SelfAug checkout", str(error)[:200])
+        raise PatcherError(problem) from None
+    if not isinstance(data, dict) or set(data) != {"format", *(target.name for target in TARGETS)}:
+        found = f"the keys {sorted(data)[:5]}" if isinstance(data, dict) else type(data).__name__
+        expected = "the keys 'format' and " + ", ".join(repr(target.name) for target in TARGETS)
+        raise PatcherError(_problem("pins.json is not a pin table", expected, found[:200]))
+    if data["format"] != FORMAT:
+        found = repr(data["format"])[:40]
+        raise PatcherError(_problem("pins.json has a format that this SelfAug does not read", f"{FORMAT}", found))
+    return data
+
+
 def _pin(target: Target, row: Any, problems: list[Problem]) -> Pin | None:
-    shown = repr(row)[:120]
+    where = f"in a row for {target.name}"
     if not isinstance(row, dict) or set(row) != _FIELDS or not all(isinstance(value, str) for value in row.values()):
-        problems.append(
-            _problem(f"pins.json has a row for {target.name} of another form", f"texts {sorted(_FIELDS)}", shown)
-        )
+        problems.append(_problem(f"pins.json has another form {where}", f"texts {sorted(_FIELDS)}", repr(row)[:120]))
         return None
     forms = {"version": _VERSION, "patch": _PATCH, "stock_sha256": _SHA256, "patched_sha256": _SHA256}
     wrong = [name for name, form in forms.items() if not form.fullmatch(row[name])]
     wrong += ["note"] if row["note"] not in NOTES else []
-    for name in wrong:
-        problems.append(
-            _problem(f"pins.json has a bad {name} in a row for {target.name}", f"a {name}", repr(row[name])[:80])
-        )
-    patch = f"{target.package}/{row['patch']}"
-    return (
-        None
-        if wrong
-        else Pin(target.name, row["version"], row["stock_sha256"], patch, row["patched_sha256"], row["note"])
-    )
+    problems += [_problem(f"pins.json has a bad {name} {where}", f"a {name}", repr(row[name])[:80]) for name in wrong]
+    return None if wrong else Pin(target=target.name, **{**row, "patch": f"{target.package}/{row['patch']}"})
 
 
-def _consistent(pins: list[Pin], problems: list[Problem]) -> list[Pin]:
-    outcome: dict[str, tuple[str, str]] = {}
-    origin: dict[str, str] = {}
+def _contradictions(pins: list[Pin]) -> list[Problem]:
+    """What cannot be true of one target's rows: order, and that a file has one outcome and an outcome one file."""
+    problems: list[Problem] = []
+    outcomes: dict[str, tuple[str, str]] = {}
+    origins: dict[str, str] = {}
     for index, pin in enumerate(pins):
         where = f"pins.json, {pin.target} {pin.version}:"
+        outcome = (pin.patch, pin.patched_sha256)
         if index and Version(pins[index - 1].version) >= Version(pin.version):
             problems.append(_problem(f"{where} out of order or twice", "ascending versions", pins[index - 1].version))
-        if outcome.setdefault(pin.stock_sha256, (pin.patch, pin.patched_sha256)) != (pin.patch, pin.patched_sha256):
-            problems.append(
-                _problem(f"{where} one stock file, two outcomes", "one patch and one result", pin.stock_sha256)
-            )
-        if origin.setdefault(pin.patched_sha256, pin.stock_sha256) != pin.stock_sha256:
-            problems.append(
-                _problem(f"{where} two stock files, one outcome", "a result of its own", pin.patched_sha256)
-            )
-    for sha256 in sorted(set(outcome) & set(origin)):
+        if outcomes.setdefault(pin.stock_sha256, outcome) != outcome:
+            problems.append(_problem(f"{where} one stock file, two outcomes", "one outcome", pin.stock_sha256))
+        if origins.setdefault(pin.patched_sha256, pin.stock_sha256) != pin.stock_sha256:
+            problems.append(_problem(f"{where} two stock files, one outcome", "one stock file", pin.patched_sha256))
+    for sha256 in sorted(set(outcomes) & set(origins)):
         problems.append(_problem("pins.json: one file is both stock and patched", "two hashes that differ", sha256))
-    return pins
+    return problems
+
+
+def _patches(root: Path, pins: list[Pin], problems: list[Problem]) -> dict[str, Patch]:
+    patches: dict[str, Patch] = {}
+    paths = {target.name: target.path for target in TARGETS}
+    for name, target in dict.fromkeys((pin.patch, pin.target) for pin in pins):
+        try:
+            patches[name] = read_patch(root, name)
+        except PatcherError as error:
+            problems += error.problems
+            continue
+        if patches[name].target != paths[target]:
+            problems.append(_problem(f"{name} is not a patch for {target}", paths[target], patches[name].target))
+    return patches
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
