@@ -16,6 +16,7 @@ from typing import Any, Callable
 DIRECTIONS = ("base-tuned", "tuned-base")
 POSITIONS = ("input", "strict-input", "output", "all")
 REDUCTIONS = ("token", "sequence")
+REFERENCES = ("base", "frozen-adapters")
 
 
 class SettingError(ValueError):
@@ -34,6 +35,9 @@ class Settings:
     reduction: "token" averages over the aligned tokens of the micro-batch; "sequence" averages within each row and
         weights rows by their supervised tokens.
     chunk_size: positions whose logits exist at a time; None is "auto", see :func:`.loss.auto_chunk_size`.
+    reference: what an active but frozen adapter belongs to: "base" switches it off in the reference pass,
+        "frozen-adapters" leaves it on; None stops where there is one, see :mod:`.guards`.
+    evaluation: ``eval_loss`` contains the term, too.
     strict: a step that goes past SelfAug is an error instead of a warning, see :mod:`.watch`.
     """
 
@@ -43,6 +47,8 @@ class Settings:
     positions: str = "input"
     reduction: str = "token"
     chunk_size: int | None = None
+    reference: str | None = None
+    evaluation: bool = False
     strict: bool = False
 
 
@@ -89,9 +95,12 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "positions": _one_of(POSITIONS),
     "reduction": _one_of(REDUCTIONS),
     "chunk_size": _chunk_size,
+    "reference": _one_of(REFERENCES),
+    "evaluation": _switch,
     "strict": _switch,
 }
-ENVIRONMENT = {"SELFAUG" if key == "enabled" else f"SELFAUG_{key.upper()}": key for key in _PARSERS}
+_SHORT = {"enabled": "SELFAUG", "evaluation": "SELFAUG_EVAL"}
+ENVIRONMENT = {_SHORT.get(key, f"SELFAUG_{key.upper()}"): key for key in _PARSERS}
 
 
 def read(model_config: Any = None, environ: Mapping[str, str] | None = None) -> Settings:

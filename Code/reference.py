@@ -15,40 +15,58 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .eager import eager, eager_around
+
 # decoder arguments with a position axis, and that axis; a call with any other tensor argument is not shortened
 _POSITION_AXES = {"input_ids": 1, "inputs_embeds": 1, "position_ids": -1, "attention_mask": -1, "cache_position": 0}
 
 
+@eager
 def lora_layers(model: nn.Module) -> list[nn.Module]:
     """The LoRA layers of ``model`` that are training: an active adapter has a parameter that takes a gradient.
 
     Empty for a plain model, for full fine-tuning, for other tuners than LoRA, and where the user disabled or merged
     the adapters.
     """
-    return [module for module in model.modules() if _is_lora(module) and _trains(module)]
+    return [module for module in model.modules() if is_lora(module) and _trains_any(module)]
 
 
-def _is_lora(module: nn.Module) -> bool:
+def is_lora(module: nn.Module) -> bool:
+    """Whether ``module`` is a LoRA layer with SelfAug's switch."""
     return hasattr(type(module), "selfaug_reference")
 
 
-def _trains(layer: Any) -> bool:
+def trains(layer: Any, adapter: str) -> bool:
+    """Whether a parameter of ``adapter`` in this LoRA layer takes a gradient."""
+    return any(parameter.requires_grad for parameter in _parameters(layer, adapter))
+
+
+def holds(layer: Any, adapter: str) -> bool:
+    """Whether this LoRA layer has weights of ``adapter``."""
+    return any(True for _ in _parameters(layer, adapter))
+
+
+def _trains_any(layer: Any) -> bool:
     if layer.disable_adapters or layer.merged:
         return False
+    return any(trains(layer, adapter) for adapter in layer.active_adapters)
+
+
+def _parameters(layer: Any, adapter: str) -> Iterator[Tensor]:
     for name in layer.adapter_layer_names:
         adapters = getattr(layer, name, None) or {}
-        for adapter in layer.active_adapters:
-            if adapter in adapters:
-                found = adapters[adapter]
-                parameters = found.parameters() if isinstance(found, nn.Module) else (found,)
-                if any(parameter.requires_grad for parameter in parameters):
-                    return True
-    return False
+        if adapter in adapters:
+            found = adapters[adapter]
+            if isinstance(found, nn.Module):
+                yield from found.parameters()
+            else:
+                yield found
 
 
 @contextmanager
-def switched_off(model: nn.Module) -> Iterator[None]:
-    """Within: every adapter of ``model`` is off, every module in eval mode, no gradient. After: everything as it was.
+def switched_off(model: nn.Module, keep: frozenset[str] = frozenset()) -> Iterator[None]:
+    """Within: every adapter of ``model`` but those in ``keep`` is off, every module in eval mode, no gradient. After:
+    everything as it was.
 
     Eval mode means no dropout, no NEFTune noise, and gradient checkpointing not engaged. Beside LoRA layers it
     switches peft's wrappers of whole modules (``modules_to_save``, trainable tokens), which then answer with the
@@ -56,13 +74,20 @@ def switched_off(model: nn.Module) -> Iterator[None]:
     """
     modules = list(model.modules())
     training = [module for module in modules if module.training]
-    lora = [module for module in modules if _is_lora(module)]
-    wrappers = [m for m in modules if not _is_lora(m) and vars(m).get("_disable_adapters") is False]
+    lora: list[Any] = [module for module in modules if is_lora(module)]
+    wrappers = [m for m in modules if not is_lora(m) and vars(m).get("_disable_adapters") is False]
+    narrowed = {}
+    if keep:
+        narrowed = {m: m._active_adapter for m in lora if any(a in keep and holds(m, a) for a in m.active_adapters)}
+        lora = [module for module in lora if module not in narrowed]
+        wrappers = [module for module in wrappers if not keep.intersection(_active(module))]
     try:
         for module in training:
             module.training = False
         for module in lora:
             module.selfaug_reference = True
+        for module in narrowed:
+            module._active_adapter = [adapter for adapter in module.active_adapters if adapter in keep]
         for module in wrappers:
             module._disable_adapters = True
         with torch.no_grad():
@@ -72,10 +97,18 @@ def switched_off(model: nn.Module) -> Iterator[None]:
             module.training = True
         for module in lora:
             module.selfaug_reference = False
+        for module, active in narrowed.items():
+            module._active_adapter = active
         for module in wrappers:
             module._disable_adapters = False
 
 
+def _active(wrapper: nn.Module) -> list[str]:
+    active = vars(wrapper).get("_active_adapter") or []
+    return [active] if isinstance(active, str) else list(active)
+
+
+@eager_around
 def hidden_states(decoder: nn.Module, arguments: dict[str, Any], length: int) -> Tensor:
     """(B, length or T, H): the decoder's last hidden states at the first ``length`` positions, by the reference.
 

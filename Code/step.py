@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from . import config, loss, metrics, positions, reference, trainers, watch
+from . import config, guards, loss, metrics, positions, reference, trainers, watch
+from .eager import eager, eager_around
 from .outputs import LazyLogits, SelfAugOutput
 
 logger = logging.get_logger("transformers.selfaug")
@@ -24,8 +25,13 @@ _NOT_FOR_THE_DECODER = {"labels", "logits_to_keep", "num_logits_to_keep", "num_i
 _KNOWN_EXTRAS = {"num_items_in_batch", "output_attentions", "output_hidden_states", "return_dict", "cache_position",
                  "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}  # fmt: skip
 _FRAME = "_selfaug_frame"
+_UNPATCHED_PEFT = (
+    "this peft has no switch for the reference pass; was it upgraded after the installation? "
+    "`python -m selfaug_patcher status` tells"
+)
 
 
+@eager_around
 def run(model: Any, forward: Callable[..., Any], stock: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """``forward(model, *args, **kwargs)`` in training mode, with ``alpha * KL`` added to its loss if LoRA trains on
     labels.
@@ -37,29 +43,35 @@ def run(model: Any, forward: Callable[..., Any], stock: bool, args: tuple[Any, .
     if labels is None and step is not None and step.keeps_labels:
         labels = step.labels
     settings = config.read(model.config)
-    if labels is None or not settings.enabled or settings.alpha == 0 or not reference.lora_layers(model):
+    if labels is None or not settings.enabled or settings.alpha == 0:
         return forward(model, *args, **kwargs)
+    layers = reference.lora_layers(model)
+    if not layers:
+        if guards.unpatched_peft(model):
+            watch.BYPASS.tell(_UNPATCHED_PEFT, forward, settings.strict)
+        return forward(model, *args, **kwargs)
+    keep = guards.reference_adapters(model, layers, settings)
     if _has_past(call):
         reason = "the model was called with labels and a filled key-value cache, which no reference pass can share"
         watch.BYPASS.tell(reason, forward, settings.strict)
         return forward(model, *args, **kwargs)
     if stock and call.get("labels") is not None and _is_plain(model, forward, call):
-        return _fused(model, call, settings)
-    return _around(model, forward, call, labels, settings, args, kwargs)
+        return _fused(model, call, settings, keep)
+    return _around(model, forward, call, labels, settings, keep, args, kwargs)
 
 
-def _fused(model: Any, call: dict[str, Any], settings: config.Settings) -> SelfAugOutput:
+@eager_around
+def _fused(model: Any, call: dict[str, Any], settings: config.Settings, keep: frozenset[str]) -> SelfAugOutput:
     """Stock ``forward`` re-expressed from hidden states: both terms in chunks, and logits only for a caller who reads
     them.
     """
     chosen = _select(call, call["labels"], settings)
     arguments = _decoder_arguments(model.model, call)
-    reference_hidden = _reference_hidden(
-        model, arguments, chosen
-    )  # first, while no activations of the tuned pass are kept
+    # first, while no activations of the tuned pass are kept
+    reference_hidden = _reference_hidden(model, arguments, chosen, keep)
     decoded = model.model(**arguments)
     hidden = decoded[0]
-    terms = _terms(model, hidden, reference_hidden, chosen, settings)
+    terms = _terms(model, hidden, reference_hidden, chosen, settings, keep)
     total = terms.total / _divisor(chosen, call.get("num_items_in_batch"), hidden.device)
     _acted(model, settings, terms.nll_sum, terms, chosen)
     watch.BYPASS.made(total, settings.strict)
@@ -77,12 +89,14 @@ def _fused(model: Any, call: dict[str, Any], settings: config.Settings) -> SelfA
     )
 
 
+@eager_around
 def _around(
     model: Any,
     forward: Callable[..., Any],
     call: dict[str, Any],
     labels: Tensor,
     settings: config.Settings,
+    keep: frozenset[str],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
@@ -119,7 +133,8 @@ def _around(
     kept = call.get("logits_to_keep", call.get("num_logits_to_keep", 0))
     labels = positions.full_labels(labels, kept, hidden.shape[1])
     chosen = _select({**call, **arguments, "num_items_in_batch": num_items}, labels, settings)
-    terms = _terms(model, hidden, _reference_hidden(model, arguments, chosen), positions.aligned_only(chosen), settings)
+    reference_hidden = _reference_hidden(model, arguments, chosen, keep)
+    terms = _terms(model, hidden, reference_hidden, positions.aligned_only(chosen), settings, keep)
     divisor = _divisor(chosen, num_items, hidden.device)
     if owed:
         _acted(model, settings, _nll_sum(outputs, chosen), terms, chosen)
@@ -152,6 +167,7 @@ class _Frame:
     acted = False
 
 
+@eager
 def _acted(
     model: Any, settings: config.Settings, nll_sum: Tensor, terms: loss.Terms, chosen: positions.Selection
 ) -> None:
@@ -161,12 +177,14 @@ def _acted(
     _announce(settings, model)
 
 
+@eager
 def _mark_acted(model: Any) -> None:
     for record in (vars(model).get(_FRAME), trainers.current()):
         if record is not None:
             record.acted = True
 
 
+@eager
 def _call(forward: Callable[..., Any], model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments that the caller gave, by name; those in ``**kwargs`` among them."""
     signature = _signature(forward)
@@ -186,6 +204,7 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
     return inspect.signature(function)
 
 
+@eager
 def _is_plain(model: Any, forward: Callable[..., Any], call: dict[str, Any]) -> bool:
     """Whether stock ``forward`` would do no more than NLL over all positions, so that ``_fused`` can stand for it."""
     kept = call.get("logits_to_keep", call.get("num_logits_to_keep", 0))
@@ -205,6 +224,7 @@ def _is_stock_loss(function: Any) -> bool:
     return str(module).startswith("transformers.") and name == "ForCausalLMLoss"
 
 
+@eager
 def _has_past(call: dict[str, Any]) -> bool:
     past = call.get("past_key_values")
     if past is None:
@@ -212,6 +232,7 @@ def _has_past(call: dict[str, Any]) -> bool:
     return past.get_seq_length() > 0 if hasattr(past, "get_seq_length") else len(past) > 0
 
 
+@eager
 def _decoder_arguments(decoder: nn.Module, call: dict[str, Any]) -> dict[str, Any]:
     """Those arguments of the call that stock ``forward`` hands to its decoder."""
     parameters = _signature(type(decoder).forward).parameters.values()
@@ -236,6 +257,7 @@ def _decoder_calls(decoder: nn.Module) -> Iterator[list[tuple[dict[str, Any], Te
         handle.remove()
 
 
+@eager
 def _select(call: dict[str, Any], labels: Tensor, settings: config.Settings) -> positions.Selection:
     return positions.select(
         labels,
@@ -247,23 +269,32 @@ def _select(call: dict[str, Any], labels: Tensor, settings: config.Settings) -> 
     )
 
 
-def _reference_hidden(model: Any, arguments: dict[str, Any], chosen: positions.Selection) -> Tensor | None:
+@eager_around
+def _reference_hidden(
+    model: Any, arguments: dict[str, Any], chosen: positions.Selection, keep: frozenset[str]
+) -> Tensor | None:
     """(A, H) hidden states of the aligned positions with LoRA off; None if there are none."""
     if chosen.aligned == 0:
         return None
-    with reference.switched_off(model):
+    with reference.switched_off(model, keep):
         hidden = reference.hidden_states(model.model, arguments, chosen.length)
     row, column = chosen.index[: chosen.aligned] // chosen.total, chosen.index[: chosen.aligned] % chosen.total
     return hidden.flatten(0, 1)[(row * hidden.shape[1] + column).to(hidden.device)]
 
 
+@eager
 def _terms(
-    model: Any, hidden: Tensor, reference_hidden: Tensor | None, chosen: positions.Selection, settings: config.Settings
+    model: Any,
+    hidden: Tensor,
+    reference_hidden: Tensor | None,
+    chosen: positions.Selection,
+    settings: config.Settings,
+    keep: frozenset[str],
 ) -> loss.Terms:
     """The sums of one micro-batch, from the decoder's (B, T, H) hidden states."""
 
     def reference_head(h: Tensor) -> Tensor:
-        with reference.switched_off(model.lm_head):
+        with reference.switched_off(model.lm_head, keep):
             return model.lm_head(h)
 
     device = hidden.device
@@ -280,6 +311,7 @@ def _terms(
     )
 
 
+@eager
 def _divisor(chosen: positions.Selection, num_items: Any, device: torch.device) -> int | Tensor:
     """What the sums are divided by: the trainer's ``num_items_in_batch``, or the tokens that count in this
     micro-batch.

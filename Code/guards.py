@@ -1,0 +1,160 @@
+"""Is the model with LoRA off the model that training started from? Where it is not, the reference is a wrong one.
+
+:func:`reference_adapters` is asked at every step and looks at the model at the first: it raises
+:class:`ReferenceModelError` with what it found, why that matters and what to do. docs/reference-model.md has the
+table.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from . import config, reference
+
+# init_lora_weights (the part before "_") that subtract something from the base weights or replace them, by peft's names
+_CHANGES_THE_BASE = {
+    "pissa": "PiSSA moves the principal part of each base weight into LoRA",
+    "olora": "OLoRA subtracts its first adapter from each base weight",
+    "corda": "CorDA moves a part of each base weight into LoRA",
+    "loftq": "LoftQ replaces each base weight by its quantised form, whose error the first adapter makes up for",
+    "lora_ga": "LoRA-GA subtracts its first adapter from each base weight",
+    "kasa": "KaSA cuts the smallest singular values out of each base weight",
+}
+_OFF = "or set SELFAUG=0 to train without SelfAug on purpose"
+
+
+class ReferenceModelError(RuntimeError):
+    """LoRA off is not the model that training started from."""
+
+    def __init__(self, found: str, why: str, do: str) -> None:
+        super().__init__(
+            "SelfAug cannot take the model with LoRA off as its reference.\n"
+            f"  found: {found}\n  why:   {why}\n  do:    {do}, {_OFF} (docs/reference-model.md)."
+        )
+
+
+def reference_adapters(model: nn.Module, layers: list[nn.Module], settings: config.Settings) -> frozenset[str]:
+    """Names of the adapters that stay on in the reference pass: none, or the frozen ones if the user says so.
+
+    Args:
+        model: a Qwen2ForCausalLM with LoRA.
+        layers: its training LoRA layers.
+        settings: ``settings.reference`` decides about frozen adapters that are active beside the training ones.
+
+    Raises:
+        ReferenceModelError: see the module.
+    """
+    key = (settings.reference, tuple(layers[0].active_adapters))  # type: ignore[arg-type]
+    known = _SEEN.get(model)
+    if known is None or known[0] != key:
+        known = _SEEN[model] = (key, _examine(model, settings))
+    return known[1]
+
+
+_SEEN: weakref.WeakKeyDictionary[nn.Module, tuple[Any, frozenset[str]]] = weakref.WeakKeyDictionary()
+
+
+def _examine(model: nn.Module, settings: config.Settings) -> frozenset[str]:
+    layers = [module for module in model.modules() if reference.is_lora(module)]
+    active = {name for layer in layers for name in layer.active_adapters if reference.holds(layer, name)}
+    trained = {name for layer in layers for name in layer.active_adapters if reference.trains(layer, name)}
+    _check_merged(layers)
+    _check_initialisation(model, active)
+    _check_base_weights(model, active)
+    frozen = frozenset(active - trained)
+    if not frozen or settings.reference == "base":
+        return frozenset()
+    if settings.reference == "frozen-adapters":
+        return frozen
+    raise ReferenceModelError(
+        f"adapter {_names(frozen)} is active and frozen beside {_names(trained)}, which trains",
+        "the reference may be the model without any adapter, or the one that the frozen adapter belongs to",
+        "set SELFAUG_REFERENCE=base for the first or SELFAUG_REFERENCE=frozen-adapters for the second",
+    )
+
+
+def _check_merged(layers: list[Any]) -> None:
+    merged = {name for layer in layers for name in layer.merged_adapters}
+    if merged:
+        raise ReferenceModelError(
+            f"adapter {_names(merged)} is merged into base weights while LoRA trains",
+            "switching LoRA off does not take it out of the weights again",
+            "call model.unmerge_adapter() before training, or model.merge_and_unload() before the new LoRA is added "
+            "if the merged model is the one to hold on to",
+        )
+
+
+def _check_initialisation(model: nn.Module, active: set[str]) -> None:
+    configs = getattr(model, "peft_config", None) or {}
+    for name in sorted(active & set(configs)):
+        given = getattr(configs[name], "init_lora_weights", None)
+        if getattr(configs[name], "kasa_config", None) is not None:
+            given, found = "kasa", "kasa_config is set"
+        else:
+            found = f"init_lora_weights={given!r}"
+        for kind, why in _CHANGES_THE_BASE.items():
+            if isinstance(given, str) and (given.lower() == kind or given.lower().startswith(f"{kind}_")):
+                raise ReferenceModelError(
+                    f"adapter {name!r}: {found}",
+                    f"{why}: with LoRA off, what remains is not the model that training started from",
+                    "take an initialisation that leaves the base weights alone (init_lora_weights=True, 'gaussian', "
+                    "'orthogonal', 'eva')",
+                )
+
+
+def _check_base_weights(model: nn.Module, active: set[str]) -> None:
+    trained = [name for name, parameter in _base_parameters(model) if parameter.requires_grad]
+    if not trained:
+        return
+    biases = {getattr(c, "bias", "none") for c in (getattr(model, "peft_config", None) or {}).values()} - {"none"}
+    if biases and all(name.endswith("bias") for name in trained):
+        cause = f"LoraConfig(bias={sorted(biases)[0]!r})"
+        do = "set bias='none' in LoraConfig"
+    else:
+        cause = "requires_grad=True on weights of the base model"
+        do = "freeze them, train them as copies (modules_to_save in LoraConfig)"
+    shown = ", ".join(trained[:3]) + (f" and {len(trained) - 3} more" if len(trained) > 3 else "")
+    raise ReferenceModelError(
+        f"{cause}: {shown} train beside LoRA",
+        "they stay trained when LoRA is switched off, so the reference would drift with the model",
+        do,
+    )
+
+
+def _base_parameters(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters that no adapter owns. Adapter layers keep the base model's under ``base_layer``, wrappers of whole
+    modules under ``original_module`` or ``token_adapter``; peft 0.6's LoRA layers are the base layer themselves.
+    """
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            yield f"{prefix}{name}", parameter
+    adapter = hasattr(type(module), "adapter_layer_names") or "_disable_adapters" in vars(module)
+    for name, child in module._modules.items():
+        if child is not None and (not adapter or name in ("base_layer", "original_module", "token_adapter")):
+            yield from _base_parameters(child, f"{prefix}{name}.")
+
+
+def unpatched_peft(model: nn.Module) -> bool:
+    """Whether ``model`` trains LoRA layers of a peft that lacks SelfAug's switch (upgraded after ``install``).
+
+    Looked up once per model.
+    """
+    if model not in _UNPATCHED:
+        _UNPATCHED[model] = any(
+            any(cls.__name__ == "LoraLayer" and cls.__module__.startswith("peft.") for cls in type(module).__mro__)
+            and not reference.is_lora(module)
+            and any(parameter.requires_grad for parameter in module.parameters())
+            for module in model.modules()
+        )
+    return _UNPATCHED[model]
+
+
+_UNPATCHED: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+
+
+def _names(adapters: Any) -> str:
+    return ", ".join(repr(name) for name in sorted(adapters))
