@@ -34,6 +34,9 @@ request = json.load(sys.stdin)
 memory = {"__name__": "memory"}
 exec(request["loader"], memory)
 memory["install"](*memory["decode"](request["modules"]))
+from transformers.models.qwen2.modeling_qwen2 import Qwen2ForCausalLM
+if ("SelfAligned" in [base.__name__ for base in Qwen2ForCausalLM.__mro__]) == request["stock"]:
+    raise SystemExit("Python loaded the stock file for the patched one, or the other way round")
 sys.argv = [request["selftest"], "--digest"]
 runpy.run_path(request["selftest"], run_name="__main__")
 """
@@ -107,7 +110,12 @@ def _same_as_stock(state: State, selftest: Path) -> list[Check]:
 def _digests(environment: Environment, selftest: Path, sources: dict[str, tuple[str, bytes]]) -> tuple[Any, str]:
     """The self-test's digests; it is run by its path, so that nothing else of SelfAug is imported."""
     loader = Path(memory.__file__).read_text(encoding="utf-8")
-    request = {"loader": loader, "modules": memory.encode(sources, {}), "selftest": str(selftest)}
+    request = {
+        "loader": loader,
+        "modules": memory.encode(sources, {}),
+        "selftest": str(selftest),
+        "stock": bool(sources),
+    }
     return _json(environment, _DIGESTS, input=json.dumps(request))
 
 
