@@ -19,7 +19,7 @@ def eager_around(function: Function) -> Function:
 
 
 def _disabled(function: Function, recursive: bool) -> Function:
-    # Importing Dynamo takes a second that inference need not pay. Recent transformers have it loaded by now; beside an older one
-    # a compiled model is right all the same, with more graph breaks.
+    # Importing Dynamo takes a second that inference need not pay. Recent transformers have it loaded by now; beside an
+    # older one a compiled model is right all the same, with more graph breaks.
     dynamo = sys.modules.get("torch._dynamo")
     return function if dynamo is None else dynamo.disable(function, recursive=recursive)

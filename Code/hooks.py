@@ -16,7 +16,7 @@ from typing import Any, Callable
 import torch
 from torch import nn
 
-from . import step, trainers
+from . import config, step, trainers
 
 
 class SelfAligned:
@@ -51,7 +51,7 @@ def wrap(forward: Callable[..., Any], stock: bool = False) -> Callable[..., Any]
 
     @functools.wraps(forward)
     def selfaug_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if not self.training or not torch.is_grad_enabled():
+        if not (self.training and torch.is_grad_enabled() and config.read(self.config).enabled):
             return forward(self, *args, **kwargs)
         return step.run(self, forward, stock, args, kwargs)
 

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from . import metrics, watch
+from .eager import eager
 
 
 class Step:
@@ -53,11 +54,13 @@ class Step:
 _current: Step | None = None
 
 
+@eager
 def current() -> Step | None:
     """The step on whose behalf the model is being called, None outside an HF Trainer's ``compute_loss``."""
     return _current
 
 
+@eager
 def attach() -> None:
     """Wrap ``Trainer.training_step`` and ``Trainer.log`` of this process, once; nothing if the Trainer is not
     imported.
