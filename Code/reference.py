@@ -17,13 +17,10 @@ from torch import Tensor, nn
 
 from .eager import eager, eager_around
 
-from .eager import eager, eager_around
-
 # decoder arguments with a position axis, and that axis; a call with any other tensor argument is not shortened
 _POSITION_AXES = {"input_ids": 1, "inputs_embeds": 1, "position_ids": -1, "attention_mask": -1, "cache_position": 0}
 
 
-@eager
 @eager
 def lora_layers(model: nn.Module) -> list[nn.Module]:
     """The LoRA layers of ``model`` that are training: an active adapter has a parameter that takes a gradient.
@@ -111,7 +108,6 @@ def _active(wrapper: nn.Module) -> list[str]:
     return [active] if isinstance(active, str) else list(active)
 
 
-@eager_around
 @eager_around
 def hidden_states(decoder: nn.Module, arguments: dict[str, Any], length: int) -> Tensor:
     """(B, length or T, H): the decoder's last hidden states at the first ``length`` positions, by the reference.

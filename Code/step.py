@@ -15,7 +15,6 @@ from transformers.utils import logging
 
 from . import config, guards, loss, metrics, positions, reference, trainers, watch
 from .eager import eager, eager_around
-from .eager import eager, eager_around
 from .outputs import LazyLogits, SelfAugOutput
 
 logger = logging.get_logger("transformers.selfaug")
@@ -32,7 +31,6 @@ _UNPATCHED_PEFT = (
 )
 
 
-@eager_around
 @eager_around
 def run(model: Any, forward: Callable[..., Any], stock: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """``forward(model, *args, **kwargs)`` in training mode, with ``alpha * KL`` added to its loss if LoRA trains on
@@ -63,7 +61,6 @@ def run(model: Any, forward: Callable[..., Any], stock: bool, args: tuple[Any, .
 
 
 @eager_around
-@eager_around
 def _fused(model: Any, call: dict[str, Any], settings: config.Settings, keep: frozenset[str]) -> SelfAugOutput:
     """Stock ``forward`` re-expressed from hidden states: both terms in chunks, and logits only for a caller who reads
     them.
@@ -92,7 +89,6 @@ def _fused(model: Any, call: dict[str, Any], settings: config.Settings, keep: fr
     )
 
 
-@eager_around
 @eager_around
 def _around(
     model: Any,
@@ -172,7 +168,6 @@ class _Frame:
 
 
 @eager
-@eager
 def _acted(
     model: Any, settings: config.Settings, nll_sum: Tensor, terms: loss.Terms, chosen: positions.Selection
 ) -> None:
@@ -183,14 +178,12 @@ def _acted(
 
 
 @eager
-@eager
 def _mark_acted(model: Any) -> None:
     for record in (vars(model).get(_FRAME), trainers.current()):
         if record is not None:
             record.acted = True
 
 
-@eager
 @eager
 def _call(forward: Callable[..., Any], model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments that the caller gave, by name; those in ``**kwargs`` among them."""
@@ -212,7 +205,6 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
 
 
 @eager
-@eager
 def _is_plain(model: Any, forward: Callable[..., Any], call: dict[str, Any]) -> bool:
     """Whether stock ``forward`` would do no more than NLL over all positions, so that ``_fused`` can stand for it."""
     kept = call.get("logits_to_keep", call.get("num_logits_to_keep", 0))
@@ -233,7 +225,6 @@ def _is_stock_loss(function: Any) -> bool:
 
 
 @eager
-@eager
 def _has_past(call: dict[str, Any]) -> bool:
     past = call.get("past_key_values")
     if past is None:
@@ -241,7 +232,6 @@ def _has_past(call: dict[str, Any]) -> bool:
     return past.get_seq_length() > 0 if hasattr(past, "get_seq_length") else len(past) > 0
 
 
-@eager
 @eager
 def _decoder_arguments(decoder: nn.Module, call: dict[str, Any]) -> dict[str, Any]:
     """Those arguments of the call that stock ``forward`` hands to its decoder."""
@@ -268,7 +258,6 @@ def _decoder_calls(decoder: nn.Module) -> Iterator[list[tuple[dict[str, Any], Te
 
 
 @eager
-@eager
 def _select(call: dict[str, Any], labels: Tensor, settings: config.Settings) -> positions.Selection:
     return positions.select(
         labels,
@@ -280,7 +269,6 @@ def _select(call: dict[str, Any], labels: Tensor, settings: config.Settings) -> 
     )
 
 
-@eager_around
 @eager_around
 def _reference_hidden(
     model: Any, arguments: dict[str, Any], chosen: positions.Selection, keep: frozenset[str]
@@ -294,7 +282,6 @@ def _reference_hidden(
     return hidden.flatten(0, 1)[(row * hidden.shape[1] + column).to(hidden.device)]
 
 
-@eager
 @eager
 def _terms(
     model: Any,
@@ -324,7 +311,6 @@ def _terms(
     )
 
 
-@eager
 @eager
 def _divisor(chosen: positions.Selection, num_items: Any, device: torch.device) -> int | Tensor:
     """What the sums are divided by: the trainer's ``num_items_in_batch``, or the tokens that count in this
