@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from . import config, reference
+from .eager import eager
 
 # init_lora_weights (the part before "_") that subtract something from the base weights or replace them, by peft's names
 _CHANGES_THE_BASE = {
@@ -37,6 +38,7 @@ class ReferenceModelError(RuntimeError):
         )
 
 
+@eager
 def reference_adapters(model: nn.Module, layers: list[nn.Module], settings: config.Settings) -> frozenset[str]:
     """Names of the adapters that stay on in the reference pass: none, or the frozen ones if the user says so.
 
@@ -138,6 +140,7 @@ def _base_parameters(module: nn.Module, prefix: str = "") -> Iterator[tuple[str,
             yield from _base_parameters(child, f"{prefix}{name}.")
 
 
+@eager
 def unpatched_peft(model: nn.Module) -> bool:
     """Whether ``model`` trains LoRA layers of a peft that lacks SelfAug's switch (upgraded after ``install``).
 

@@ -51,12 +51,19 @@ def wrap(forward: Callable[..., Any], stock: bool = False) -> Callable[..., Any]
 
     @functools.wraps(forward)
     def selfaug_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if not (self.training and torch.is_grad_enabled() and config.read(self.config).enabled):
-            return forward(self, *args, **kwargs)
-        return step.run(self, forward, stock, args, kwargs)
+        if _concerned(self, kwargs):
+            return step.run(self, forward, stock, args, kwargs)
+        return forward(self, *args, **kwargs)
 
     selfaug_forward.selfaug_wrapper = selfaug_forward  # type: ignore[attr-defined]
     return selfaug_forward
+
+
+def _concerned(model: nn.Module, kwargs: dict[str, Any]) -> bool:
+    """Whether SelfAug may have a part in this call; the cheap half of the answer."""
+    if model.training:
+        return torch.is_grad_enabled() and config.read(model.config).enabled
+    return kwargs.get("labels") is not None and config.read(model.config).evaluation
 
 
 def stock_forward(model: nn.Module) -> Callable[..., Any]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from . import config, guards, loss, metrics, positions, reference, trainers, watch
+from . import config, guards, head, loss, metrics, positions, reference, trainers, watch
 from .eager import eager, eager_around
 from .outputs import LazyLogits, SelfAugOutput
 
@@ -33,9 +33,7 @@ _UNPATCHED_PEFT = (
 
 @eager_around
 def run(model: Any, forward: Callable[..., Any], stock: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """``forward(model, *args, **kwargs)`` in training mode, with ``alpha * KL`` added to its loss if LoRA trains on
-    labels.
-    """
+    """``forward(model, *args, **kwargs)`` with ``alpha * KL`` added to its loss if LoRA trains on labels."""
     trainers.attach()
     call = _call(forward, model, args, kwargs)
     step = trainers.current()
@@ -55,7 +53,7 @@ def run(model: Any, forward: Callable[..., Any], stock: bool, args: tuple[Any, .
         reason = "the model was called with labels and a filled key-value cache, which no reference pass can share"
         watch.BYPASS.tell(reason, forward, settings.strict)
         return forward(model, *args, **kwargs)
-    if stock and call.get("labels") is not None and _is_plain(model, forward, call):
+    if stock and model.training and call.get("labels") is not None and _is_plain(model, forward, call):
         return _fused(model, call, settings, keep)
     return _around(model, forward, call, labels, settings, keep, args, kwargs)
 
@@ -172,9 +170,10 @@ def _acted(
     model: Any, settings: config.Settings, nll_sum: Tensor, terms: loss.Terms, chosen: positions.Selection
 ) -> None:
     """Book one micro-batch: for the logs, for the forwards around this one, for the trainer."""
-    metrics.RUNNING.add(nll_sum, chosen.supervised, terms.kl_sum, chosen.aligned, settings.alpha)
     _mark_acted(model)
-    _announce(settings, model)
+    if model.training:
+        metrics.RUNNING.add(nll_sum, chosen.supervised, terms.kl_sum, chosen.aligned, settings.alpha)
+        _announce(settings, model)
 
 
 @eager
@@ -298,17 +297,21 @@ def _terms(
             return model.lm_head(h)
 
     device = hidden.device
-    selected = hidden.flatten(0, 1)[chosen.index.to(device)]
-    return loss.chunked_loss(
-        selected,
-        selected.detach()[:0] if reference_hidden is None else reference_hidden,
-        chosen.targets.to(device),
-        (settings.alpha * chosen.kl_weight).to(device, torch.float32 if device.type == "mps" else torch.float64),
-        model.lm_head,
-        reference_head,
-        settings.chunk_size or loss.auto_chunk_size(model.config.vocab_size, device),
-        settings.direction,
-    )
+
+    def terms(its_head: nn.Module, selected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        found = loss.chunked_loss(
+            selected,
+            selected.detach()[:0] if reference_hidden is None else reference_hidden,
+            chosen.targets.to(device),
+            (settings.alpha * chosen.kl_weight).to(device, torch.float32 if device.type == "mps" else torch.float64),
+            its_head,
+            reference_head if its_head is model.lm_head else its_head,
+            settings.chunk_size or loss.auto_chunk_size(model.config.vocab_size, device),
+            settings.direction,
+        )
+        return found.total, found.nll_sum, found.kl_sum
+
+    return loss.Terms(*head.once_gathered(model.lm_head, hidden.flatten(0, 1)[chosen.index.to(device)], terms))
 
 
 @eager

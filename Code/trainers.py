@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
-from . import metrics, watch
+from . import config, metrics, watch
 from .eager import eager
 
 
 class Step:
-    """One call of ``Trainer.compute_loss`` during training."""
+    """One call of ``Trainer.compute_loss``."""
 
     def __init__(self, trainer: Any, inputs: Any, num_items: Any) -> None:
         self.labels = inputs.get("labels") if isinstance(inputs, Mapping) else None  # (B, T), or None: not SFT
@@ -62,26 +63,25 @@ def current() -> Step | None:
 
 @eager
 def attach() -> None:
-    """Wrap ``Trainer.training_step`` and ``Trainer.log`` of this process, once; nothing if the Trainer is not
-    imported.
-    """
+    """Wrap the step and log methods of this process's ``Trainer``, once; nothing if the Trainer is not imported."""
     module = sys.modules.get("transformers.trainer")
     trainer = getattr(module, "Trainer", None)
     if trainer is None or hasattr(trainer, "selfaug_attached"):
         return
     trainer.selfaug_attached = True
-    training_step, log = trainer.training_step, trainer.log
+    training_step, prediction_step, log = trainer.training_step, trainer.prediction_step, trainer.log
 
     @functools.wraps(training_step)
     def training_step_with_selfaug(self: Any, *args: Any, **kwargs: Any) -> Any:
-        users = vars(self).get("compute_loss")
-        self.compute_loss = functools.partial(_compute_loss, self, self.compute_loss)
-        try:
+        with _wrapped_compute_loss(self, training=True):
             return training_step(self, *args, **kwargs)
-        finally:
-            del self.compute_loss
-            if users is not None:
-                self.compute_loss = users
+
+    @functools.wraps(prediction_step)
+    def prediction_step_with_selfaug(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not config.read(getattr(self.model, "config", None)).evaluation:
+            return prediction_step(self, *args, **kwargs)
+        with _wrapped_compute_loss(self, training=False):
+            return prediction_step(self, *args, **kwargs)
 
     @functools.wraps(log)
     def log_with_selfaug(self: Any, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -90,10 +90,25 @@ def attach() -> None:
         log(self, logs, *args, **kwargs)
 
     trainer.training_step = training_step_with_selfaug
+    trainer.prediction_step = prediction_step_with_selfaug
     trainer.log = log_with_selfaug
 
 
-def _compute_loss(trainer: Any, compute_loss: Any, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+@contextmanager
+def _wrapped_compute_loss(trainer: Any, training: bool) -> Iterator[None]:
+    users = vars(trainer).get("compute_loss")
+    trainer.compute_loss = functools.partial(_compute_loss, trainer, trainer.compute_loss, training)
+    try:
+        yield
+    finally:
+        del trainer.compute_loss
+        if users is not None:
+            trainer.compute_loss = users
+
+
+def _compute_loss(
+    trainer: Any, compute_loss: Any, training: bool, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any
+) -> Any:
     global _current
     before, _current = _current, Step(trainer, inputs, kwargs.get("num_items_in_batch"))
     step = _current
@@ -101,7 +116,7 @@ def _compute_loss(trainer: Any, compute_loss: Any, model: nn.Module, inputs: Any
         result = compute_loss(model, inputs, *args, **kwargs)
     finally:
         _current = before
-    if step.labels is not None and not step.acted:
+    if training and step.labels is not None and not step.acted:
         watch.BYPASS.trainer_step_without(model, trainer)
     if step.term is None:
         return result

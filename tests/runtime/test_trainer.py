@@ -133,3 +133,37 @@ def test_the_run_says_once_that_selfaug_is_on(tmp_path, monkeypatch, caplog):
     assert said == [
         "SelfAug is on: loss = NLL + 0.5 * KL at input positions, 14 LoRA layers (SELFAUG=0 switches it off)."
     ]
+
+
+def test_evaluation_contains_the_term_where_the_user_asks_for_it(tmp_path):
+    """SELFAUG_EVAL=1: only eval_loss changes; predictions and what compute_metrics sees stay stock's."""
+    seen = []
+
+    def note(prediction):
+        seen.append(prediction.predictions)
+        return {}
+
+    trainer = train(tmp_path)
+    trainer.compute_metrics = note
+    stock = trainer.evaluate()["eval_loss"]
+    plain = trainer.predict(Rows())
+    with settings(SELFAUG_EVAL="1", SELFAUG_ALPHA="1"):
+        once = trainer.evaluate()["eval_loss"]
+        predicted = trainer.predict(Rows())
+    with settings(SELFAUG_EVAL="1", SELFAUG_ALPHA="2"):
+        twice = trainer.evaluate()["eval_loss"]
+    assert once - stock > 1e-3
+    assert twice - once == pytest.approx(once - stock, rel=1e-3)
+    assert (predicted.predictions == plain.predictions).all()
+    assert all((found == seen[0]).all() for found in seen)
+    assert metrics.RUNNING.take() == {}
+
+
+def test_predictions_of_a_patched_trainer_are_stocks_bit_for_bit(tmp_path):
+    trainer = train(tmp_path)
+    found = trainer.predict(Rows())
+    with settings(SELFAUG="0"):
+        stock = trainer.predict(Rows())
+    assert (found.predictions == stock.predictions).all()
+    assert found.metrics["test_loss"] == stock.metrics["test_loss"]
+    assert (found.label_ids == stock.label_ids).all()
