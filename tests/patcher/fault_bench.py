@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
@@ -159,10 +160,46 @@ def prepare(bench, start):
         bench.save(start)
 
 
+CALLS = "write fsync link rename unlink mkdir rmdir chmod chown utimensat flock ftruncate".split()
+COMMAND = """
+import sys; sys.path.insert(0, sys.argv[1])
+from pathlib import Path; from selfaug_patcher.cli import main
+sys.exit(main([sys.argv[2], "--python", sys.argv[3]], Path(sys.argv[4]), Path(sys.argv[5])))
+"""
+
+
+def run_calls(bench: Bench, order: dict) -> int:
+    """The same with the real system calls of a real command, failed and killed by strace."""
+    start, verb, allowed = SCENARIOS[order["scenario"]]
+    prepare(bench, start)
+    patches, code = order["new"] if verb == "upgrade" else order["old"]
+    root = str(Path(__file__).resolve().parents[2])
+    command = ["install" if verb == "upgrade" else verb, order["python"], patches, code]
+    log = str(bench.site.parent / "strace.log")
+    tried = 0
+    for call in CALLS:
+        for action in ("error=EIO", "error=ENOSPC", "signal=KILL"):
+            at, hit = 1, True
+            while hit:
+                bench.restore(start)
+                strace = ["strace", "-qq", "-o", log, "-e", f"trace={call}", "-e", f"inject={call}:{action}:when={at}"]
+                subprocess.run(
+                    [*strace, sys.executable, "-c", COMMAND, root, *command], capture_output=True, check=False
+                )
+                hit = "INJECTED" in Path(log).read_text() or "killed by SIGKILL" in Path(log).read_text()
+                check(bench, f"{order['scenario']}: {call} {at} {action}", allowed, at)
+                tried += hit
+                at += 1 if order["all"] else 4
+    return tried
+
+
 if __name__ == "__main__":
     order = json.loads(sys.argv[1])
-    kinds = {"kill": ("kill",), "error": ERRORS, "lasting": ERRORS[1:]}[order["kind"]]
+    kinds = {"kill": ("kill",), "error": ERRORS, "lasting": ERRORS[1:]}.get(order["kind"], ())
     bench = Bench(order["python"], order["site"], order["old"], order["new"])
     everything = order["all"]
     reads = order["kind"] == "error" or (everything and order["kind"] == "kill")
+    if order["kind"] == "calls":
+        print(run_calls(bench, order))
+        sys.exit()
     print(run(bench, order["scenario"], kinds, reads, everything, lasting=order["kind"] == "lasting"))

@@ -2,7 +2,7 @@
 
 After each: both packages import and behave as stock or as patched; the next command, whichever it is, finds the
 environment in order or puts it in order; and after `revert` every byte, mode, time and file name is as before the
-first `install`. SELFAUG_ALL_FAULTS=1 tries every kind of error at every operation; the default is a kill at every
+first `install`. ALL_FAULTS=1 tries every kind of error at every operation; the default is a kill at every
 change, and an error at every fifth operation, the kinds in turn.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 SCENARIOS = ("install", "revert", "upgrade", "recovery of install", "recovery of revert")
-ALL = os.environ.get("SELFAUG_ALL_FAULTS") == "1"
+ALL = os.environ.get("ALL_FAULTS") == "1"
 
 
 @pytest.fixture
@@ -58,7 +58,14 @@ def test_an_error_at_any_operation_is_undone(bench, scenario):
     bench(scenario, "error", "{} operations failed")
 
 
-@pytest.mark.skipif(not ALL, reason="SELFAUG_ALL_FAULTS=1 runs it (minutes)")
+@pytest.mark.skipif(not ALL, reason="ALL_FAULTS=1 runs it (minutes)")
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_an_error_that_stays_is_recovered_once_it_is_gone(bench, scenario):
     bench(scenario, "lasting", "{} lasting errors")
+
+
+@pytest.mark.environments
+@pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
+@pytest.mark.parametrize("scenario", SCENARIOS[:3])
+def test_a_system_call_that_fails_or_kills_is_recovered(bench, scenario):
+    bench(scenario, "calls", "{} system calls failed or killed by strace")
