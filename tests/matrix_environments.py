@@ -113,12 +113,15 @@ class Environments:
         old = Version(version) < Version(OLD_ACCELERATE[0])
         folder = self.work / (key + ("_accelerate" if old else ""))
         if not folder.is_dir():
-            pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", folder]
-            folder.mkdir()
+            part = self.work / "part"  # so that an interrupted run leaves no folder that looks complete
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
+            pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", part]
             if missing:
                 run([*pip, *missing], self.work)
             if old:
                 run([*pip, "--no-deps", OLD_ACCELERATE[1]], self.work)
+            part.rename(folder)
         return folder
 
 
