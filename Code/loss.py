@@ -13,6 +13,7 @@ Two implementations give the same loss and gradients: :func:`plain_loss` is the 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Callable
 
@@ -66,7 +67,8 @@ def chunked_loss(
     chunk_size: int,
     direction: str = "base-tuned",
 ) -> Terms:
-    """The same from hidden states, with the logits of ``chunk_size`` positions at a time.
+    """The same from hidden states, with the logits of ``chunk_size`` positions at a time (twice as many where no
+    position is aligned, which takes the same room).
 
     The gradient with respect to ``hidden`` and to the head's trainable parameters is computed in the forward pass,
     chunk by chunk, from each position's logits, made once; nothing of size V outlives its chunk. A frozen head gets
@@ -88,12 +90,14 @@ def chunked_loss(
 
 
 def auto_chunk_size(vocabulary: int, device: torch.device) -> int:
-    """Positions per chunk, such that one float32 buffer of logits takes at most 64 MiB on a CPU and 256 MiB elsewhere.
+    """Aligned positions per chunk, such that their logits, tuned and base, take at most 128 MiB of float32 on a CPU
+    and 512 MiB elsewhere.
 
-    About three such buffers exist at a time. At V = 151,936: 110 positions on a CPU, 441 on a GPU.
+    Measured on a CPU core (docs/performance.md): the matrix products are at full speed from some 200 rows on. At
+    V = 151,936 there are 110 positions, 220 rows of logits, on a CPU and 441 positions on a GPU.
     """
-    budget = (64 if device.type == "cpu" else 256) * 2**20
-    return max(1, budget // (4 * vocabulary))
+    budget = (128 if device.type == "cpu" else 512) * 2**20
+    return max(1, budget // (8 * vocabulary))
 
 
 @dataclass
@@ -109,52 +113,27 @@ class _Step:
     direction: str
     chunk_size: int
 
-    def reference_logits(self, hidden: Tensor) -> Tensor:
-        return self.reference_head(hidden) if self.weight is None else nn.functional.linear(hidden, self.weight)
+    def chunks(self, P: int) -> Iterator[slice]:
+        """Positions that are handled together. One that is not aligned has no reference logits: twice as many fit."""
+        A, size = len(self.reference_hidden), self.chunk_size
+        yield from (slice(i, min(i + size, A)) for i in range(0, A, size))
+        yield from (slice(i, min(i + 2 * size, P)) for i in range(A, P, 2 * size))
 
 
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, step: _Step, hidden: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        P, A = len(hidden), len(step.reference_hidden)
         wide = _wide(hidden)
-        sums = hidden.new_zeros(3, dtype=wide)
-        wanted = [i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed]
         inputs = (hidden, *parameters)
+        wanted = [i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed]
         # in float16 the gradient of one token may underflow before backward brings the loss scale
         grads = {
             i: torch.zeros_like(inputs[i], dtype=wide if inputs[i].dtype == torch.float16 else None) for i in wanted
         }
-
-        for start in range(0, P, step.chunk_size):
-            chunk = slice(start, start + step.chunk_size)
-            h = hidden[chunk].detach()
-            with torch.set_grad_enabled(step.weight is None and bool(wanted)):
-                if step.weight is None:
-                    h.requires_grad_(0 in wanted)
-                    logits = step.head(h)
-                else:
-                    logits = nn.functional.linear(h, step.weight)
-            n_aligned = max(0, min(start + len(h), A) - start)
-            reference_logits = step.reference_logits(step.reference_hidden[chunk]) if n_aligned else None
-            chunk_sums, grad_logits = _chunk_terms(
-                logits.detach().to(wide),
-                None if reference_logits is None else reference_logits.to(wide),
-                step.targets[chunk],
-                step.kl_weight[chunk].to(wide),
-                step.direction,
-            )
-            sums += chunk_sums
-            if not wanted:
-                continue
-            grad_logits = grad_logits.to(logits.dtype)
-            if step.weight is not None:
-                grads[0][chunk] = grad_logits @ step.weight
-                continue
-            sources = [h if i == 0 else inputs[i] for i in wanted]
-            for i, grad in zip(wanted, torch.autograd.grad(logits, sources, grad_logits)):
-                (grads[0][chunk] if i == 0 else grads[i]).add_(grad)
-
+        if step.weight is None:
+            sums = _through_module(step, inputs, grads)
+        else:
+            sums = _through_weight(step, step.weight, hidden, grads.get(0))
         ctx.grads = grads
         ctx.dtypes = [tensor.dtype for tensor in inputs]
         total, nll_sum, kl_sum = sums.unbind()
@@ -168,39 +147,142 @@ class _ChunkedLoss(torch.autograd.Function):
         return (None, *found)
 
 
-def _chunk_terms(
-    logits: Tensor, reference_logits: Tensor | None, targets: Tensor, kl_weight: Tensor, direction: str
-) -> tuple[Tensor, Tensor]:
-    """(total, NLL, KL) of one chunk, stacked, and d total / d logits (n, V).
+def _through_weight(step: _Step, weight: Tensor, hidden: Tensor, grad: Tensor | None) -> Tensor:
+    """(total, NLL, KL) where the head is one frozen matrix. Fills ``grad`` (P, H).
 
-    With p, q the tuned and the base distribution: d NLL / dz = p - onehot; d KL(q || p) / dz = p - q;
-    d KL(p || q) / dz = p * (log p - log q - KL).
+    The tuned and the base logits of a chunk come from one product, in a buffer that all chunks share, and become the
+    gradient there.
     """
-    A = len(kl_weight)
-    supervised = (targets != IGNORE_INDEX).to(logits.dtype)
-    target = targets.clamp(min=0).unsqueeze(-1)
-    log_p = logits.log_softmax(-1)
-    nll_sum = -(log_p.gather(-1, target).squeeze(-1) * supervised).sum()
-    factor = supervised.clone().unsqueeze(-1)
-    kl = logits.new_zeros(A)
-    if reference_logits is not None:
-        log_q = reference_logits.log_softmax(-1)
-        if direction == "base-tuned":
-            q = log_q.exp()
-            kl = torch.einsum("nv,nv->n", q, log_q.sub_(log_p[:A]))
-            factor[:A] += kl_weight.unsqueeze(-1)
-            grad = log_p.exp_().mul_(factor)
-            grad[:A].sub_(q.mul_(kl_weight.unsqueeze(-1)))
+    sums = hidden.new_zeros(3, dtype=_wide(hidden))
+    rows = max((_rows(chunk, step) for chunk in step.chunks(len(hidden))), default=0)
+    buffer = hidden.new_empty(rows, len(weight), dtype=weight.dtype)
+    for chunk in step.chunks(len(hidden)):
+        both = torch.cat((hidden[chunk].detach(), step.reference_hidden[chunk])).to(weight.dtype)
+        n, logits = chunk.stop - chunk.start, buffer[: len(both)]
+        torch.mm(both, weight.t(), out=logits)
+        sums += _chunk_terms(
+            logits[:n], logits[n:], step.targets[chunk], step.kl_weight[chunk].to(sums.dtype), step.direction
+        )
+        if grad is None:
+            continue
+        if grad.dtype == weight.dtype and grad.is_contiguous():
+            torch.mm(logits[:n], weight, out=grad[chunk])
         else:
-            log_ratio = log_q.neg_().add_(log_p[:A])
-            grad = log_p.exp_()
-            kl = torch.einsum("nv,nv->n", grad[:A], log_ratio)
-            grad[:A].mul_(log_ratio.sub_(kl.unsqueeze(-1)).mul_(kl_weight.unsqueeze(-1)).add_(factor[:A]))
-            grad[A:].mul_(factor[A:])
+            grad[chunk] = logits[:n] @ weight
+    return sums
+
+
+def _through_module(step: _Step, inputs: tuple[Tensor, ...], grads: dict[int, Tensor]) -> Tensor:
+    """(total, NLL, KL) of any head, by calling it. Adds to ``grads``, which are those of ``inputs``: the hidden states
+    and the head's trainable parameters.
+    """
+    hidden = inputs[0]
+    sums = hidden.new_zeros(3, dtype=_wide(hidden))
+    for chunk in step.chunks(len(hidden)):
+        h = hidden[chunk].detach()
+        with torch.set_grad_enabled(bool(grads)):
+            logits = step.head(h.requires_grad_(0 in grads))
+        reference_hidden = step.reference_hidden[chunk]
+        reference_logits = step.reference_head(reference_hidden) if len(reference_hidden) else logits.detach()[:0]
+        grad_logits = logits.detach().clone()  # the head may have saved its output
+        sums += _chunk_terms(
+            grad_logits, reference_logits, step.targets[chunk], step.kl_weight[chunk].to(sums.dtype), step.direction
+        )
+        if not grads:
+            continue
+        sources = [h if i == 0 else inputs[i] for i in grads]
+        for i, found in zip(grads, torch.autograd.grad(logits, sources, grad_logits)):
+            (grads[0][chunk] if i == 0 else grads[i]).add_(found)
+    return sums
+
+
+def _rows(chunk: slice, step: _Step) -> int:
+    return (chunk.stop - chunk.start) * (2 if chunk.start < len(step.reference_hidden) else 1)
+
+
+def _chunk_terms(
+    logits: Tensor, reference_logits: Tensor, targets: Tensor, kl_weight: Tensor, direction: str
+) -> Tensor:
+    """(total, NLL, KL) of one chunk. Its (n, V) logits become d total / d logits; the reference logits, (n, V) or
+    (0, V), are overwritten.
+
+    It goes by blocks of rows that stay in a CPU's cache, which is also what bounds the float32 copies of half
+    precision.
+    """
+    wide = kl_weight.dtype
+    sums = logits.new_zeros(3, dtype=wide)
+    block = max(1, (_CPU_BLOCK if logits.device.type == "cpu" else _BLOCK) // (4 * logits.shape[1]))
+    for start in range(0, len(logits), block):
+        rows = slice(start, start + block)
+        z = logits[rows].to(wide)
+        if len(reference_logits):
+            r = reference_logits[rows].to(wide)
+            sums += _aligned_block(z, r, targets[rows], kl_weight[rows], direction)
+        else:
+            sums[:2] += _supervised_block(z, targets[rows])
+        if z.dtype != logits.dtype:
+            logits[rows] = z
+    return sums
+
+
+_CPU_BLOCK, _BLOCK = 3 * 2**20, 64 * 2**20  # bytes
+
+
+def _supervised_block(z: Tensor, targets: Tensor) -> Tensor:
+    """NLL of logits z (n, V), summed. z becomes its gradient."""
+    supervised, target = _supervised(targets)
+    picked = z.gather(-1, target)
+    top, total = _exponentials(z)
+    nll = (top - picked + total.log()).masked_fill(~supervised, 0).sum()
+    z.mul_(supervised / total).scatter_add_(-1, target, -supervised.to(z.dtype))
+    return nll
+
+
+def _aligned_block(z: Tensor, r: Tensor, targets: Tensor, kl_weight: Tensor, direction: str) -> Tensor:
+    """(total, NLL, KL) of logits z (n, V) and reference logits r (n, V). z becomes the gradient, r is overwritten.
+
+    With p, q the tuned and the base distribution and P, Q the logs of their sums of exponentials:
+
+        KL(q || p) = sum q * (r - z) + (P - Q) + sum (p - q)        d/dz = p - q
+        KL(p || q) = sum p * (z - r) - (P - Q) - sum (p - q)        d/dz = p * (z - r - sum p * (z - r))
+        NLL        = P - z[target]                                  d/dz = p - onehot
+
+    sum (p - q) is 0 but for the rounding of P and Q, and cancels that: a KL is of second order in z - r, its parts are
+    of first.
+    """
+    supervised, target = _supervised(targets)
+    trained, weight = supervised.to(z.dtype), kl_weight.unsqueeze(-1)
+    picked = z.gather(-1, target)
+    difference = r - z if direction == "base-tuned" else z - r
+    z_top, z_total = _exponentials(z)
+    r_top, r_total = _exponentials(r)
+    change = z_total - r_total
+    shift = z_top - r_top + change.sign() * (change.abs() / torch.minimum(z_total, r_total)).log1p()  # P - Q
+    nll = (z_top - picked + z_total.log()).masked_fill(~supervised, 0).sum()
+    z.div_(z_total)
+    r.div_(r_total)
+    if direction == "base-tuned":
+        kl = difference.mul_(r).sum(-1, keepdim=True) + shift
+        kl += z.sub_(r).sum(-1, keepdim=True)
+        z.mul_(trained + weight).add_(r.mul_(trained))
     else:
-        grad = log_p.exp_().mul_(factor)
-    grad.scatter_add_(-1, target, -supervised.unsqueeze(-1))
-    return torch.stack((nll_sum + (kl_weight * kl).sum(), nll_sum, kl.sum())), grad
+        kl = r.sub_(z).sum(-1, keepdim=True) - shift
+        mean = torch.mul(z, difference, out=r).sum(-1, keepdim=True)
+        kl += mean
+        z.mul_(difference.sub_(mean).mul_(weight).add_(trained))
+    z.scatter_add_(-1, target, -trained)
+    return torch.stack((nll + (weight * kl).sum(), nll, kl.sum()))
+
+
+def _supervised(targets: Tensor) -> tuple[Tensor, Tensor]:
+    """(n, 1) bool, and (n, 1) targets that may be used as an index everywhere."""
+    return (targets != IGNORE_INDEX).unsqueeze(-1), targets.clamp(min=0).unsqueeze(-1)
+
+
+def _exponentials(z: Tensor) -> tuple[Tensor, Tensor]:
+    """The maximum of each row of z (n, V), and the sum of what z becomes: exp(z - maximum). Both (n, 1)."""
+    top = z.amax(-1, keepdim=True)
+    return top, z.sub_(top).exp_().sum(-1, keepdim=True)
 
 
 def _plain_weight(head: nn.Module) -> Tensor | None:

@@ -200,3 +200,42 @@ def test_automatic_chunks_fit_the_documented_budget():
     assert loss.auto_chunk_size(151_936, torch.device("cpu")) == 110
     assert loss.auto_chunk_size(151_936, torch.device("cuda")) == 441
     assert loss.auto_chunk_size(10**12, torch.device("cpu")) == 1
+
+
+@pytest.mark.parametrize("direction", ["base-tuned", "tuned-base"])
+def test_a_small_kl_is_not_lost_in_float32(direction):
+    """Its parts are a hundred times larger and cancel: what rounds in the normalisers must cancel too."""
+    hidden, _, _, weight, head = problem(P=200, A=200)
+    reference_hidden = hidden.detach() + 0.03 * torch.randn_like(hidden)
+    targets = torch.full((200,), -100)
+    weight = torch.ones(200, dtype=torch.float64)
+    head.float()
+    exact = loss.plain_loss(
+        nn.functional.linear(hidden.float(), head.weight).double(),
+        nn.functional.linear(reference_hidden.float(), head.weight).double(),
+        targets,
+        weight,
+        direction,
+    )
+    fast = loss.chunked_loss(hidden.float(), reference_hidden.float(), targets, weight, head, head, 64, direction)
+    assert relative(fast.kl_sum, exact.kl_sum) < 3e-5
+    assert exact.kl_sum.item() / 200 < 1e-3
+
+
+def test_a_vocabulary_entry_that_both_models_exclude_is_no_nan_in_an_unsupervised_row():
+    hidden, reference_hidden, targets, weight, head = problem(P=4, A=0)
+    targets[:] = -100
+    head.weight.data[0] = 0
+    biased = BiasedHead(H, V).double().requires_grad_(False)
+    biased.bias.data[0] = -torch.inf
+    terms = loss.chunked_loss(hidden, reference_hidden, targets, weight, biased, biased, 4)
+    assert terms.nll_sum.item() == 0
+
+
+@pytest.mark.parametrize("chunk_size", [2, 3])
+def test_blocks_of_rows_within_a_chunk_change_nothing(monkeypatch, chunk_size):
+    _, (expected, (expected_grad,)) = both(*problem(), chunk_size=9)
+    monkeypatch.setattr(loss, "_CPU_BLOCK", 2 * 4 * V)
+    _, (found, (grad,)) = both(*problem(), chunk_size=chunk_size)
+    assert found.total.item() == pytest.approx(expected.total.item(), rel=1e-13)
+    assert torch.allclose(grad, expected_grad, rtol=1e-12)
