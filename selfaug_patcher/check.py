@@ -2,46 +2,79 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
+from collections.abc import Mapping
+from pathlib import Path
 
+from . import memory
 from .environment import Environment
 from .errors import PatcherError, Problem
-from .pins import TARGETS
 
 TIMEOUT_SECONDS = 600
 
+_STALE = 42
 _IMPORT = """
 import importlib, importlib.util
 module = importlib.import_module("transformers.models.qwen2.modeling_qwen2")
 patched = "SelfAligned" in [base.__name__ for base in module.Qwen2ForCausalLM.__mro__]
-if patched and importlib.util.find_spec("peft"):
-    module = importlib.import_module("peft.tuners.lora.layer")
-    patched = hasattr(module.LoraLayer, "selfaug_reference")
+if importlib.util.find_spec("peft"):
+    layer = importlib.import_module("peft.tuners.lora.layer")
+    patched = patched and hasattr(layer.LoraLayer, "selfaug_reference")
+"""
+_PATCHED = f"""{_IMPORT}
 if not patched:
-    raise SystemExit("Python loaded other code than the patched " + module.__file__)
+    sys.exit({_STALE})
+"""
+
+# For a child that serves modules from memory; it reads {"loader": memory.py's text, "modules": memory.encode(...)}.
+SERVE = """
+import json
+request = json.load(sys.stdin)
+memory = {"__name__": "memory"}
+exec(request["loader"], memory)
+memory["install"](*memory["decode"](request["modules"]))
 """
 
 
-def check_import(environment: Environment) -> None:
+def request(sources: Mapping[str, tuple[str, bytes]], **more: object) -> str:
+    """What a child that begins with `SERVE` reads."""
+    loader = Path(memory.__file__).read_text(encoding="utf-8")
+    return json.dumps({"loader": loader, "modules": memory.encode(sources, {}), **more})
+
+
+def check_import(environment: Environment, stock: Mapping[str, tuple[str, bytes]]) -> str:
     """Import both patched files in a child process.
 
+    Args:
+        stock: module name to path and stock text, to tell a fault of the patch from one that was there before.
+
+    Returns:
+        A note for the user where the packages do not import here, patched or not; else nothing.
+
     Raises:
-        PatcherError: the import fails, or what it loads is not the patched code.
+        PatcherError: the import fails and that of the stock files does not, or what it loads is not the patched code.
     """
-    try:
-        result = environment.run_code(_IMPORT, timeout=TIMEOUT_SECONDS)
-    except subprocess.TimeoutExpired:
-        raise PatcherError(_problem(f"no answer within {TIMEOUT_SECONDS} seconds")) from None
-    if result.returncode != 0:
-        lines = result.stderr.strip().splitlines()
-        raise PatcherError(_problem("\n".join(lines[-6:]) or f"exit code {result.returncode}"))
-
-
-def _problem(found: str) -> Problem:
-    packages = " and ".join(target.package for target in TARGETS)
-    return Problem(
-        id="import-failed",
-        what=f"{packages} do not import together in this environment once patched",
-        found=found,
-        do="see whether they import unpatched: python -c 'import transformers.models.qwen2.modeling_qwen2, peft'",
+    patched = _run(environment, _PATCHED)
+    if patched.returncode == 0:
+        return ""
+    complaint = patched.stderr.strip().splitlines()[-6:]
+    if patched.returncode == _STALE:
+        complaint = ["Python loaded other code than that of the patched files: is there bytecode in another folder?"]
+    elif _run(environment, f"{SERVE}\n{_IMPORT}", input=request(stock)).returncode != 0:
+        return f"transformers and peft do not import together here, patched or not: {''.join(complaint[-1:])}"
+    raise PatcherError(
+        Problem(
+            id="import-failed",
+            what="transformers and peft import together in this environment, but not once patched",
+            found="\n".join(complaint) or f"exit code {patched.returncode}",
+            do="please report it, with the versions of transformers, peft and torch",
+        )
     )
+
+
+def _run(environment: Environment, code: str, **options: object) -> subprocess.CompletedProcess[str]:
+    try:
+        return environment.run_code(code, timeout=TIMEOUT_SECONDS, **options)
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess([], 1, "", f"no answer within {TIMEOUT_SECONDS} seconds")

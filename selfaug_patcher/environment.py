@@ -55,7 +55,6 @@ class Environment:
     version: tuple[int, int, int]
     path: tuple[Path, ...]
     packages: dict[str, Package]
-    pycache_prefix: str = ""
     conda: bool = False
     flags: tuple[str, ...] = ()
 
@@ -111,7 +110,6 @@ def from_probe(answer: dict[str, Any], python: str, flags: tuple[str, ...] = ())
         version=tuple(answer["version"]),
         path=tuple(dict.fromkeys(Path(entry) for entry in answer["path"])),
         packages={name: _package(name, found, answer) for name, found in answer["packages"].items()},
-        pycache_prefix=answer["pycache_prefix"],
         conda=answer["conda"],
         flags=flags,
     )

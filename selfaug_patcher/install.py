@@ -11,11 +11,11 @@ from .outcome import Outcome, interrupted
 from .pairs import warnings
 from .payload import Runtime, installed
 from .pins import PinTable
-from .plan import Plan, beside, bytecode, not_writable, restore_stock
+from .plan import Plan, beside, bytecode, not_writable
 from .receipt import Original, Receipt, encode
 from .refusals import lost_original, refusals
 from .state import PATCHED, STOCK, State, TargetState, inspect, look_again
-from .store import RUNTIME, Store, digest, read
+from .store import RUNTIME, Store, content_of, digest
 from .transaction import execute, locked
 
 
@@ -40,7 +40,7 @@ def install(environment: Environment, table: PinTable, runtime: Runtime, *, dry_
         state = inspect(environment, table, runtime)
         planned = plan(state)
         if planned.operations:
-            execute("install", planned.operations, planned.keep, lambda: check_import(environment))
+            execute("install", planned.operations, planned.keep, lambda: _check(environment, planned))
     return Outcome("install", look_again(environment, table, runtime, "SelfAug is installed"), planned, found)
 
 
@@ -56,12 +56,13 @@ def plan(state: State) -> Plan:
     result = Plan(notes=notes(state))
     present = [target for target in state.targets if target.path is not None]
     stock = {target.target.name: _stock(target, state.table) for target in present}
+    result.stock = {t.module: (str(t.path), content_of(stock[t.target.name])) for t in present}
     found = installed(state.model.store.site)
     if found and found != state.runtime.hashes():
         # By way of stock: at no moment does a patched file import a runtime that is half one and half another version.
         for target in present:
             if target.state == PATCHED:
-                restore_stock(result, target, stock[target.target.name], like=target.path)
+                result.put(target.store, target.target.path, stock[target.target.name], like=target.path)
     _put_runtime(result, state)
     receipts: dict[Store, dict[str, Original]] = {}
     for target in reversed(present):  # transformers last: it is what calls the rest
@@ -75,6 +76,11 @@ def plan(state: State) -> Plan:
     if problems:
         raise PatcherError(*problems)
     return result
+
+
+def _check(environment: Environment, planned: Plan) -> None:
+    note = check_import(environment, planned.stock)
+    planned.notes += [note] if note else []
 
 
 def _put_runtime(result: Plan, state: State) -> None:
@@ -95,7 +101,7 @@ def _put_patched(result: Plan, target: TargetState, table: PinTable, stock: byte
     """Plan the patched file; returns what the receipt has to say about it."""
     assert target.path is not None
     store, path = target.store, target.target.path
-    stock_content = read(stock) or b"" if isinstance(stock, Path) else stock
+    stock_content = content_of(stock)
     content = target.patched_content(table, stock_content)
     kept = target.original.bytecode if target.original and target.state == PATCHED else {}
     if target.state == STOCK:

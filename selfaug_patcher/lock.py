@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 from .errors import PatcherError, Problem, from_os_error
+from .files import look_like
 
 fcntl: ModuleType | None
 try:
@@ -46,16 +46,6 @@ def hold(folder: Path, wait: float = WAIT_SECONDS) -> Iterator[None]:
         with contextlib.suppress(OSError):
             os.rmdir(folder)
         os.close(descriptor)
-
-
-def look_like(path: Path, like: Path) -> None:
-    """Give a new file or folder the mode and the owner of another one: a file made by root with a narrow umask must not
-    become one that its neighbours' users cannot read, or cannot remove."""
-    theirs, ours = os.stat(like), os.stat(path)
-    if hasattr(os, "chown") and (theirs.st_uid, theirs.st_gid) != (ours.st_uid, ours.st_gid):
-        with contextlib.suppress(PermissionError):  # only root may give files away
-            os.chown(path, theirs.st_uid, theirs.st_gid)
-    os.chmod(path, stat.S_IMODE(theirs.st_mode))
 
 
 def _acquire(folder: Path, path: Path, wait: float) -> int:

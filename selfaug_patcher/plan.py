@@ -18,13 +18,15 @@ from .transaction import MakeFolder, Operation, Put, RemoveFolder
 class Plan:
     """Operations in their order, with what they need; and the same in words, for people.
 
-    ``changes`` are pairs of a word (patch, restore, add, update, remove) and a path.
+    ``changes`` are pairs of a word (patch, restore, add, update, remove) and a path; ``stock`` maps the name of each
+    target's module to its path and stock text.
     """
 
     operations: list[Operation] = field(default_factory=list)
     keep: list[tuple[Store, str]] = field(default_factory=list)
     changes: list[tuple[str, Path]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    stock: dict[str, tuple[str, bytes]] = field(default_factory=dict)
     _present: dict[Path, str] = field(default_factory=dict)
 
     def put(self, store: Store, path: str, content: bytes | Path | None, like: Path | None = None) -> None:

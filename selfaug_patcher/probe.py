@@ -72,7 +72,6 @@ def answer() -> Any:
         marker = os.path.join(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED")
         managed = sys.prefix == sys.base_prefix and os.path.isfile(marker)
         found["path"] = entries
-        found["pycache_prefix"] = sys.pycache_prefix or ""
         found["externally_managed"] = marker if managed else ""
         found["conda"] = os.path.isdir(os.path.join(sys.prefix, "conda-meta"))
         found["packages"] = {name: package(name, path, entries) for name, path in PACKAGES.items()}

@@ -43,6 +43,7 @@ def revert(
         planned = plan(environment, stores, table, runtime, keep_edits)
         if dry_run or not planned.operations:
             return Outcome("revert", look_again(environment, table, runtime, "SelfAug is gone"), planned, notes)
+    stores = [store for store in stores if store.exists or _is_patched(environment, store, table)]
     with locked(stores) as notes:
         planned = plan(environment, stores, table, runtime, keep_edits)
         if planned.operations:
@@ -134,6 +135,10 @@ def _targets(environment: Environment, store: Store, table: PinTable) -> list[Ta
         elif store.exists:
             found.append(of_package(target, replace(Package(target.package), site=store.site), table))
     return found
+
+
+def _is_patched(environment: Environment, store: Store, table: PinTable) -> bool:
+    return any(target.state == PATCHED for target in _targets(environment, store, table))
 
 
 def _remove_runtime(result: Plan, store: Store, runtime: Runtime, edits: set[Path]) -> None:

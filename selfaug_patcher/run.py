@@ -24,10 +24,6 @@ from .refusals import refusals
 from .state import STOCK, State, inspect
 from .store import RUNTIME
 
-MODULES = {
-    "transformers:qwen2": "transformers.models.qwen2.modeling_qwen2",
-    "peft:lora": "peft.tuners.lora.layer",
-}
 INHERIT = str(Path(__file__).resolve().with_name("inherit"))
 
 
@@ -89,7 +85,7 @@ def serve(table: PinTable, modules: Runtime) -> State:
     if problems:
         raise PatcherError(*problems, state="Nothing was run, and nothing was changed.")
     sources = {
-        MODULES[target.target.name]: (str(target.path), target.patched_content(table, target.content))
+        target.module: (str(target.path), target.patched_content(table, target.content))
         for target in state.targets
         if target.state == STOCK
     }

@@ -37,6 +37,11 @@ class TargetState:
     original: Original | None = None
 
     @property
+    def module(self) -> str:
+        """The name under which Python imports the target."""
+        return self.target.path[: -len(".py")].replace("/", ".")
+
+    @property
     def store(self) -> Store:
         assert self.package.site is not None
         return Store(self.package.site)

@@ -96,7 +96,7 @@ def _runtime_step(state: State) -> str:
     if state.runtime_state == "leftover":
         return f"{_INSTALL}, or {_REVERT}"
     if state.runtime_state == "modified":
-        return f"{_REVERT} --keep-edits DIR"
+        return f"{_REVERT} --keep-edits DIR" if state.model.store.receipt() else "move it away: it is not SelfAug's"
     out_of_step = state.runtime_state in ("missing", "older") and any(t.state == PATCHED for t in state.targets)
     return _INSTALL if out_of_step else ""
 

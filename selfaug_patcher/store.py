@@ -128,6 +128,11 @@ def read(path: Path, limit: int = 64 * 1024 * 1024) -> bytes | None:
         raise PatcherError(from_os_error(error, f"read {path}")) from None
 
 
+def content_of(source: bytes | Path) -> bytes:
+    """Bytes as they are, or the content of a file that is known to be there."""
+    return source if isinstance(source, bytes) else read(source) or b""
+
+
 def names(folder: Path) -> list[str]:
     """The names in a folder, sorted; none where there is no such folder.
 

@@ -1,4 +1,4 @@
-"""Many file operations that happen as one. The only module that writes into an environment.
+"""Many file operations that happen as one. Only this module, with `files` and `lock` below it, writes.
 
 Everything that a run needs, the old files (as hard links, where the file system has them) and the new ones, lies in
 ``.selfaug/stage`` before the first target is touched, and the journal says how to put the old ones back. From then on
@@ -11,18 +11,16 @@ Two site directories (transformers in one, peft in the other) have a journal eac
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Union
 
-from . import lock
+from . import files, lock
 from .errors import PatcherError, Problem, from_os_error
-from .receipt import BYTECODE, SHA256, damaged
+from .receipt import SHA256, damaged
 from .store import RUNTIME, Store, names, read, sha256_of
 
 UNDONE = "Everything was put back: nothing was changed."
@@ -120,7 +118,7 @@ def execute(
         mine = {store: _has_model([entry for owner, entry in entries if owner == store]) for store in stores}
         for store in sorted(stores, key=lambda store: mine[store] == (verb == "install")):
             os.unlink(store.journal)
-            _sync(store.root)
+            files.sync(store.root)
     except BaseException as error:
         state = _roll_back(stores, done)
         if isinstance(error, OSError):
@@ -182,7 +180,7 @@ def _prepare(
         os.makedirs(store.originals, exist_ok=True)
         target = store.originals / sha256_of(source)
         if not os.path.lexists(target):
-            _link(source, target)
+            files.link(source, target)
     present: dict[tuple[Store, str], Path | None] = {}
     entries = []
     for slot, op in enumerate(operations):
@@ -193,13 +191,13 @@ def _prepare(
         old, new = _slots(op.store, slot)
         before = present.get((op.store, op.path), place)
         if before is not None and os.path.lexists(before):
-            _link(before, old)
+            files.link(before, old)
         if sha256_of(old) != op.expect:
             raise _changed_meanwhile(place)
         if isinstance(op.content, bytes):
-            _write(new, op.content, like=op.like or old, newer_than=old)
+            files.write(new, op.content, like=op.like or old, newer_than=old)
         elif op.content is not None:
-            _link(op.content, new)
+            files.link(op.content, new)
         present[op.store, op.path] = new if op.content is not None else None
         entries.append((op.store, Entry("put", op.path, slot, sha256_of(old), sha256_of(new))))
     return entries
@@ -209,14 +207,14 @@ def _do(store: Store, entry: Entry) -> None:
     place = store.place(entry.path)
     if entry.kind == "make":
         os.mkdir(place)
-        lock.look_like(place, store.site)
+        files.look_like(place, store.site)
     elif entry.kind == "remove":
-        _remove_folder(place)
+        files.remove_folder(place)
     elif sha256_of(place) != entry.old:
         raise _changed_meanwhile(place)
     elif entry.new:
         os.replace(_slots(store, entry.slot)[1], place)
-        _sync(place.parent)
+        files.sync(place.parent)
     else:
         os.unlink(place)
 
@@ -225,17 +223,17 @@ def _undo(store: Store, entry: Entry) -> list[str]:
     """Bring back what was there before. Done twice it does nothing more, so that undoing may itself be interrupted."""
     place = store.place(entry.path)
     if entry.kind == "make":
-        _remove_folder(place)
+        files.remove_folder(place)
     elif entry.kind == "remove":
         with contextlib.suppress(FileExistsError):
             os.mkdir(place)
-            lock.look_like(place, store.site)
+            files.look_like(place, store.site)
     elif place.suffix != ".pyc" or (place.parent.parent / f"{place.name.split('.')[0]}.py").exists():
         now = sha256_of(place)
         if now == entry.new and now != entry.old:
             if entry.old:
                 os.replace(_slots(store, entry.slot)[0], place)
-                _sync(place.parent)
+                files.sync(place.parent)
             else:
                 os.unlink(place)
         elif now != entry.old:
@@ -264,10 +262,10 @@ def _roll_back(stores: Sequence[Store], done: Sequence[tuple[Store, Entry]]) -> 
 
 def _write_journal(store: Store, verb: str, entries: Sequence[Entry]) -> None:
     new = store.root / "journal.json.new"
-    _write(new, json.dumps({"verb": verb, "entries": [vars(entry) for entry in entries]}).encode())
-    _sync(store.stage)
+    files.write(new, json.dumps({"verb": verb, "entries": [vars(entry) for entry in entries]}).encode())
+    files.sync(store.stage)
     os.replace(new, store.journal)
-    _sync(store.root)
+    files.sync(store.root)
 
 
 def _read_journal(store: Store) -> tuple[str, list[Entry]]:
@@ -290,64 +288,6 @@ def _read_journal(store: Store) -> tuple[str, list[Entry]]:
 
 def _slots(store: Store, slot: int) -> tuple[Path, Path]:
     return store.stage / f"{slot}.old", store.stage / f"{slot}.new"
-
-
-def _link(source: Path, target: Path) -> None:
-    """The same file under another name; where links cannot be made, a copy with its mode, owner and times."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(target)
-    try:
-        os.link(source, target, follow_symlinks=False)
-        if sha256_of(source) == sha256_of(target):  # a relative symbolic link leads nowhere from here
-            return
-        os.unlink(target)
-    except (OSError, NotImplementedError) as error:
-        if getattr(error, "errno", None) in (errno.ENOENT, errno.ENOSPC, errno.EIO):
-            raise
-    shutil.copy2(source, target)
-    lock.look_like(target, source)
-    _sync(target)
-
-
-def _write(path: Path, content: bytes, like: Path | None = None, newer_than: Path | None = None) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
-    with path.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    if like is not None and like.exists():
-        shutil.copystat(like, path)
-        lock.look_like(path, like)
-        os.utime(path)
-    if newer_than is not None and newer_than.exists():
-        # Bytecode remembers whole seconds: a new file must not carry the time of the one that it replaces.
-        old, now = os.stat(newer_than), os.stat(path)
-        if int(old.st_mtime) == int(now.st_mtime):
-            os.utime(path, (now.st_atime, old.st_mtime + 2))
-
-
-def _remove_folder(place: Path) -> None:
-    cache = place / "__pycache__"
-    for name in names(cache):
-        if BYTECODE.fullmatch(name):
-            os.unlink(cache / name)
-    for folder in (cache, place):
-        try:
-            os.rmdir(folder)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _changed_meanwhile(place: Path) -> PatcherError:

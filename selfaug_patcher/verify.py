@@ -12,13 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import memory
-from .check import TIMEOUT_SECONDS
+from .check import SERVE, TIMEOUT_SECONDS, request
 from .environment import Environment
 from .payload import Runtime
 from .pins import PinTable
 from .refusals import changed_modules
-from .run import MODULES
 from .state import PATCHED, State, inspect
 from .store import RUNTIME, read
 
@@ -28,12 +26,8 @@ sys.argv = ["selftest", "--json"]
 runpy.run_module("{RUNTIME}.selftest", run_name="__main__", alter_sys=True)
 """
 
-_DIGESTS = """
-import json, runpy
-request = json.load(sys.stdin)
-memory = {"__name__": "memory"}
-exec(request["loader"], memory)
-memory["install"](*memory["decode"](request["modules"]))
+_DIGESTS = f"""{SERVE}
+import runpy
 from transformers.models.qwen2.modeling_qwen2 import Qwen2ForCausalLM
 if ("SelfAligned" in [base.__name__ for base in Qwen2ForCausalLM.__mro__]) == request["stock"]:
     raise SystemExit("Python loaded the stock file for the patched one, or the other way round")
@@ -94,7 +88,7 @@ def _same_as_stock(state: State, selftest: Path) -> list[Check]:
         content = read(stock) if isinstance(stock, Path) else stock
         if content is None:
             return [Check("as stock", False, f"the stock file of {target.package.name} is not known")]
-        sources[MODULES[target.target.name]] = (str(target.path), content)
+        sources[target.module] = (str(target.path), content)
     patched, error = _digests(state.environment, selftest, {})
     stock_digests, stock_error = _digests(state.environment, selftest, sources)
     if not isinstance(patched, dict) or not isinstance(stock_digests, dict) or not patched:
@@ -109,14 +103,8 @@ def _same_as_stock(state: State, selftest: Path) -> list[Check]:
 
 def _digests(environment: Environment, selftest: Path, sources: dict[str, tuple[str, bytes]]) -> tuple[Any, str]:
     """The self-test's digests; it is run by its path, so that nothing else of SelfAug is imported."""
-    loader = Path(memory.__file__).read_text(encoding="utf-8")
-    request = {
-        "loader": loader,
-        "modules": memory.encode(sources, {}),
-        "selftest": str(selftest),
-        "stock": bool(sources),
-    }
-    return _json(environment, _DIGESTS, input=json.dumps(request))
+    order = request(sources, selftest=str(selftest), stock=bool(sources))
+    return _json(environment, _DIGESTS, input=order)
 
 
 def _json(environment: Environment, code: str, **options: Any) -> tuple[Any, str]:

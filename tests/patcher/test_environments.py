@@ -145,9 +145,11 @@ def test_the_command_line_itself_runs_in_the_c_locale(make_place):
     assert b"SelfAug 0.1.0 is installed" in result.stdout
 
 
-@pytest.mark.parametrize("mode", list(py_compile.PycInvalidationMode), ids=lambda mode: mode.name)
-@pytest.mark.parametrize("flag", ["", "-O", "-OO"])
+@pytest.mark.parametrize(
+    ("mode", "flag"), [("TIMESTAMP", ""), ("CHECKED_HASH", "-O"), ("UNCHECKED_HASH", ""), ("UNCHECKED_HASH", "-OO")]
+)
 def test_no_stale_bytecode_hides_the_patch_or_survives_it(place, mode, flag):
+    mode = py_compile.PycInvalidationMode[mode]
     level = {"": 0, "-O": 1, "-OO": 2}[flag]
     flags = [flag] if flag else []
     py_compile.compile(str(place.model), optimize=level, invalidation_mode=mode, doraise=True)
@@ -158,6 +160,29 @@ def test_no_stale_bytecode_hides_the_patch_or_survives_it(place, mode, flag):
     after = snapshot(place.model.parent / "__pycache__")
     assert {name: after[name] for name in after if "modeling" in name} == before
     assert loaded(place, *flags) == "stock"
+
+
+def test_an_upgrade_leaves_no_stock_bytecode_beside_the_patched_file(place, newer_selfaug):
+    unchecked = py_compile.PycInvalidationMode.UNCHECKED_HASH
+    py_compile.compile(str(place.model), invalidation_mode=unchecked, doraise=True)
+    before = place.snapshot()
+    place.done("install")
+    place.done("install", selfaug=newer_selfaug)
+    assert loaded(place, "-B") == "0.2.0"
+    place.done("revert", selfaug=newer_selfaug)
+    assert place.snapshot() == before
+
+
+def test_revert_asks_nothing_of_a_site_directory_where_it_has_nothing_to_do(make_place, tmp_path):
+    place = make_place(peft=None)
+    place.done("install")
+    other = tmp_path / "system"
+    put_package(other, "peft", "2.0")
+    (place.site / "system.pth").write_text(str(other))
+    before = other.stat().st_mtime_ns
+    place.done("revert")
+    assert place.states()[0] == "stock"
+    assert other.stat().st_mtime_ns == before
 
 
 def test_bytecode_written_while_patched_is_removed_by_revert(place):

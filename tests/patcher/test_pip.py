@@ -87,6 +87,7 @@ def test_revert_after_an_upgrade_never_puts_the_older_original_back(pip):
     assert nothing_of_ours(pip)
 
 
+@pytest.mark.environments
 def test_a_downgrade_to_an_unpinned_release_is_told_and_revert_still_cleans_up(pip):
     pip.done("install")
     pip.pip("install", "transformers==1.7")
@@ -118,6 +119,7 @@ def test_reinstalling_the_same_version_keeps_the_patch(pip):
     assert pip.states() == ("patched", "patched", "installed")
 
 
+@pytest.mark.environments
 @pytest.mark.parametrize("names", [("transformers",), ("peft",), ("transformers", "peft")])
 def test_an_uninstalled_package_is_not_importable_and_revert_removes_the_rest(pip, names):
     pip.done("install")

@@ -233,3 +233,21 @@ def test_a_failing_import_takes_everything_back(place, selfaug, tmp_path):
     assert "RuntimeError: broken on purpose" in result.err
     assert result.err.endswith("Everything was put back: nothing was changed.\n")
     assert place.snapshot() == before
+
+
+def test_packages_that_do_not_import_even_as_stock_are_patched_with_a_note(place):
+    (place.site / "peft" / "__init__.py").write_text("raise ImportError('no HybridCache')\n")
+    result = place.done("install")
+    assert "note: transformers and peft do not import together here, patched or not: ImportError: no HybridCache" in (
+        result.out
+    )
+    assert place.states() == ("patched", "patched", "installed")
+
+
+def test_stale_bytecode_in_another_folder_is_no_success(place, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path / "bytecode"))
+    code = "import py_compile as p, sys; p.compile(sys.argv[1], invalidation_mode=p.PycInvalidationMode.UNCHECKED_HASH)"
+    subprocess.run([place.python, "-c", code, str(place.model)], check=True)
+    result = place.run("install")
+    assert (result.code, "Python loaded other code" in result.err) == (1, True), result.err
+    assert place.states() == ("stock", "stock", "missing")
