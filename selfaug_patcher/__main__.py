@@ -5,7 +5,7 @@ if sys.version_info < (3, 9):  # noqa: UP036
     sys.stderr.write(
         "error[old-python]: selfaug_patcher does not run on this interpreter\n"
         "  expected: Python 3.9 or later\n"
-        f"  found:    Python {sys.version_info[0]}.{sys.version_info[1]} ({sys.executable})\n"
+        "  found:    Python " + ".".join(map(str, sys.version_info[:2])) + " (" + sys.executable + ")\n"
         "  do:       run it with the interpreter of the environment that has transformers\n"
         "Nothing was changed.\n"
     )

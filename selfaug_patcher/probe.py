@@ -1,18 +1,19 @@
 """What an import would find: run in the interpreter that is asked about, prints one JSON object.
 
 Imports nothing but the standard library, and of that only modules that do not import the packages asked about. It is
-handed over as text (``python -c``), and old interpreters read it too, so that they can say how old they are.
+handed over as text (``python -c``), and interpreters as old as Python 2.7 read it too, to say how old they are.
 """
+
+# mypy: allow-untyped-defs, allow-untyped-calls, disable-error-code=assignment
 
 import json
 import os
 import sys
-from typing import Any
 
 PACKAGES = {"transformers": "transformers/models/qwen2/modeling_qwen2.py", "peft": "peft/tuners/lora/layer.py"}
 
 
-def record_hash(distribution: Any, path: str) -> Any:
+def record_hash(distribution, path):
     """(has a RECORD, its sha256 of one file in hexadecimal or None)."""
     import base64
 
@@ -25,7 +26,7 @@ def record_hash(distribution: Any, path: str) -> Any:
     return text is not None, None
 
 
-def distributions(name: str, path: str) -> Any:
+def distributions(name, path):
     from importlib import metadata
 
     found = []
@@ -47,7 +48,7 @@ def distributions(name: str, path: str) -> Any:
     return found
 
 
-def package(name: str, path: str, entries: Any) -> Any:
+def package(name, path, entries):
     import importlib.util
 
     try:
@@ -63,8 +64,8 @@ def package(name: str, path: str, entries: Any) -> Any:
     }
 
 
-def answer() -> Any:
-    found: Any = {"executable": sys.executable, "version": list(sys.version_info[:3])}
+def answer():
+    found = {"executable": sys.executable, "version": list(sys.version_info[:3])}
     if sys.version_info >= (3, 9):  # noqa: UP036
         import sysconfig
 

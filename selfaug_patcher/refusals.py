@@ -66,7 +66,7 @@ def _missing(target: TargetState, state: State) -> Problem:
     package = target.package
     if package.site is None:
         newest = state.table.of(target.target.name)[-1].version
-        do = f'{state.environment.python} -m pip install "{package.name}=={newest}"'
+        do = f'{state.environment.python} -m pip install "{package.name}<={newest}"'
         return Problem("not-installed", f"{package.name} is not installed", found=state.environment.python, do=do)
     do = f'pip install --force-reinstall --no-deps "{package.name}=={package.version}"'
     return Problem("missing-file", f"{package.name} lacks a file that it should have", found=str(target.path), do=do)

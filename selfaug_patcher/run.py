@@ -104,7 +104,7 @@ def serve_child() -> None:
 
 
 def _this_process() -> Environment:
-    return from_probe(probe.answer(), sys.executable)
+    return from_probe(probe.answer(), sys.executable)  # type: ignore[no-untyped-call]
 
 
 def _run_script(path: str) -> None:

@@ -124,7 +124,7 @@ def test_transformers_absent_is_refused_and_peft_too_old_as_well(make_place):
     place.layer.unlink()
     code, text = refuse(place, "install")
     assert "error[not-installed]: transformers is not installed" in text
-    assert 'do:       PYTHON -m pip install "transformers==2.0"' in text
+    assert 'do:       PYTHON -m pip install "transformers<=2.0"' in text
     assert "error[missing-file]: peft lacks a file that it should have" in text
     assert code == 1
 
@@ -197,6 +197,21 @@ def test_an_old_interpreter_is_told_what_is_needed(place, tmp_path):
         "  do:       name another one with --python\n"
         "Nothing was changed.\n",
     )
+
+
+@pytest.mark.parametrize("version", ["2.7", "3.6", "3.7", "3.8"])
+def test_a_real_old_interpreter_gets_no_syntax_error(place, version):
+    found = [
+        *Path("~/.pyenv/versions").expanduser().glob(f"{version}*/bin/python"),
+        *Path("/usr/bin").glob(f"python{version}"),
+    ]
+    if not found:
+        pytest.skip(f"there is no Python {version} here")
+    assert f"found:    Python {version}" in place.run("install", python=str(found[0])).err
+    command = [str(found[0]), "-B", "-m", "selfaug_patcher", "install"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error[old-python]")
 
 
 def test_errors_have_a_json_form(make_place):
