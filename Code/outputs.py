@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any, Callable
 
@@ -16,7 +17,11 @@ class LazyLogits:
 
     def __init__(self, compute: Callable[[], Tensor]) -> None:
         self.compute = compute
-        self.armed = False
+
+
+# They copy or walk every output for the sake of its tensors (FSDP1 after the weights are sharded again, DDP with
+# find_unused_parameters): these read the stand-in, or each step would make logits for nobody
+_WALKERS = {"dataclasses", "torch", "accelerate", "deepspeed"}
 
 
 @dataclass
@@ -30,15 +35,16 @@ class SelfAugOutput(CausalLMOutputWithPast):
 
     def __post_init__(self) -> None:
         super().__post_init__()  # reads every field
-        lazy = vars(self).get("logits")
-        if isinstance(lazy, LazyLogits):
-            lazy.armed = True
+        object.__setattr__(self, "_selfaug_made", True)
 
     def __getattribute__(self, name: str) -> Any:
         value = super().__getattribute__(name)
-        if isinstance(value, LazyLogits) and value.armed:
-            value = value.compute()
-            self.logits = value
+        if not isinstance(value, LazyLogits) or "_selfaug_made" not in super().__getattribute__("__dict__"):
+            return value
+        if sys._getframe(1).f_globals.get("__name__", "").partition(".")[0] in _WALKERS:
+            return value
+        value = value.compute()
+        self.logits = value
         return value
 
     def __getitem__(self, key: Any) -> Any:

@@ -1,0 +1,79 @@
+"""Two real processes (gloo, CPU) give the gradients and the logs of one process with the whole batch, under DDP, FSDP1
+and FSDP2.
+
+All layouts run in one launch of `worker.py`, because starting two interpreters costs more than everything else: four of
+them by default, every one with ALL_LAYOUTS=1.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+import worker
+
+CASES = ["DDP, accumulation 2", "FSDP1, sharded head", "FSDP2, sharded head", "Trainer"]
+if os.environ.get("ALL_LAYOUTS") == "1":
+    CASES = list(worker.CASES)
+
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
+
+
+def launch(out, *cases):
+    """Run the cases on two processes; what rank 0 found."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for rank in ("0", "1"):
+        variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+        environment = {**os.environ, **variables, "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+        log = open(f"{out}.{rank}", "w")  # noqa: SIM115
+        command = [sys.executable, worker.__file__, str(out), *cases]
+        processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
+    try:
+        for process in processes:
+            process.wait(timeout=500)
+    finally:
+        for process in processes:
+            process.kill()
+    assert out.exists(), Path(f"{out}.0").read_text()[-3000:]
+    return json.loads(out.read_text())
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    return launch(tmp_path_factory.mktemp("two") / "found.json", *CASES)
+
+
+@pytest.mark.parametrize("case", [name for name in CASES if name != "Trainer"])
+def test_two_processes_give_the_gradients_and_logs_of_one(found, case):
+    assert case in found, f"an earlier case failed: {[name for name in found if 'failed' in found[name]]}"
+    assert "failed" not in found[case], found[case].get("failed")
+    assert found[case]["error"] < 1e-4
+    assert found[case]["logs"] < 1e-4
+    assert found[case]["kl"] > 1e-3
+
+
+@pytest.mark.parametrize("case", ["FSDP1, sharded head", "FSDP2, sharded head"])
+def test_a_sharded_head_is_gathered_once_per_step(found, case):
+    assert found[case]["head calls"] == 1
+
+
+def test_the_trainer_logs_the_same_on_two_processes_as_on_one(found, tmp_path):
+    two, one = found["Trainer"], worker.trainer(str(tmp_path), rows_each=worker.ROWS)
+    for name in ("loss", "grad_norm", "selfaug/nll", "selfaug/kl"):
+        assert two[name] == pytest.approx(one[name], rel=1e-4)
+
+
+def test_ddp_makes_no_logits_that_nobody_reads(found):
+    """For a PeftModel the Trainer sets find_unused_parameters, and DDP then walks the output."""
+    assert found["Trainer"]["logits made"] == 0

@@ -1,0 +1,209 @@
+"""One of two processes (gloo, CPU) that run every layout in turn: `python worker.py OUT [CASE ...]`, with torchrun's
+variables set.
+
+Rank 0 writes to OUT, as JSON, per case: the worst relative error of any gradient tensor against a single process that
+has the whole batch, and what the logs say.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import conftest  # noqa: F401  (patches transformers and peft in memory)
+import torch
+import torch.distributed as dist
+from tiny import base, batch, settings, taken_gradients, with_lora, worst_error
+from torch.nn.parallel import DistributedDataParallel
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
+
+from selfaug import metrics
+
+ROWS = 4
+RAGGED = {"prompts": (6, 4, 7, 2), "B": ROWS, "padding": "right"}
+ALIKE = {"prompts": (5, 5, 5, 5), "B": ROWS, "padding": None}
+
+
+def rank():
+    return dist.get_rank()
+
+
+def share(data):
+    """This process's rows of the global batch."""
+    mine = slice(rank() * ROWS // 2, (rank() + 1) * ROWS // 2)
+    return {name: value[mine] for name, value in data.items()}
+
+
+def supervised(data):
+    return int((data["labels"][:, 1:] != -100).sum())
+
+
+@functools.lru_cache(maxsize=None)
+def alone(reduction, ragged, tied=False):
+    """(gradients, logs) of one process with the whole batch."""
+    data, model = batch(**(RAGGED if ragged else ALIKE)), with_lora(base(tie_word_embeddings=tied))
+    metrics.RUNNING.clear()
+    with settings(SELFAUG_REDUCTION=reduction):
+        model(**data, num_items_in_batch=supervised(data)).loss.backward()
+    own, dist_ready = metrics.RUNNING, torch.distributed.is_initialized
+    torch.distributed.is_initialized = lambda: False  # this process's sums alone
+    try:
+        logs = own.take()
+    finally:
+        torch.distributed.is_initialized = dist_ready
+    return taken_gradients(model), logs
+
+
+def step(model, data, accumulation, reduction):
+    """One optimizer step's gradients, as the HF Trainer scales them: per token of the global batch, times processes."""
+    n, mine = supervised(data), share(data)
+    metrics.RUNNING.clear()
+    size = len(mine["labels"]) // accumulation
+    with settings(SELFAUG_REDUCTION=reduction):
+        for i in range(accumulation):
+            rows = {name: value[i * size : (i + 1) * size] for name, value in mine.items()}
+            last = i + 1 == accumulation
+            with contextlib.nullcontext() if last or not hasattr(model, "no_sync") else model.no_sync():
+                (model(**rows, num_items_in_batch=n).loss * dist.get_world_size()).backward()
+
+
+def names(found):
+    clean = ("module.", "_fsdp_wrapped_module.", "_orig_mod.")
+    for prefix in clean:
+        found = {name.replace(prefix, ""): grad for name, grad in found.items()}
+    return found
+
+
+def compared(model, reduction, ragged, gradients=None, tied=False):
+    found = names(taken_gradients(model) if gradients is None else gradients)
+    said = metrics.RUNNING.take()
+    wanted, logs = alone(reduction, ragged, tied)
+    return {
+        "error": worst_error(found, wanted),
+        "logs": max(abs(said[name] / logs[name] - 1) for name in ("selfaug/nll", "selfaug/kl")),
+        "kl": said["selfaug/kl"],
+    }
+
+
+def ddp(accumulation=1, reduction="sequence", ragged=True, checkpointing=None, compiled=False):
+    model = with_lora(base())
+    if checkpointing is not None:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": checkpointing})
+        model.enable_input_require_grads()
+    model = DistributedDataParallel(model, find_unused_parameters=False)
+    if compiled:
+        model = torch.compile(model, backend="aot_eager")
+    step(model, batch(**(RAGGED if ragged else ALIKE)), accumulation, reduction)
+    return compared(model, reduction, ragged)
+
+
+def fsdp1(own_head=False, use_orig_params=True, accumulation=1):
+    from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
+    from torch.distributed.fsdp.wrap import lambda_auto_wrap_policy
+
+    model = with_lora(base())
+
+    def units(module):
+        return isinstance(module, Qwen2DecoderLayer) or (own_head and module is model.get_base_model().lm_head)
+
+    model = FSDP(
+        model,
+        auto_wrap_policy=functools.partial(lambda_auto_wrap_policy, lambda_fn=units),
+        use_orig_params=use_orig_params,
+        device_id=torch.device("cpu"),
+    )
+    calls = []
+    head = model.get_base_model().lm_head
+    head.register_forward_pre_hook(lambda *_: calls.append(1))
+    step(model, batch(**RAGGED), accumulation, "sequence")
+    with FSDP.summon_full_params(model, with_grads=True):
+        # FSDP1 computes gradients of frozen parameters that share a flat parameter with LoRA, and no optimizer sees them
+        gradients = {name: grad for name, grad in taken_gradients(model).items() if "lora_" in name}
+    return {**compared(model, "sequence", True, gradients), "head calls": len(calls)}
+
+
+def fsdp2(own_head=False, accumulation=1, tied=False):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model = with_lora(base(tie_word_embeddings=tied))
+    mesh = init_device_mesh("cpu", (2,))
+    inner = model.get_base_model()
+    for layer in inner.model.layers:
+        fully_shard(layer, mesh=mesh)
+    calls = []
+    if own_head:
+        fully_shard(inner.lm_head, mesh=mesh)
+        inner.lm_head.register_forward_pre_hook(lambda *_: calls.append(1))
+    fully_shard(model, mesh=mesh)
+    step(model, batch(**RAGGED), accumulation, "sequence")
+    gradients = {name: p.grad.full_tensor().double() for name, p in model.named_parameters() if p.grad is not None}
+    return {**compared(model, "sequence", True, gradients, tied), "head calls": len(calls)}
+
+
+def trainer(tmp, rows_each=ROWS // 2):
+    """The logs of one step of the HF Trainer, and how often anybody made logits."""
+    from transformers import Trainer, TrainingArguments
+
+    from selfaug import outputs
+
+    made, compute = [], outputs.LazyLogits.__init__
+    outputs.LazyLogits.__init__ = lambda self, function: compute(self, lambda: made.append(1) or function())
+    data = batch(**RAGGED)
+    rows = [{name: value[i] for name, value in data.items()} for i in range(ROWS)]
+    metrics.RUNNING.clear()
+    arguments = TrainingArguments(
+        tmp, per_device_train_batch_size=rows_each, max_steps=1, logging_steps=1, report_to=[], save_strategy="no",
+        disable_tqdm=True, use_cpu=True, label_names=["labels"], ddp_backend="gloo" if dist.is_initialized() else None,
+    )  # fmt: skip
+    with settings(SELFAUG_REDUCTION="sequence"):
+        run = Trainer(with_lora(base()), arguments, train_dataset=rows)
+        run.train()
+    outputs.LazyLogits.__init__ = compute
+    return {**run.state.log_history[0], "logits made": len(made)}
+
+
+CASES = {
+    "DDP": ddp,
+    "DDP, accumulation 2": functools.partial(ddp, accumulation=2),
+    "DDP, token reduction, rows alike": functools.partial(ddp, reduction="token", ragged=False),
+    "DDP, token reduction, rows alike, accumulation 2": functools.partial(ddp, 2, "token", False),
+    "DDP, checkpointing": functools.partial(ddp, checkpointing=False),
+    "DDP, reentrant checkpointing": functools.partial(ddp, checkpointing=True),
+    "DDP, compiled": functools.partial(ddp, compiled=True),
+    "FSDP1, use_orig_params": fsdp1,
+    "FSDP1, use_orig_params, accumulation 2": functools.partial(fsdp1, accumulation=2),
+    "FSDP1, sharded head": functools.partial(fsdp1, own_head=True),
+    "FSDP2": fsdp2,
+    "FSDP2, accumulation 2": functools.partial(fsdp2, accumulation=2),
+    "FSDP2, sharded head": functools.partial(fsdp2, own_head=True),
+    "FSDP2, tied head": functools.partial(fsdp2, tied=True),
+    "Trainer": trainer,
+}
+
+
+def main(out):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    os.environ["SELFAUG_CHUNK_SIZE"] = "3"
+    found = {}
+    for name in sys.argv[2:] or CASES:
+        try:
+            found[name] = CASES[name](out + ".trainer") if name == "Trainer" else CASES[name]()
+        except Exception:
+            found[name] = {"failed": traceback.format_exc()}
+            break  # the other process may be waiting in a collective call
+    if rank() == 0:
+        Path(out).write_text(json.dumps(found))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
