@@ -35,6 +35,7 @@ class Settings:
     reduction: "token" averages over the aligned tokens of the micro-batch; "sequence" averages within each row and
         weights rows by their supervised tokens.
     chunk_size: positions whose logits exist at a time; None is "auto", see :func:`.loss.auto_chunk_size`.
+    sample: share of the aligned positions, 0 < p <= 1, at which the KL is computed, see :mod:`.sample`.
     reference: what an active but frozen adapter belongs to: "base" switches it off in the reference pass,
         "frozen-adapters" leaves it on; None stops where there is one, see :mod:`.guards`.
     evaluation: ``eval_loss`` contains the term, too.
@@ -47,6 +48,7 @@ class Settings:
     positions: str = "input"
     reduction: str = "token"
     chunk_size: int | None = None
+    sample: float = 1.0
     reference: str | None = None
     evaluation: bool = False
     strict: bool = False
@@ -67,6 +69,16 @@ def _weight(value: Any) -> float:
         number = math.nan
     if not 0 <= number < math.inf:
         raise ValueError("a number >= 0")
+    return number
+
+
+def _share(value: Any) -> float:
+    try:
+        number = _weight(value)
+    except ValueError:
+        number = math.nan
+    if not 0 < number <= 1:
+        raise ValueError("a number > 0 and <= 1")
     return number
 
 
@@ -95,6 +107,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "positions": _one_of(POSITIONS),
     "reduction": _one_of(REDUCTIONS),
     "chunk_size": _chunk_size,
+    "sample": _share,
     "reference": _one_of(REFERENCES),
     "evaluation": _switch,
     "strict": _switch,

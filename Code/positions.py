@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from . import sample
+
 IGNORE_INDEX = -100
 
 
@@ -107,7 +109,8 @@ class Selection:
     targets: Tensor  # (P,) long, IGNORE_INDEX where NLL takes no part
     kl_weight: Tensor  # (A,) double
     supervised: int
-    aligned: int  # A
+    aligned: int  # A, of those that were sampled
+    counted: int  # what sums are divided by where the trainer does not say
     length: int  # T up to and with the last aligned position of any row
     total: int  # T
 
@@ -119,9 +122,13 @@ def select(
     positions: str,
     reduction: str,
     divided_by_batch: bool,
+    share: float = 1.0,
+    generator: torch.Generator | None = None,
 ) -> Selection:
     """Reads the masks of a batch, on the CPU: copying them there is the one host synchronisation of a step.
 
+    share: below 1, the KL is computed at a sample of the aligned positions, drawn with ``generator``, see
+        :mod:`.sample`.
     divided_by_batch: the trainer gave ``num_items_in_batch``. Then a micro-batch without a supervised token weighs
         nothing. Without it, such a micro-batch (whose stock loss is NaN) keeps its KL as a plain mean.
     """
@@ -133,6 +140,11 @@ def select(
     row = rows(labels, None if position_ids is None else position_ids.cpu())
     counted = supervised if divided_by_batch or supervised.any() else chosen
     weight = kl_weights(chosen, counted, row, reduction)
+    all_aligned = int(chosen.sum())
+    if share < 1 and generator is not None and all_aligned:
+        kept = chosen.flatten().nonzero().squeeze(-1)[sample.positions(all_aligned, share, generator)]
+        chosen = torch.zeros_like(chosen).flatten().index_fill(0, kept, True).view_as(chosen)
+        weight = weight * (all_aligned / len(kept))
     index = torch.cat((chosen.flatten().nonzero(), (supervised & ~chosen).flatten().nonzero())).squeeze(-1)
     A = int(chosen.sum())
     columns = chosen.any(0).nonzero()
@@ -142,6 +154,7 @@ def select(
         kl_weight=weight.flatten()[index[:A]],
         supervised=int(supervised.sum()),
         aligned=A,
+        counted=max(1, int(supervised.sum()) or all_aligned),
         length=int(columns[-1]) + 1 if len(columns) else 0,
         total=labels.shape[1],
     )

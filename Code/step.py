@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from . import config, guards, head, loss, metrics, positions, reference, trainers, watch
+from . import config, guards, head, loss, metrics, positions, reference, sample, trainers, watch
 from .eager import eager, eager_around
 from .outputs import LazyLogits, SelfAugOutput
 
@@ -63,7 +63,7 @@ def _fused(model: Any, call: dict[str, Any], settings: config.Settings, keep: fr
     """Stock ``forward`` re-expressed from hidden states: both terms in chunks, and logits only for a caller who reads
     them.
     """
-    chosen = _select(call, call["labels"], settings)
+    chosen = _select(model, call, call["labels"], settings)
     arguments = _decoder_arguments(model.model, call)
     # first, while no activations of the tuned pass are kept
     reference_hidden = _reference_hidden(model, arguments, chosen, keep)
@@ -130,7 +130,7 @@ def _around(
     num_items = owed.num_items if owed else call.get("num_items_in_batch")
     kept = call.get("logits_to_keep", call.get("num_logits_to_keep", 0))
     labels = positions.full_labels(labels, kept, hidden.shape[1])
-    chosen = _select({**call, **arguments, "num_items_in_batch": num_items}, labels, settings)
+    chosen = _select(model, {**call, **arguments, "num_items_in_batch": num_items}, labels, settings)
     reference_hidden = _reference_hidden(model, arguments, chosen, keep)
     terms = _terms(model, hidden, reference_hidden, positions.aligned_only(chosen), settings, keep)
     divisor = _divisor(chosen, num_items, hidden.device)
@@ -257,7 +257,8 @@ def _decoder_calls(decoder: nn.Module) -> Iterator[list[tuple[dict[str, Any], Te
 
 
 @eager
-def _select(call: dict[str, Any], labels: Tensor, settings: config.Settings) -> positions.Selection:
+def _select(model: Any, call: dict[str, Any], labels: Tensor, settings: config.Settings) -> positions.Selection:
+    share = settings.sample if model.training else 1.0  # an evaluation is exact, and leaves the random state alone
     return positions.select(
         labels,
         call.get("attention_mask"),
@@ -265,6 +266,8 @@ def _select(call: dict[str, Any], labels: Tensor, settings: config.Settings) -> 
         settings.positions,
         settings.reduction,
         divided_by_batch=call.get("num_items_in_batch") is not None,
+        share=share,
+        generator=sample.step_generator(model) if share < 1 else None,
     )
 
 
@@ -320,7 +323,7 @@ def _divisor(chosen: positions.Selection, num_items: Any, device: torch.device) 
     micro-batch.
     """
     if num_items is None:
-        return max(1, chosen.supervised or chosen.aligned)
+        return chosen.counted
     return num_items.to(device) if isinstance(num_items, Tensor) else num_items
 
 

@@ -1,0 +1,120 @@
+"""The KL at a sample of the aligned positions: right on average, repeatable, the same when recomputed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import base, batch, settings, taken_gradients, with_lora
+
+from selfaug import config, metrics, positions, sample
+
+
+def select(labels, share, seed=0, reduction="token", divided_by_batch=False, mask=None):
+    generator = torch.Generator().manual_seed(seed)
+    return positions.select(labels, mask, None, "input", reduction, divided_by_batch, share, generator)
+
+
+@pytest.mark.parametrize("reduction", ["token", "sequence"])
+def test_every_position_has_on_average_the_weight_that_it_has_without_sampling(reduction):
+    labels = batch(padding=None)["labels"]
+    whole = select(labels, 1.0, reduction=reduction)
+    found = torch.zeros(labels.numel(), dtype=torch.double)
+    draws = 1000
+    for seed in range(draws):
+        chosen = select(labels, 0.25, seed, reduction)
+        found[chosen.index[: chosen.aligned]] += chosen.kl_weight / draws
+    expected = torch.zeros_like(found).index_add(0, whole.index[: whole.aligned], whole.kl_weight)
+    assert torch.allclose(found[expected > 0] / expected[expected > 0], torch.tensor(1.0).double(), atol=0.3)
+    assert found[expected == 0].sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("count", "share", "k"), [(100, 0.25, 25), (3, 0.01, 1), (7, 0.5, 4), (1, 1.0, 1), (0, 0.5, 0)]
+)
+def test_the_sample_has_the_size_that_was_asked_for_and_is_never_empty(count, share, k):
+    found = sample.positions(count, share, torch.Generator().manual_seed(1))
+    assert len(found) == k
+    assert found.tolist() == sorted(set(found.tolist()))
+
+
+def test_supervised_positions_all_stay_also_one_that_is_aligned_and_not_sampled():
+    labels = batch(padding=None)["labels"]
+    whole = select(labels, 1.0)
+    for seed in range(20):
+        chosen = select(labels, 0.1, seed)
+        trained = chosen.index[chosen.targets != -100]
+        assert sorted(trained.tolist()) == sorted(whole.index[whole.targets != -100].tolist())
+        assert chosen.supervised == whole.supervised
+        assert len(chosen.index) == len(set(chosen.index.tolist()))
+
+
+def test_the_mean_of_a_batch_without_supervised_tokens_is_over_the_whole_of_it():
+    labels = torch.full((2, 8), -100)
+    whole, chosen = select(labels, 1.0), select(labels, 0.25)
+    assert chosen.counted == whole.counted == 16
+    assert chosen.kl_weight.sum().item() == pytest.approx(whole.kl_weight.sum().item())
+
+
+def step(model, data, seed, **extra):
+    torch.manual_seed(seed)
+    metrics.RUNNING.clear()
+    model(**data, **extra).loss.backward()
+    return taken_gradients(model)
+
+
+def test_a_seed_repeats_a_step_and_the_next_step_draws_other_positions():
+    model, data = with_lora(base()), batch()
+    with settings(selfaug_sample="0.3"):
+        first, again, other = (step(model, data, seed) for seed in (1, 1, 2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+    torch.manual_seed(1)
+    draws = [sample.positions(1000, 0.1, sample.step_generator()).tolist() for _ in range(2)]
+    assert draws[0] != draws[1]
+
+
+def test_the_gradient_is_right_on_average():
+    model, data = with_lora(base()), batch()
+    whole = step(model, data, 0)
+    mean = {name: torch.zeros_like(g) for name, g in whole.items()}
+    with settings(selfaug_sample="0.5"):
+        for seed in range(60):
+            for name, g in step(model, data, seed).items():
+                mean[name] += g / 60
+    error = sum((mean[n] - whole[n]).norm() ** 2 for n in whole) ** 0.5
+    assert error / sum(g.norm() ** 2 for g in whole.values()) ** 0.5 < 0.15
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_model_recomputed_as_a_whole_sees_the_same_positions(reentrant):
+    model, data = with_lora(base()), batch()
+    embeds = model.get_input_embeddings()(data["input_ids"]).detach().requires_grad_()
+    data = {"labels": data["labels"], "attention_mask": data["attention_mask"]}
+    with settings(selfaug_sample="0.3"):
+        torch.manual_seed(3)
+        model(inputs_embeds=embeds, **data).loss.backward()
+        expected = taken_gradients(model)
+        torch.manual_seed(3)
+        loss = torch.utils.checkpoint.checkpoint(
+            lambda x: model(inputs_embeds=x, **data).loss, embeds, use_reentrant=reentrant
+        )
+        loss.backward()
+    found = taken_gradients(model)
+    assert all(torch.allclose(found[name], expected[name], rtol=1e-5, atol=1e-9) for name in expected)
+
+
+def test_without_sampling_and_in_evaluation_the_random_state_is_left_alone():
+    model, data = with_lora(base()), batch()
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    model(**data)
+    with settings(selfaug_sample="0.3", selfaug_eval="1"):
+        model.eval()
+        model(**data)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("value", ["0", "1.5", "-0.1", "nan", "some"])
+def test_a_share_outside_0_to_1_is_refused(value):
+    with pytest.raises(config.SettingError, match=r"SELFAUG_SAMPLE must be a number > 0 and <= 1"):
+        config.read(None, {"SELFAUG_SAMPLE": value})
