@@ -1,0 +1,148 @@
+"""Which dialogues are kept. Each one that is not has one reason: the first that applies, in the order below."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .chat import Message
+from .overlap import EvaluationSets, grams, words
+from .refusal import optional
+
+REASONS = {
+    "stub": "an empty turn, or a one-line answer of very few words",
+    "unfinished": "a turn that did not come to its end within its tokens",
+    "role-marker": "a turn with the marker of a role or another special token in it",
+    "repetition": "a turn that goes round in circles",
+    "over-long": "more tokens than a dialogue may have, or than the model can read",
+    "refusal": "nothing but refusals from the assistant",
+    "duplicate": "the same text as an earlier dialogue, but for case, spaces and punctuation",
+    "near-duplicate": "almost the same text as an earlier dialogue (MinHash)",
+    "contaminated": "a run of words in common with an evaluation set",
+}
+
+_ROLE_MARKER = re.compile(
+    r"<\|[a-z_]{2,30}\|>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>|</?s>"
+    r"|^\s*#{2,3} ?(?:Instruction|Response|Human|Assistant|User|System)\b"
+    r"|^\s*(?:Human|User|Assistant|System|AI) ?:",
+    re.IGNORECASE | re.MULTILINE,
+)
+_REFUSAL = re.compile(
+    r"^\W*(?:(?:i'?m|i am) (?:very |really |so )?(?:sorry|afraid|unable)|sorry\b|i apologi[sz]e|unfortunately,? i"
+    r"|i (?:cannot|can'?t|can not|won'?t|do not|don'?t|am not able)|as an? (?:ai|artificial|large|language)\b)",
+    re.IGNORECASE,
+)
+REFUSAL_WORDS = 60  # a longer answer says more than no
+RUN = 8  # the same word so often in a row
+LINES = 3  # the same line so often
+GRAM = 4
+PERMUTATIONS = 128
+SHINGLE = 3
+
+
+@dataclass(frozen=True)
+class Limits:
+    """min_words: fewer in a one-line answer are a stub. repetition: largest share of 4-grams that occurred before in
+    the turn. near: Jaccard similarity of word 3-grams that counts as near duplicate; None: not checked."""
+
+    min_words: int = 5
+    max_tokens: int = 2048
+    repetition: float = 0.3
+    near: float | None = None
+
+
+class Filters:
+    """Remembers the dialogues that it has let through. ``specials``: the tokenizer's special tokens, as text."""
+
+    def __init__(self, limits: Limits, specials: Sequence[str] = (), evaluation: EvaluationSets | None = None) -> None:
+        self.limits, self.specials, self.evaluation = limits, tuple(specials), evaluation
+        self.counts: Counter[str] = Counter()
+        self._seen: set[str] = set()
+        self._near = None if limits.near is None else NearDuplicates(limits.near)
+
+    def count(self, reason: str) -> None:
+        self.counts[reason] += 1
+
+    def report(self) -> dict[str, int]:
+        """Dialogues by what became of them; a filter that did not run is left out."""
+        idle = {"near-duplicate"} if self._near is None else set()
+        idle |= {"contaminated"} if self.evaluation is None else set()
+        kept = {"seen": sum(self.counts.values()), "kept": self.counts[""]}
+        return {**kept, **{reason: self.counts[reason] for reason in REASONS if reason not in idle}}
+
+    def turn(self, role: str, text: str, finished: bool) -> str:
+        """Why a turn is not good enough to go on from, or ''."""
+        if not text or (
+            role == "assistant" and finished and "\n" not in text and len(words(text)) < self.limits.min_words
+        ):
+            return "stub"
+        if not finished:
+            return "unfinished"
+        if _ROLE_MARKER.search(text) or any(special in text for special in self.specials):
+            return "role-marker"
+        return "repetition" if repeats(text, self.limits.repetition) else ""
+
+    def dialogue(self, messages: Sequence[Message], tokens: int) -> str:
+        """Why a whole dialogue is not kept, or ''; then it counts as seen."""
+        if tokens > self.limits.max_tokens:
+            return "over-long"
+        if all(is_refusal(message["content"]) for message in messages if message["role"] == "assistant"):
+            return "refusal"
+        text = " ".join(words(" ".join(m["content"] for m in messages if m["role"] != "system")))
+        if text in self._seen:
+            return "duplicate"
+        if self._near is not None and self._near.found(text):
+            return "near-duplicate"
+        if self.evaluation is not None and self.evaluation.overlaps(m["content"] for m in messages):
+            return "contaminated"
+        self._seen.add(text)
+        if self._near is not None:
+            self._near.add(text)
+        return ""
+
+
+class NearDuplicates:
+    """MinHash with locality-sensitive hashing, by datasketch."""
+
+    def __init__(self, threshold: float) -> None:
+        self.threshold = threshold
+        self._library = optional("datasketch", "the filter of near duplicates")
+        self._index = self._library.MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS)
+        self._last: tuple[str, Any] = ("", None)
+        self._size = 0
+
+    def found(self, text: str) -> bool:
+        return bool(self._index.query(self._signature(text)))
+
+    def add(self, text: str) -> None:
+        self._index.insert(self._size, self._signature(text))
+        self._size += 1
+
+    def _signature(self, text: str) -> Any:
+        if self._last[0] != text:
+            signature = self._library.MinHash(num_perm=PERMUTATIONS)
+            signature.update_batch([gram.encode() for gram in grams(text.split(" "), SHINGLE) or [text]])
+            self._last = (text, signature)
+        return self._last[1]
+
+
+def repeats(text: str, share: float) -> bool:
+    """A line three times, a word eight times in a row, or more than ``share`` of the word 4-grams seen before."""
+    lines = Counter(line.strip() for line in text.splitlines() if len(words(line)) >= 3)
+    if lines and max(lines.values()) >= LINES:
+        return True
+    tokens = words(text)
+    run = 1
+    for before, token in zip(tokens, tokens[1:]):
+        run = run + 1 if token == before else 1
+        if run >= RUN:
+            return True
+    found = grams(tokens, GRAM)
+    return len(found) >= 2 * RUN and 1 - len(set(found)) / len(found) > share
+
+
+def is_refusal(text: str) -> bool:
+    return len(words(text)) <= REFUSAL_WORDS and _REFUSAL.search(text.replace("\u2019", "'")) is not None

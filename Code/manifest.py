@@ -1,0 +1,61 @@
+"""``FILE.manifest.json`` beside a file that was made: what went into it, so that it can be made again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+
+PACKAGES = ("torch", "transformers", "tokenizers", "vllm", "datasketch", "datasets")
+
+
+def path_of(file: Path) -> Path:
+    return file.with_name(f"{file.name}.manifest.json")
+
+
+def write(file: Path, facts: Mapping[str, Any]) -> Path:
+    """Write the manifest of ``file``, which must be there."""
+    path = path_of(file)
+    content = {
+        "selfaug": __version__,
+        **facts,
+        "file": {"name": file.name, "sha256": sha256(file)},
+        "versions": {"python": platform.python_version(), **_versions()},
+    }
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def read(file: Path) -> dict[str, Any]:
+    """The manifest of ``file``; empty where it has none."""
+    try:
+        content = json.loads(path_of(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def sha256(file: Path) -> str:
+    whole = hashlib.sha256()
+    with file.open("rb") as stream:
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            whole.update(block)
+    return whole.hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

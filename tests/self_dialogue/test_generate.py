@@ -1,0 +1,286 @@
+"""`generate`: what it writes follows from its settings alone, and an interruption changes nothing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import tiny_chat
+from transformers import AutoTokenizer
+
+from selfaug import generator, manifest
+
+
+def test_it_writes_as_many_dialogues_of_the_model_with_itself_as_asked_for(generate, read):
+    rows = read(generate("--count", "10"))
+    assert len(rows) == 10
+    for row in rows:
+        assert [turn["role"] for turn in row["messages"]] == ["user", "assistant"]
+        assert row["messages"][0]["content"].startswith("where does")
+        assert "keeps the" in row["messages"][1]["content"]
+
+
+def test_the_same_command_writes_the_same_bytes_and_another_seed_does_not(generate):
+    first = generate("--count", "8", out="a.jsonl").read_bytes()
+    assert generate("--count", "8", out="b.jsonl").read_bytes() == first
+    assert generate("--count", "8", "--seed", "1", out="c.jsonl").read_bytes() != first
+
+
+def test_a_dialogue_does_not_depend_on_the_batch_that_it_is_in(generate, read):
+    first = read(generate("--count", "8", out="a.jsonl"))
+    assert read(generate("--count", "8", "--batch", "3", out="b.jsonl")) == first
+
+
+@pytest.mark.parametrize("batches", [0, 1, 2, 3, 5])
+def test_an_interrupted_run_goes_on_to_the_same_file(generate, tmp_path, monkeypatch, batches):
+    whole = generate("--count", "6", "--turns", "2", out="whole.jsonl")
+    left = [batches]
+
+    class Interrupted(generator.TransformersGenerator):
+        def write(self, *arguments):
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            return super().write(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setitem(generator.BACKENDS, "transformers", Interrupted)
+        out = generate("--count", "6", "--turns", "2", status=130)
+    assert not out.exists()
+    assert len((tmp_path / "out.jsonl.log").read_bytes().splitlines()) == 1 + batches
+    out = generate("--count", "6", "--turns", "2")
+    assert out.read_bytes() == whole.read_bytes()
+    again, before = manifest.read(out), manifest.read(whole)
+    assert again["filters"] == before["filters"]
+    assert again["kept"] == before["kept"]
+    assert again["generated"]["tokens"] == before["generated"]["tokens"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        f"{name}.jsonl{end}" for name in ("out", "whole") for end in ("", ".manifest.json")
+    )
+
+
+@pytest.fixture
+def interrupted(generate, tmp_path, monkeypatch):
+    """The log of a run that wrote two batches."""
+    left = [2]
+
+    class Interrupted(generator.TransformersGenerator):
+        def write(self, *arguments):
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            return super().write(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setitem(generator.BACKENDS, "transformers", Interrupted)
+        generate("--count", "8", status=130)
+    return tmp_path / "out.jsonl.log"
+
+
+def test_a_batch_that_was_cut_short_on_disk_is_written_again(generate, interrupted):
+    whole = generate("--count", "8", out="whole.jsonl").read_bytes()
+    interrupted.write_bytes(interrupted.read_bytes()[:-7])
+    assert generate("--count", "8").read_bytes() == whole
+
+
+def test_a_log_of_other_settings_is_refused_and_named(generate, interrupted, capsys):
+    before = interrupted.read_bytes()
+    generate("--count", "8", "--temperature", "0.9", status=1)
+    told = capsys.readouterr().err
+    assert "error[other-settings]" in told
+    assert "expected: temperature 0.7" in told
+    assert "found:    temperature 0.9" in told
+    assert str(interrupted) in told
+    assert told.endswith("was not written.\n")
+    assert interrupted.read_bytes() == before
+
+
+def test_several_turns_follow_each_other(generate, read):
+    for row in read(generate("--count", "3", "--turns", "3")):
+        assert [turn["role"] for turn in row["messages"]] == ["user", "assistant"] * 3
+
+
+def test_topics_ask_the_model_for_a_message(generate, read, tmp_path):
+    (tmp_path / "topics.txt").write_text("where does ada keep the bread now?\n")
+    log = tmp_path / "rejected.jsonl"
+    rows = read(
+        generate(
+            "--count",
+            "2",
+            "--topics",
+            str(tmp_path / "topics.txt"),
+            "--topic-prompt",
+            "{topic}",
+            "--rejected",
+            str(log),
+        )
+    )
+    assert all(" keeps the " in row["messages"][0]["content"] for row in rows)  # the answer is the user's message
+
+
+def test_a_system_message_is_kept_in_the_rows(generate, read):
+    rows = read(generate("--count", "2", "--system", "where does"))
+    assert all(row["messages"][0] == {"role": "system", "content": "where does"} for row in rows)
+
+
+@pytest.mark.parametrize("format", ["alpaca", "sharegpt", "prompt-completion", "prompt-completion-chat"])
+def test_every_format_holds_the_same_dialogues(generate, read, format):
+    from selfaug import rows
+
+    expected = [row["messages"] for row in read(generate("--count", "3", out="a.jsonl"))]
+    found = read(generate("--count", "3", "--format", format, out="b.jsonl"))
+    assert [rows.messages(row, format) for row in found] == expected
+
+
+def test_rendered_prompts_are_what_the_template_makes(generate, read):
+    expected = [row["messages"] for row in read(generate("--count", "2", out="a.jsonl"))]
+    found = read(generate("--count", "2", "--format", "prompt-completion", "--render", out="b.jsonl"))
+    reader = tiny_chat.tokenizer()
+    assert [row["prompt"] for row in found] == [
+        reader.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True) for turns in expected
+    ]
+
+
+def test_a_goal_in_tokens_counts_what_the_assistant_says(generate, read):
+    out = generate("--tokens", "100")
+    kept = manifest.read(out)["kept"]
+    rows = read(out)
+    reader = tiny_chat.tokenizer()
+    counted = [len(reader(row["messages"][1]["content"], add_special_tokens=False)["input_ids"]) for row in rows]
+    assert kept == {"examples": len(rows), "trained_tokens": sum(counted), "tokens": kept["tokens"]}
+    assert sum(counted) >= 100 > sum(counted[:-1])
+
+
+def test_a_ratio_is_a_share_of_the_mixture_with_the_task(generate, read, jsonl):
+    task = jsonl("task.jsonl", [{"messages": turns} for turns in list(tiny_chat.dialogues())[:9]])
+    assert len(read(generate("--ratio", "0.25", "--task", str(task)))) == 3
+
+
+def test_the_manifest_says_how_to_make_the_file_again(generate, chat_model):
+    out = generate("--count", "4")
+    facts = manifest.read(out)
+    assert facts["weights_sha256"] == generator.weights_hash(str(chat_model))
+    assert facts["file"] == {"name": "out.jsonl", "sha256": manifest.sha256(out)}
+    assert {name: facts[name] for name in ("temperature", "top_p", "seed", "turns", "batch", "dtype", "device")} == {
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "seed": 0,
+        "turns": 1,
+        "batch": 4,
+        "dtype": "float32",
+        "device": "cpu",
+    }
+    report = facts["filters"]["report"]
+    assert report["seen"] == report["kept"] + sum(n for name, n in report.items() if name not in ("seen", "kept"))
+    assert facts["kept"]["examples"] == report["kept"] == 4
+    assert facts["versions"]["transformers"]
+
+
+def test_rejected_dialogues_are_told_with_their_reason(generate, read, tmp_path):
+    log = tmp_path / "rejected.jsonl"
+    facts = manifest.read(generate("--count", "6", "--answer-tokens", "17", "--rejected", str(log), "--seed", "3"))
+    reasons = [row["reason"] for row in read(log)]
+    report = facts["filters"]["report"]
+    assert reasons
+    assert len(reasons) == report["seen"] - report["kept"]
+
+
+def test_a_model_whose_dialogues_are_all_bad_is_given_up(generate, capsys):
+    generate("--count", "6", "--user-tokens", "3", "--batch", "100", status=1)
+    told = capsys.readouterr().err
+    assert "error[too-few-kept]" in told
+    assert "0 of 500 kept; unfinished" in told
+
+
+def test_an_existing_file_is_not_overwritten_unasked(generate, tmp_path, capsys):
+    (tmp_path / "out.jsonl").write_text("mine\n")
+    out = generate("--count", "2", status=1)
+    assert out.read_text() == "mine\n"
+    assert "error[exists]" in capsys.readouterr().err
+    assert generate("--count", "2", "--overwrite").read_text() != "mine\n"
+
+
+def test_a_base_model_without_a_template_is_refused_with_the_option_to_take(chat_model, tmp_path, capsys):
+    from selfaug import self_dialogue
+
+    base = tmp_path / "base"
+    tiny_chat.model().save_pretrained(base)
+    tiny_chat.tokenizer(template=None).save_pretrained(base)
+    arguments = [
+        "generate",
+        "--model",
+        str(base),
+        "--count",
+        "1",
+        "--out",
+        str(tmp_path / "out.jsonl"),
+        "--near",
+        "off",
+    ]
+    assert self_dialogue.main(arguments) == 1
+    told = capsys.readouterr().err
+    assert "error[no-template]" in told
+    assert "--template plain" in told
+
+
+def test_near_duplicates_without_the_library_name_the_command_that_installs_it(generate, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "datasketch", None)
+    generate("--count", "1", "--near", "0.8", status=1)
+    assert "pip install datasketch" in capsys.readouterr().err
+
+
+def test_vllm_is_asked_for_with_the_command_that_installs_it(generate, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    generate("--count", "1", "--backend", "vllm", status=1)
+    assert "pip install vllm" in capsys.readouterr().err
+
+
+def test_vllm_gets_token_ids_a_seed_per_turn_and_our_ends(generate, read, chat_model, monkeypatch):
+    """A stand-in for vLLM, which needs a GPU: its offline interface, answering from a script."""
+    seen = []
+    reader = AutoTokenizer.from_pretrained(chat_model)
+
+    class LLM:
+        def __init__(self, **options):
+            config = SimpleNamespace(max_model_len=512, hf_config=SimpleNamespace(), dtype="torch.float32")
+            self.llm_engine = SimpleNamespace(model_config=config)
+
+        def get_tokenizer(self):
+            return reader
+
+        def generate(self, prompts, settings, use_tqdm):
+            seen.extend(zip(prompts, settings))
+            said = [
+                f"where does {tiny_chat.NAMES[setting.seed % 8]} keep the {tiny_chat.THINGS[setting.seed % 7]} now?"
+                for setting in settings
+            ]
+            ids = [[*reader(text, add_special_tokens=False)["input_ids"], reader.eos_token_id] for text in said]
+            return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=row)]) for row in ids]
+
+    stand_in = ModuleType("vllm")
+    stand_in.LLM, stand_in.SamplingParams = LLM, lambda **options: SimpleNamespace(**options)
+    monkeypatch.setitem(sys.modules, "vllm", stand_in)
+    assert len(read(generate("--count", "2", "--backend", "vllm"))) == 2
+    prompts, settings = zip(*seen)
+    assert reader.decode(prompts[0]["prompt_token_ids"]) == "<|im_start|>user\n"
+    assert len({setting.seed for setting in settings}) == len(settings)
+    assert all(reader.eos_token_id in setting.stop_token_ids for setting in settings)
+    assert {(setting.temperature, setting.top_p) for setting in settings} == {(0.7, 0.9)}
+
+
+def test_the_output_of_an_interrupted_write_of_the_manifest_is_made_again(generate, tmp_path, monkeypatch):
+    """A crash between the file and its manifest leaves the log; the same command finishes."""
+    whole = generate("--count", "4", out="whole.jsonl").read_bytes()
+    with monkeypatch.context() as patch:
+
+        def crash(*arguments):
+            raise KeyboardInterrupt
+
+        patch.setattr(manifest, "_versions", crash)
+        generate("--count", "4", status=130)
+    assert (tmp_path / "out.jsonl.log").exists()
+    out = generate("--count", "4")
+    assert out.read_bytes() == whole
+    assert json.loads(manifest.path_of(out).read_text())["file"]["sha256"] == manifest.sha256(out)
