@@ -231,6 +231,8 @@ def _undo(store: Store, entry: Entry) -> list[str]:
     elif place.suffix != ".pyc" or (place.parent.parent / f"{place.name.split('.')[0]}.py").exists():
         now = sha256_of(place)
         if now == entry.new and now != entry.old:
+            if entry.old and not os.path.lexists(_slots(store, entry.slot)[0]):
+                return [f"What {place} was before is lost: it was left as it is."]
             if entry.old:
                 os.replace(_slots(store, entry.slot)[0], place)
                 files.sync(place.parent)

@@ -73,7 +73,7 @@ def receipts(random_: random.Random, count: int) -> int:
 def journals(random_: random.Random, count: int, folder: Path) -> int:
     site = folder / "site"
     paths = ["selfaug", "selfaug/hooks.py", ".selfaug/receipt.json", *(target.path for target in TARGETS)]
-    entries = [{"kind": "put", "path": path, "slot": 1, "old": HASH, "new": ""} for path in paths[1:]]
+    entries = [{"kind": "put", "path": path, "slot": 1, "old": "", "new": HASH} for path in paths[1:]]
     entries.append({"kind": "make", "path": paths[0], "slot": 0, "old": "", "new": ""})
     valid = json.dumps({"verb": "install", "entries": entries}).encode()
     (folder / "victim").write_text("precious")

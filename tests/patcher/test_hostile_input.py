@@ -112,6 +112,16 @@ def test_a_journal_that_was_tampered_with_is_refused(patched, name, verb):
     assert patched.snapshot() == before
 
 
+def test_a_journal_whose_files_are_gone_is_no_dead_end(patched):
+    sha256 = patched.status()["targets"][0]["sha256"]
+    entry = {"kind": "put", "path": MODEL, "slot": 0, "old": HASH, "new": sha256}
+    journal = patched.site / ".selfaug" / "journal.json"
+    journal.write_text(json.dumps({"verb": "install", "entries": [entry]}))
+    assert f"What {patched.model} was before is lost" in patched.run("status").out
+    patched.done("revert")
+    assert patched.states() == ("stock", "stock", "missing")
+
+
 def test_a_tampered_original_is_never_restored(patched):
     stock = {patched.model: None, patched.layer: None}
     for path in (patched.site / ".selfaug" / "originals").iterdir():
