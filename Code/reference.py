@@ -109,13 +109,25 @@ def _active(wrapper: nn.Module) -> list[str]:
 
 
 @eager_around
+def _needs_cache(decoder: Any, arguments: dict[str, Any]) -> bool:
+    """transformers tells packed documents apart by their position ids only where there is no cache. The reference has
+    to see what the tuned pass sees, so it fills a cache (of its own) if that one does.
+    """
+    if arguments.get("position_ids") is None or arguments.get("attention_mask") is not None:
+        return False
+    if getattr(decoder, "gradient_checkpointing", False):  # the tuned pass has gone without
+        return False
+    wanted = arguments.get("use_cache")
+    return bool(decoder.config.use_cache if wanted is None else wanted)
+
+
 def hidden_states(decoder: nn.Module, arguments: dict[str, Any], length: int) -> Tensor:
     """(B, length or T, H): the decoder's last hidden states at the first ``length`` positions, by the reference.
 
     Call it inside :func:`switched_off`. ``arguments`` are those of the tuned pass. Later positions are not computed
     where every argument can be cut, which a causal decoder allows. The caller's key-value cache is never touched.
     """
-    arguments = {**arguments, "use_cache": False}
+    arguments = {**arguments, "use_cache": _needs_cache(decoder, arguments)}
     arguments.pop("past_key_values", None)
     for unwanted in ("output_hidden_states", "output_attentions"):
         if arguments.get(unwanted):

@@ -58,7 +58,8 @@ class Bypass:
                 self.missed += 1
                 if self.missed > MISSED:
                     what = f"{type(trainer).__name__} computed its loss without it"
-                    self._say(what, where(module.forward), settings.strict)
+                    by = f"{where(type(trainer).compute_loss)}; the model's forward is {where(module.forward)}"
+                    self._say(what, by, settings.strict)
 
     def tell(self, reason: str, forward: Callable[..., Any], strict: bool) -> None:
         """A forward was called with labels in a way that the term cannot be added to. Said once."""
@@ -83,11 +84,14 @@ BYPASS = Bypass()
 
 
 def where(forward: Any) -> str:
-    """Name, module, file and line of a function, seen through our own wrapper but not through functools.wraps of
-    others.
+    """Name, module, file and line of a function, seen through our own wrapper and transformers' decorators but not
+    through functools.wraps of others.
     """
     function = getattr(forward, "__func__", forward)
-    if getattr(function, "selfaug_wrapper", None) is function:
+    while hasattr(function, "__wrapped__") and (
+        getattr(function, "selfaug_wrapper", None) is function
+        or getattr(function, "__globals__", {}).get("__name__", "").startswith("transformers.utils.")
+    ):
         function = function.__wrapped__
     code = getattr(function, "__code__", None)
     if code is None:

@@ -44,7 +44,7 @@ def supervised(data):
     return int((data["labels"][:, 1:] != -100).sum())
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def alone(reduction, ragged, tied=False):
     """(gradients, logs) of one process with the whole batch."""
     data, model = batch(**(RAGGED if ragged else ALIKE)), with_lora(base(tie_word_embeddings=tied))
@@ -123,7 +123,7 @@ def fsdp1(own_head=False, use_orig_params=True, accumulation=1):
     head.register_forward_pre_hook(lambda *_: calls.append(1))
     step(model, batch(**RAGGED), accumulation, "sequence")
     with FSDP.summon_full_params(model, with_grads=True):
-        # FSDP1 computes gradients of frozen parameters that share a flat parameter with LoRA, and no optimizer sees them
+        # FSDP1 has gradients of frozen parameters, too, that share a flat one with LoRA; no optimizer sees them
         gradients = {name: grad for name, grad in taken_gradients(model).items() if "lora_" in name}
     return {**compared(model, "sequence", True, gradients), "head calls": len(calls)}
 

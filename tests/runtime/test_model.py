@@ -261,3 +261,17 @@ def test_a_filled_cache_is_left_alone_with_a_warning(caplog):
         length = past.get_seq_length()
     model(input_ids=data["input_ids"][:, 3:], labels=data["labels"][:, 3:], past_key_values=past)
     assert past.get_seq_length() == length + 8
+
+
+@pytest.mark.parametrize("use_cache", [None, True, False])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_reference_sees_the_same_documents_as_the_tuned_pass(use_cache, checkpointing):
+    """Packed rows told apart by position ids alone: transformers looks at them only where no cache is filled."""
+    model = with_lora(base(attn_implementation="eager"), perturbed=False)
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+        model.enable_input_require_grads()
+    packed = {name: value.reshape(1, -1) for name, value in batch(padding=None).items()}
+    extra = {} if use_cache is None else {"use_cache": use_cache}
+    _, logged, _ = act(model, packed, position_ids=torch.arange(11).repeat(3)[None], **extra)
+    assert logged["selfaug/kl"] == pytest.approx(0, abs=1e-6)
