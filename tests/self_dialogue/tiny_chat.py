@@ -81,7 +81,7 @@ def _train(made, steps):
             reader.apply_chat_template([turn for turns in rng.sample(every, 3) for turn in turns], tokenize=False)
             for _ in range(8)
         ]
-        batch = reader(texts, padding=True, return_tensors="pt", padding_side="right", add_special_tokens=False)
+        batch = reader(texts, padding=True, return_tensors="pt", add_special_tokens=False)
         labels = batch.input_ids.masked_fill(batch.attention_mask == 0, -100)
         made(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=labels).loss.backward()
         torch.nn.utils.clip_grad_norm_(made.parameters(), 1.0)
