@@ -36,6 +36,8 @@ class Settings:
         weights rows by their supervised tokens.
     chunk_size: positions whose logits exist at a time; None is "auto", see :func:`.loss.auto_chunk_size`.
     sample: share of the aligned positions, 0 < p <= 1, at which the KL is computed, see :mod:`.sample`.
+    reference_cache: folder where the reference's hidden states are kept between epochs, see :mod:`.reference_cache`.
+    reference_cache_gb: how many gigabytes it may take.
     reference: what an active but frozen adapter belongs to: "base" switches it off in the reference pass,
         "frozen-adapters" leaves it on; None stops where there is one, see :mod:`.guards`.
     evaluation: ``eval_loss`` contains the term, too.
@@ -49,6 +51,8 @@ class Settings:
     reduction: str = "token"
     chunk_size: int | None = None
     sample: float = 1.0
+    reference_cache: str | None = None
+    reference_cache_gb: float = 50.0
     reference: str | None = None
     evaluation: bool = False
     strict: bool = False
@@ -82,6 +86,14 @@ def _share(value: Any) -> float:
     return number
 
 
+def _folder(value: Any) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, (str, os.PathLike)) or not str(value):
+        raise ValueError("a folder")
+    return str(value)
+
+
 def _chunk_size(value: Any) -> int | None:
     if value is None or value == "auto":
         return None
@@ -108,11 +120,18 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "reduction": _one_of(REDUCTIONS),
     "chunk_size": _chunk_size,
     "sample": _share,
+    "reference_cache": _folder,
+    "reference_cache_gb": _weight,
     "reference": _one_of(REFERENCES),
     "evaluation": _switch,
     "strict": _switch,
 }
-_SHORT = {"enabled": "SELFAUG", "evaluation": "SELFAUG_EVAL"}
+_SHORT = {
+    "enabled": "SELFAUG",
+    "evaluation": "SELFAUG_EVAL",
+    "reference_cache": "SELFAUG_CACHE",
+    "reference_cache_gb": "SELFAUG_CACHE_GB",
+}
 ENVIRONMENT = {_SHORT.get(key, f"SELFAUG_{key.upper()}"): key for key in _PARSERS}
 
 

@@ -109,7 +109,7 @@ def _check_initialisation(model: nn.Module, active: set[str]) -> None:
 
 
 def _check_base_weights(model: nn.Module, active: set[str]) -> None:
-    trained = [name for name, parameter in _base_parameters(model) if parameter.requires_grad]
+    trained = [name for name, parameter in base_parameters(model) if parameter.requires_grad]
     if not trained:
         return
     biases = {getattr(c, "bias", "none") for c in (getattr(model, "peft_config", None) or {}).values()} - {"none"}
@@ -127,7 +127,7 @@ def _check_base_weights(model: nn.Module, active: set[str]) -> None:
     )
 
 
-def _base_parameters(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Parameter]]:
+def base_parameters(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Parameter]]:
     """Parameters that no adapter owns. Adapter layers keep the base model's under ``base_layer``, wrappers of whole
     modules under ``original_module`` or ``token_adapter``; peft 0.6's LoRA layers are the base layer themselves.
     """
@@ -137,7 +137,7 @@ def _base_parameters(module: nn.Module, prefix: str = "") -> Iterator[tuple[str,
     adapter = hasattr(type(module), "adapter_layer_names") or "_disable_adapters" in vars(module)
     for name, child in module._modules.items():
         if child is not None and (not adapter or name in ("base_layer", "original_module", "token_adapter")):
-            yield from _base_parameters(child, f"{prefix}{name}.")
+            yield from base_parameters(child, f"{prefix}{name}.")
 
 
 @eager

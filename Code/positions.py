@@ -110,6 +110,7 @@ class Selection:
     kl_weight: Tensor  # (A,) double
     supervised: int
     aligned: int  # A, of those that were sampled
+    all_aligned: Tensor  # (N,) long, ascending: the same whether sampled or not
     counted: int  # what sums are divided by where the trainer does not say
     length: int  # T up to and with the last aligned position of any row
     total: int  # T
@@ -140,11 +141,11 @@ def select(
     row = rows(labels, None if position_ids is None else position_ids.cpu())
     counted = supervised if divided_by_batch or supervised.any() else chosen
     weight = kl_weights(chosen, counted, row, reduction)
-    all_aligned = int(chosen.sum())
-    if share < 1 and generator is not None and all_aligned:
-        kept = chosen.flatten().nonzero().squeeze(-1)[sample.positions(all_aligned, share, generator)]
+    all_aligned = chosen.flatten().nonzero().squeeze(-1)
+    if share < 1 and generator is not None and len(all_aligned):
+        kept = all_aligned[sample.positions(len(all_aligned), share, generator)]
         chosen = torch.zeros_like(chosen).flatten().index_fill(0, kept, True).view_as(chosen)
-        weight = weight * (all_aligned / len(kept))
+        weight = weight * (len(all_aligned) / len(kept))
     index = torch.cat((chosen.flatten().nonzero(), (supervised & ~chosen).flatten().nonzero())).squeeze(-1)
     A = int(chosen.sum())
     columns = chosen.any(0).nonzero()
@@ -154,7 +155,8 @@ def select(
         kl_weight=weight.flatten()[index[:A]],
         supervised=int(supervised.sum()),
         aligned=A,
-        counted=max(1, int(supervised.sum()) or all_aligned),
+        all_aligned=all_aligned,
+        counted=max(1, int(supervised.sum()) or len(all_aligned)),
         length=int(columns[-1]) + 1 if len(columns) else 0,
         total=labels.shape[1],
     )

@@ -7,13 +7,13 @@ import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from . import config, guards, head, loss, metrics, positions, reference, sample, trainers, watch
+from . import config, guards, head, loss, metrics, positions, reference, reference_cache, sample, trainers, watch
 from .eager import eager, eager_around
 from .outputs import LazyLogits, SelfAugOutput
 
@@ -25,6 +25,8 @@ _NOT_FOR_THE_DECODER = {"labels", "logits_to_keep", "num_logits_to_keep", "num_i
 _KNOWN_EXTRAS = {"num_items_in_batch", "output_attentions", "output_hidden_states", "return_dict", "cache_position",
                  "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}  # fmt: skip
 _FRAME = "_selfaug_frame"
+# names of the adapters that stay on in the reference pass; None: no LoRA, the reference is a cache
+Keep = Optional[frozenset]  # of str
 _UNPATCHED_PEFT = (
     "this peft has no switch for the reference pass; was it upgraded after the installation? "
     "`python -m selfaug_patcher status` tells"
@@ -44,11 +46,13 @@ def run(model: Any, forward: Callable[..., Any], stock: bool, args: tuple[Any, .
     if labels is None or not settings.enabled or settings.alpha == 0:
         return forward(model, *args, **kwargs)
     layers = reference.lora_layers(model)
-    if not layers:
+    cached = settings.reference_cache is not None and model.training
+    in_full = cached and not layers and reference_cache.trains_in_full(model)
+    if not layers and not in_full:
         if guards.unpatched_peft(model):
             watch.BYPASS.tell(_UNPATCHED_PEFT, forward, settings.strict)
         return forward(model, *args, **kwargs)
-    keep = guards.reference_adapters(model, layers, settings)
+    keep = guards.reference_adapters(model, layers, settings) if layers else None
     if _has_past(call):
         reason = "the model was called with labels and a filled key-value cache, which no reference pass can share"
         watch.BYPASS.tell(reason, forward, settings.strict)
@@ -59,14 +63,14 @@ def run(model: Any, forward: Callable[..., Any], stock: bool, args: tuple[Any, .
 
 
 @eager_around
-def _fused(model: Any, call: dict[str, Any], settings: config.Settings, keep: frozenset[str]) -> SelfAugOutput:
+def _fused(model: Any, call: dict[str, Any], settings: config.Settings, keep: Keep) -> SelfAugOutput:
     """Stock ``forward`` re-expressed from hidden states: both terms in chunks, and logits only for a caller who reads
     them.
     """
     chosen = _select(model, call, call["labels"], settings)
     arguments = _decoder_arguments(model.model, call)
     # first, while no activations of the tuned pass are kept
-    reference_hidden = _reference_hidden(model, arguments, chosen, keep)
+    reference_hidden = _reference_hidden(model, arguments, chosen, settings, keep)
     decoded = model.model(**arguments)
     hidden = decoded[0]
     terms = _terms(model, hidden, reference_hidden, chosen, settings, keep)
@@ -94,7 +98,7 @@ def _around(
     call: dict[str, Any],
     labels: Tensor,
     settings: config.Settings,
-    keep: frozenset[str],
+    keep: Keep,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
@@ -131,7 +135,7 @@ def _around(
     kept = call.get("logits_to_keep", call.get("num_logits_to_keep", 0))
     labels = positions.full_labels(labels, kept, hidden.shape[1])
     chosen = _select(model, {**call, **arguments, "num_items_in_batch": num_items}, labels, settings)
-    reference_hidden = _reference_hidden(model, arguments, chosen, keep)
+    reference_hidden = _reference_hidden(model, arguments, chosen, settings, keep)
     terms = _terms(model, hidden, reference_hidden, positions.aligned_only(chosen), settings, keep)
     divisor = _divisor(chosen, num_items, hidden.device)
     if owed:
@@ -273,15 +277,21 @@ def _select(model: Any, call: dict[str, Any], labels: Tensor, settings: config.S
 
 @eager_around
 def _reference_hidden(
-    model: Any, arguments: dict[str, Any], chosen: positions.Selection, keep: frozenset[str]
+    model: Any, arguments: dict[str, Any], chosen: positions.Selection, settings: config.Settings, keep: Keep
 ) -> Tensor | None:
     """(A, H) hidden states of the aligned positions with LoRA off; None if there are none."""
     if chosen.aligned == 0:
         return None
-    with reference.switched_off(model, keep):
-        hidden = reference.hidden_states(model.model, arguments, chosen.length)
-    row, column = chosen.index[: chosen.aligned] // chosen.total, chosen.index[: chosen.aligned] % chosen.total
-    return hidden.flatten(0, 1)[(row * hidden.shape[1] + column).to(hidden.device)]
+
+    def compute(index: Tensor) -> Tensor:
+        row, column = index // chosen.total, index % chosen.total
+        with reference.switched_off(model, keep or frozenset()):
+            hidden = reference.hidden_states(model.model, arguments, int(column.max()) + 1)
+        return hidden.flatten(0, 1)[(row * hidden.shape[1] + column).to(hidden.device)]
+
+    if settings.reference_cache is None or keep or not model.training:  # frozen adapters are in no fingerprint
+        return compute(chosen.index[: chosen.aligned])
+    return reference_cache.hidden_states(model, arguments, chosen, settings, None if keep is None else compute)
 
 
 @eager
@@ -291,12 +301,16 @@ def _terms(
     reference_hidden: Tensor | None,
     chosen: positions.Selection,
     settings: config.Settings,
-    keep: frozenset[str],
+    keep: Keep,
 ) -> loss.Terms:
     """The sums of one micro-batch, from the decoder's (B, T, H) hidden states."""
 
+    its_base = reference_cache.base_head(model, settings) if keep is None else None
+
     def reference_head(h: Tensor) -> Tensor:
-        with reference.switched_off(model.lm_head, keep):
+        if its_base is not None:
+            return its_base(h)
+        with reference.switched_off(model.lm_head, keep or frozenset()):
             return model.lm_head(h)
 
     device = hidden.device
@@ -304,7 +318,7 @@ def _terms(
     def terms(its_head: nn.Module, selected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         found = loss.chunked_loss(
             selected,
-            selected.detach()[:0] if reference_hidden is None else reference_hidden,
+            selected.detach()[:0] if reference_hidden is None else reference_hidden.to(selected.dtype),
             chosen.targets.to(device),
             (settings.alpha * chosen.kl_weight).to(device, torch.float32 if device.type == "mps" else torch.float64),
             its_head,

@@ -1,0 +1,136 @@
+"""Hidden states on disk: one file per sample, memory-mapped, checked when read, bounded in size.
+
+    DIR/FINGERPRINT/model.json     which model, for people
+    DIR/FINGERPRINT/head.pt        its head, for full fine-tuning (written by `build` only)
+    DIR/FINGERPRINT/built          present: `build` filled this folder, and nothing evicts from it
+    DIR/FINGERPRINT/ab/KEY.ref     64 bytes of header, then (n, H) numbers in float16, bfloat16 or float32
+
+Files are written under another name and moved into place, so that a reader sees a whole entry or none, whatever else
+writes. What a file says of itself is checked against the key and a checksum; a file that fails is deleted and
+counts as missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MAGIC = b"SELFAUG1"
+HEADER = struct.Struct("<8sBBIII32s10x")  # magic, stored dtype, dtype of the states, n, H, crc32, key
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_RESCAN = 256  # entries written before the folder is measured again, for what others have written
+
+
+class Entries:
+    """The entries of one model below ``root``, which several processes may use at once."""
+
+    def __init__(self, root: Path, fingerprint: str, limit: int) -> None:
+        self.root = root
+        self.folder = root / fingerprint
+        self.limit = limit  # bytes, over all models in root
+        self.since = time.time()
+        self.size: int | None = None
+        self.written = 0
+        self.full = False
+
+    @property
+    def built(self) -> bool:
+        """Whether `build` filled it."""
+        return (self.folder / "built").exists()
+
+    def get(self, key: bytes, n: int, H: int) -> Tensor | None:
+        """(n, H) states of a sample, as they were but for rounding; None if there are none that can be trusted."""
+        path = self._path(key)
+        try:
+            content = np.memmap(path, dtype=np.uint8, mode="c")
+        except (OSError, ValueError):  # an empty file cannot be mapped
+            return None
+        if len(content) > HEADER.size:
+            magic, stored, original, rows, width, checksum, owner = HEADER.unpack(content[: HEADER.size].tobytes())
+            payload = content[HEADER.size :]
+            if (
+                (magic, rows, width, owner) == (MAGIC, n, H, key)
+                and max(stored, original) < len(DTYPES)
+                and len(payload) == n * H * DTYPES[stored].itemsize
+                and zlib.crc32(payload) == checksum
+            ):
+                self._used(path)
+                return torch.from_numpy(payload).view(DTYPES[stored]).view(n, H).to(DTYPES[original])
+        with contextlib.suppress(OSError):
+            path.unlink()
+        return None
+
+    def put(self, key: bytes, states: Tensor) -> bool:
+        """Store (n, H) states; False if there is no room that could be made, or the disk refuses.
+
+        Half precision is kept as it is. float32 is rounded to float16, which is off by 2**-11 of a number at most
+        (3e-8 for one below 6e-5), unless a number is beyond its range: then float32 is kept.
+        """
+        stored = states.half() if states.dtype in (torch.float32, torch.float64) else states
+        if not stored.isfinite().all():
+            stored = states.float()
+        stored = stored.cpu().contiguous()
+        payload = stored.view(torch.uint8).numpy().tobytes()
+        n, H = states.shape
+        if not self._room(HEADER.size + len(payload)):
+            return False
+        codes = DTYPES.index(stored.dtype), DTYPES.index(states.dtype)
+        path = self._path(key)
+        draft = path.with_name(f"{path.name}.{os.getpid()}.new")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draft.write_bytes(HEADER.pack(MAGIC, *codes, n, H, zlib.crc32(payload), key) + payload)
+            os.replace(draft, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                draft.unlink()
+            self.full = True
+            return False
+        self.size = (self.size or 0) + HEADER.size + len(payload)
+        self.written += 1
+        return True
+
+    def _path(self, key: bytes) -> Path:
+        return self.folder / key.hex()[:2] / f"{key.hex()}.ref"
+
+    def _used(self, path: Path) -> None:
+        with contextlib.suppress(OSError):  # evicted by another process since it was mapped: the mapping stays good
+            if path.stat().st_mtime < self.since:
+                os.utime(path)
+
+    def _room(self, wanted: int) -> bool:
+        """Whether ``wanted`` bytes may be written, after evicting, oldest first, what no run has used since this one
+        started. What a run is using stays: in epochs, evicting the oldest would evict what comes next.
+        """
+        if self.full:
+            return False
+        if self.size is None or self.written % _RESCAN == 0 or self.size + wanted > self.limit:
+            found = sorted(self._files())
+            self.size = sum(size for _, size, _, _ in found)
+            for modified, size, path, evictable in found:
+                if self.size + wanted <= self.limit or modified >= self.since:
+                    break
+                if evictable:
+                    with contextlib.suppress(OSError):
+                        path.unlink()
+                    self.size -= size
+        self.full = self.size + wanted > self.limit
+        return not self.full
+
+    def _files(self) -> Iterator[tuple[float, int, Path, bool]]:
+        """(modified, bytes, path, may be evicted) of every entry of every model."""
+        for path in self.root.glob("*/*/*.ref*"):
+            try:
+                status = path.stat()
+            except OSError:
+                continue
+            yield status.st_mtime, status.st_size, path, not (path.parent.parent / "built").exists()

@@ -1,0 +1,282 @@
+"""The reference pass, once per sample instead of once per epoch: its hidden states, kept on disk.
+
+    SELFAUG_CACHE=DIR python train.py               filled by the first epoch, read from the second
+    python -m selfaug.reference_cache build --model M --data FILE --cache DIR          filled before training
+
+A cache that was built also lets a model train in full, without LoRA: the reference is then what the cache holds, and
+the head that it keeps beside it. A sample that is not there is an error.
+
+A sample is known by the base weights (:mod:`.fingerprint`), its tokens up to the last aligned position, which
+positions are aligned, and their numbering if it is unusual. Padding and the rest of the batch do not matter. Inputs
+that are no tokens, and masks with four dimensions, are not cached.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import sys
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Callable
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import logging
+
+from . import config, guards, positions
+from .entries import Entries
+from .fingerprint import ShardedWeights, fingerprint
+
+logger = logging.get_logger("transformers.selfaug")
+
+# arguments of the decoder that a key accounts for; any other tensor makes a batch uncacheable
+_ACCOUNTED = {"input_ids", "attention_mask", "position_ids", "cache_position"}
+_REBUILD = "Fill it with `python -m selfaug.reference_cache build` from the model and the data that you train on"
+
+
+class CacheError(RuntimeError):
+    """The cache cannot be what the reference comes from."""
+
+
+def trains_in_full(model: nn.Module) -> bool:
+    """Whether weights of the model itself train."""
+    return any(parameter.requires_grad for _, parameter in guards.base_parameters(model))
+
+
+def hidden_states(
+    model: Any,
+    arguments: dict[str, Any],
+    chosen: positions.Selection,
+    settings: config.Settings,
+    compute: Callable[[Tensor], Tensor] | None,
+) -> Tensor:
+    """(A, H): the reference's hidden states at the aligned positions that were chosen.
+
+    Args:
+        arguments: those of the decoder.
+        compute: from indices in the flattened batch to (n, H) hidden states there, by a reference pass. None: there
+            is no such pass, the model trains in full.
+
+    Raises:
+        CacheError: without ``compute``, a sample is not in the cache; or the weights are sharded.
+    """
+    sampled = chosen.index[: chosen.aligned]
+    samples = _samples(arguments, chosen, entries(model, settings))
+    if samples is None:
+        if compute is None:
+            raise CacheError(f"{_title(model)} trains in full, and this batch is not one that a cache can hold. {_DOC}")
+        return compute(sampled)
+    store, device = entries(model, settings), model.model.embed_tokens.weight.device
+    H = model.config.hidden_size
+    found = [store.get(key, len(index), H) for key, index in samples]
+    within = torch.searchsorted(chosen.all_aligned, sampled)
+    if all(states is not None for states in found):
+        return torch.cat(found)[within].to(device)  # type: ignore[arg-type]
+    if compute is None:
+        raise CacheError(
+            f"{sum(s is None for s in found)} of the {len(found)} samples of this batch are not in {store.folder}, "
+            f"and there is no other reference for a model that trains in full. {_advice(store)}"
+        )
+    states = compute(chosen.all_aligned)
+    for (key, index), old in zip(samples, found):
+        if old is None:
+            store.put(key, states[torch.searchsorted(chosen.all_aligned, index).to(states.device)])
+    return states[within.to(states.device)]
+
+
+_DOC = "See docs/performance.md."
+_ENTRIES: weakref.WeakKeyDictionary[nn.Module, tuple[str, Entries]] = weakref.WeakKeyDictionary()
+_HEADS: weakref.WeakKeyDictionary[nn.Module, Tensor] = weakref.WeakKeyDictionary()
+
+
+def entries(model: Any, settings: config.Settings) -> Entries:
+    """Those of ``model``, whose weights are hashed when it is first seen: before the first update."""
+    folder = str(settings.reference_cache)
+    known = _ENTRIES.get(model)
+    if known is None or known[0] != folder:
+        root = Path(folder).expanduser()
+        if (root / "model.json").is_file():  # a model's own folder, named on purpose
+            name, root = root.name, root.parent
+        else:
+            try:
+                name = fingerprint(model)
+            except ShardedWeights as error:
+                raise CacheError(f"SELFAUG_CACHE needs whole weights, and {error}. Unset it. {_DOC}") from None
+        store = Entries(root, name, int(settings.reference_cache_gb * 1e9))
+        _describe(store, model)
+        known = _ENTRIES[model] = (folder, store)
+    return known[1]
+
+
+def base_head(model: Any, settings: config.Settings) -> Callable[[Tensor], Tensor]:
+    """The head of the model that the cache was built from, for a model whose own head trains."""
+    weight = _HEADS.get(model)
+    if weight is None:
+        store = entries(model, settings)
+        if not (store.folder / "head.pt").exists():
+            raise CacheError(f"{store.folder} has no head.pt: it was not built. {_advice(store)}")
+        saved = torch.load(store.folder / "head.pt", map_location="cpu", weights_only=True)
+        weight = _HEADS[model] = saved.to(model.model.embed_tokens.weight.device)
+    return lambda h: nn.functional.linear(h, weight.to(h.dtype))
+
+
+def _samples(
+    arguments: dict[str, Any], chosen: positions.Selection, store: Entries
+) -> list[tuple[bytes, Tensor]] | None:
+    """(key, flat indices of the aligned positions) of each row that has any, in their order; None if not cacheable."""
+    ids, mask, numbers = (arguments.get(name) for name in ("input_ids", "attention_mask", "position_ids"))
+    tensors = {k for k, v in arguments.items() if v is not None and not isinstance(v, (bool, int, float, str))}
+    if ids is None or not tensors <= _ACCOUNTED or (mask is not None and mask.dim() != 2):
+        return None
+    if numbers is not None and numbers.dim() != 2:
+        return None
+    ids = ids.cpu()
+    mask = torch.ones_like(ids) if mask is None else mask.cpu().long()
+    numbers = None if numbers is None else numbers.cpu().expand_as(ids)
+    samples = []
+    for row in range(len(ids)):
+        index = chosen.all_aligned[chosen.all_aligned // chosen.total == row]
+        if not len(index):
+            continue
+        last = int(index[-1]) % chosen.total
+        columns = mask[row, : last + 1].nonzero().squeeze(-1)
+        parts = [ids[row, columns], torch.searchsorted(columns, index % chosen.total)]
+        if len(set(mask[row, columns].tolist())) > 1:
+            parts.append(mask[row, columns])
+        if numbers is not None:
+            own = numbers[row, columns] - numbers[row, columns[0]]
+            if not torch.equal(own, torch.arange(len(own))):
+                parts.append(own)
+        digest = hashlib.sha256(store.folder.name.encode())
+        for part in parts:
+            digest.update(len(part).to_bytes(8, "little") + part.long().numpy().tobytes())
+        samples.append((digest.digest(), index))
+    return samples
+
+
+def _describe(store: Entries, model: Any) -> None:
+    """Write model.json. A disk that refuses is no reason to stop: then nothing is kept."""
+    if (store.folder / "model.json").exists():
+        return
+    with contextlib.suppress(OSError):
+        _write_description(store, model)
+
+
+def _write_description(store: Entries, model: Any) -> None:
+    store.folder.mkdir(parents=True, exist_ok=True)
+    draft = store.folder / f"model.json.{os.getpid()}.new"
+    facts = {"model": _title(model), "hidden_size": model.config.hidden_size, "fingerprint": store.folder.name}
+    draft.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    os.replace(draft, store.folder / "model.json")
+
+
+def _title(model: Any) -> str:
+    return getattr(model.config, "_name_or_path", "") or type(model).__name__
+
+
+def _advice(store: Entries) -> str:
+    built = [path.parent for path in store.root.glob("*/built") if path.parent != store.folder]
+    if not built or store.built:
+        return f"{_REBUILD}. {_DOC}"
+    return (
+        f"{_REBUILD}. If these weights come from a checkpoint of the model that {built[0]} was built from, set "
+        f"SELFAUG_CACHE={built[0]} to align to that model. {_DOC}"
+    )
+
+
+def read_rows(path: Path, tokenizer: Any = None) -> Iterator[dict[str, list[int]]]:
+    """{"input_ids", "labels"} of each line of a JSONL file of such rows, or of {"prompt", "completion"} or
+    {"messages"} rows as Code/examples/train_lora.py reads them.
+    """
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        row = json.loads(line)
+        if "input_ids" in row and "labels" in row:
+            yield {name: row[name] for name in ("input_ids", "labels")}
+        elif "prompt" in row or "messages" in row:
+            prompt, completion = _split(row, tokenizer)
+            first, rest = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, completion))
+            yield {"input_ids": first + rest, "labels": [positions.IGNORE_INDEX] * len(first) + rest}
+        else:
+            raise CacheError(f"{path}:{number}: expected input_ids and labels, prompt and completion, or messages")
+
+
+def _split(row: dict[str, Any], tokenizer: Any) -> tuple[str, str]:
+    if "prompt" in row:
+        return row["prompt"], row["completion"] + tokenizer.eos_token
+    *context, answer = row["messages"]
+    prompt = tokenizer.apply_chat_template(context, tokenize=False, add_generation_prompt=True)
+    whole = tokenizer.apply_chat_template([*context, answer], tokenize=False)
+    return prompt, whole[len(prompt) :].rstrip("\n")
+
+
+@torch.no_grad()
+def build(model: Any, rows: Iterator[dict[str, list[int]]], settings: config.Settings) -> tuple[int, int]:
+    """Fill the cache with a sample per row: (samples, bytes on disk). ``model`` is a plain Qwen2ForCausalLM.
+
+    Raises:
+        CacheError: the size limit is reached.
+    """
+    model.eval()
+    store = entries(model, settings)
+    store.folder.mkdir(parents=True, exist_ok=True)
+    (store.folder / "built").touch()
+    torch.save(model.lm_head.weight.detach().cpu().clone(), store.folder / "head.pt")
+    device, count, size = model.model.embed_tokens.weight.device, 0, 0
+    for row in rows:
+        ids, labels = (torch.tensor([row[name]]) for name in ("input_ids", "labels"))
+        chosen = positions.select(labels, None, None, settings.positions, settings.reduction, False)
+        samples = _samples({"input_ids": ids}, chosen, store)
+        if not samples:
+            continue
+        key, index = samples[0]
+        if store.get(key, len(index), model.config.hidden_size) is None:
+            states = model.model(input_ids=ids[:, : chosen.length].to(device), use_cache=False)[0][0]
+            if not store.put(key, states[index.to(device)]):
+                limit = f"{settings.reference_cache_gb:g} GB"
+                raise CacheError(f"the cache is full ({limit}) or its disk is; set SELFAUG_CACHE_GB. {count} are in.")
+        count += 1
+        size += len(index) * model.config.hidden_size * 2
+    return count, size
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m selfaug.reference_cache", description=__doc__.split("\n")[0])
+    verbs = parser.add_subparsers(required=True)
+    verb = verbs.add_parser("build", help="fill a cache before training")
+    verb.add_argument("--model", required=True, help="name on the hub, or a folder")
+    verb.add_argument("--data", required=True, type=Path, help="JSONL: input_ids and labels, or prompt/messages rows")
+    verb.add_argument("--cache", help="folder; default: SELFAUG_CACHE")
+    verb.add_argument("--dtype", default="auto", help="of the weights, as the training loads them: auto, float32, …")
+    options = parser.parse_args(argv)
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    environ = {**os.environ, **({"SELFAUG_CACHE": options.cache} if options.cache else {})}
+    settings = config.read(None, environ)
+    if settings.reference_cache is None:
+        parser.error("--cache, or SELFAUG_CACHE")
+    dtype = options.dtype if options.dtype == "auto" else getattr(torch, options.dtype)
+    model = AutoModelForCausalLM.from_pretrained(options.model, torch_dtype=dtype)
+    if torch.cuda.is_available():
+        model.cuda()
+    tokenized = '"input_ids"' in options.data.open(encoding="utf-8").readline()
+    tokenizer = None if tokenized else AutoTokenizer.from_pretrained(options.model)
+    try:
+        count, size = build(model, read_rows(options.data, tokenizer), settings)
+    except CacheError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{count} samples, {size / 1e6:.1f} MB in {entries(model, settings).folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,254 @@
+"""The reference from disk: the same gradients, whoever else writes, whatever became of the files; and full
+fine-tuning.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+import torch
+from tiny import base, batch, settings, taken_gradients, with_lora, worst_error
+
+from selfaug import config, metrics, reference, reference_cache
+from selfaug.entries import Entries
+from selfaug.fingerprint import fingerprint
+
+KEY, OTHER = b"k" * 32, b"o" * 32
+
+
+def step(model, data):
+    metrics.RUNNING.clear()
+    model(**data).loss.backward()
+    return taken_gradients(model)
+
+
+def passes(monkeypatch):
+    """A list that grows with every reference pass."""
+    made = []
+    real = reference.hidden_states
+    monkeypatch.setattr(reference, "hidden_states", lambda *args: made.append(1) or real(*args))
+    return made
+
+
+@pytest.mark.parametrize("sample", ["1", "0.5"])
+@pytest.mark.parametrize("padding", ["right", "left", None])
+def test_the_second_epoch_reads_and_gives_the_same_gradients(tmp_path, monkeypatch, padding, sample):
+    model, data = with_lora(base()), batch(padding)
+    with settings(selfaug_sample=sample):
+        torch.manual_seed(0)
+        expected = step(model, data)
+    made = passes(monkeypatch)
+    with settings(selfaug_cache=tmp_path, selfaug_sample=sample):
+        torch.manual_seed(0)
+        first = step(model, data)
+        assert len(made) == 1
+        torch.manual_seed(0)
+        second = step(model, data)
+    assert len(made) == 1
+    assert worst_error(first, expected) < 1e-6
+    assert worst_error(second, expected) < 2e-3  # float16 on disk
+
+
+def test_a_sample_is_known_in_another_batch_with_other_padding(tmp_path, monkeypatch):
+    model, data = with_lora(base()), batch("right")
+    made = passes(monkeypatch)
+    with settings(selfaug_cache=tmp_path):
+        step(model, data)
+        alone = {name: tensor[:1, :8] for name, tensor in data.items()}
+        step(model, alone)
+        step(model, {name: tensor.flip(0) for name, tensor in data.items()})
+        assert len(made) == 1
+        changed = dict(data, input_ids=data["input_ids"].clone())
+        changed["input_ids"][1, 0] += 1
+        step(model, changed)
+        assert len(made) == 2
+
+
+def test_bfloat16_states_are_kept_exactly(tmp_path):
+    states = torch.randn(5, 8).bfloat16()
+    store = Entries(tmp_path, "f", 10**6)
+    store.put(KEY, states)
+    assert torch.equal(store.get(KEY, 5, 8), states)
+
+
+def test_float32_states_are_rounded_by_at_most_the_stated_error(tmp_path):
+    states = torch.cat((torch.randn(50, 8) * 30, torch.randn(50, 8) * 1e-6))
+    store = Entries(tmp_path, "f", 10**6)
+    store.put(KEY, states)
+    found = store.get(KEY, 100, 8)
+    assert found.dtype == torch.float32
+    assert ((found - states).abs() <= torch.maximum(states.abs() * 2**-11, torch.tensor(3e-8))).all()
+
+
+def test_numbers_beyond_float16_are_kept_in_float32(tmp_path):
+    states = torch.randn(5, 8) * 1e6
+    store = Entries(tmp_path, "f", 10**6)
+    store.put(KEY, states)
+    assert torch.equal(store.get(KEY, 5, 8), states)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "foreign", "header", "longer"])
+def test_a_damaged_or_foreign_entry_is_missing_and_removed(tmp_path, damage):
+    store = Entries(tmp_path, "f", 10**6)
+    store.put(KEY, torch.randn(5, 8))
+    path = next(tmp_path.glob("f/*/*.ref"))
+    content = bytearray(path.read_bytes())
+    if damage == "flipped":
+        content[100] ^= 1
+    elif damage == "cut":
+        content = content[:-1]
+    elif damage == "empty":
+        content = bytearray()
+    elif damage == "foreign":
+        store.put(OTHER, torch.randn(5, 8))
+        content = next(tmp_path.glob(f"f/*/{OTHER.hex()}.ref")).read_bytes()
+    elif damage == "header":
+        content[8] = 200
+    else:
+        content += b"\0"
+    path.write_bytes(content)
+    assert store.get(KEY, 5, 8) is None
+    assert damage == "empty" or not path.exists()
+    store.put(KEY, torch.ones(5, 8))
+    assert store.get(KEY, 5, 8).sum() == 40
+
+
+def test_what_a_run_uses_is_never_evicted_and_what_none_uses_goes_first(tmp_path):
+    old = Entries(tmp_path, "old", 10**6)
+    for i in range(4):
+        old.put(bytes([i]) * 32, torch.randn(4, 8))
+    for i, path in enumerate(sorted(tmp_path.glob("old/*/*.ref"))):
+        os.utime(path, (1000 + i, 1000 + i))
+    run = Entries(tmp_path, "old", 5 * (64 + 64))
+    assert run.get(bytes([0]) * 32, 4, 8) is not None  # used now, though it was the oldest
+    assert all(run.put(bytes([i]) * 32, torch.randn(4, 8)) for i in (10, 11, 12, 13))
+    assert run.get(bytes([0]) * 32, 4, 8) is not None
+    assert [run.get(bytes([i]) * 32, 4, 8) is None for i in (1, 2, 3)] == [True] * 3
+    assert not run.put(bytes([14]) * 32, torch.randn(4, 8)), "all that is left is in use"
+    assert sum(p.stat().st_size for p in tmp_path.glob("*/*/*.ref")) <= 5 * 128
+
+
+def test_a_cache_that_is_full_or_cannot_be_written_does_not_stop_a_run(tmp_path):
+    model, data = with_lora(base()), batch()
+    expected = step(model, data)
+    with settings(selfaug_cache=tmp_path, selfaug_cache_gb="0"):
+        for _ in range(2):
+            assert worst_error(step(model, data), expected) < 1e-6
+    assert not list(tmp_path.glob("*/*/*.ref"))
+    (tmp_path / "file").touch()
+    with settings(selfaug_cache=tmp_path / "file" / "below"):
+        assert worst_error(step(with_lora(base()), data), expected) < 1e-6
+
+
+def test_an_entry_that_another_process_evicts_stays_readable_where_it_is_mapped(tmp_path):
+    store = Entries(tmp_path, "f", 10**6)
+    states = torch.randn(5, 8).half()
+    store.put(KEY, states)
+    found = store.get(KEY, 5, 8)
+    next(tmp_path.glob("f/*/*.ref")).unlink()
+    assert torch.equal(found, states)
+
+
+def test_the_fingerprint_is_the_base_models_with_and_without_lora_and_any_change_changes_it():
+    model = base()
+    plain = fingerprint(model)
+    assert fingerprint(with_lora(base()).base_model.model) == plain
+    assert fingerprint(base(seed=1)) != plain
+    assert fingerprint(base(num_attention_heads=8, num_key_value_heads=2, head_dim=8)) != plain
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3, 4] += 1e-3
+    assert fingerprint(model) != plain
+
+
+def data_file(path, data):
+    lines = []
+    for row in range(len(data["input_ids"])):
+        real = data.get("attention_mask", torch.ones_like(data["labels"]))[row].bool()
+        lines.append(json.dumps({name: data[name][row][real].tolist() for name in ("input_ids", "labels")}))
+    path.write_text("\n".join(lines))
+    return path
+
+
+@pytest.fixture
+def built(tmp_path):
+    """(folder, batch): a cache built by the command from a saved model."""
+    data = batch()
+    base().save_pretrained(tmp_path / "model")
+    arguments = ["build", "--model", tmp_path / "model", "--data", data_file(tmp_path / "rows.jsonl", data)]
+    assert reference_cache.main([str(a) for a in (*arguments, "--cache", tmp_path / "cache")]) == 0
+    return tmp_path / "cache", data
+
+
+def test_a_cache_that_was_built_serves_a_lora_run_from_its_first_step(built, monkeypatch):
+    folder, data = built
+    model = with_lora(base())
+    expected = step(model, data)
+    made = passes(monkeypatch)
+    with settings(selfaug_cache=folder):
+        assert worst_error(step(model, data), expected) < 2e-3
+    assert not made
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_full_fine_tuning_is_held_to_the_built_base(tmp_path, tied):
+    """After the weights have moved, loss and gradient are those of the equation with the base model's logits."""
+    data = batch()
+    origin = base(tie_word_embeddings=tied)
+    origin.save_pretrained(tmp_path / "model")
+    arguments = ["build", "--model", tmp_path / "model", "--data", data_file(tmp_path / "rows.jsonl", data)]
+    assert reference_cache.main([str(a) for a in (*arguments, "--cache", tmp_path / "cache")]) == 0
+    model = base(tie_word_embeddings=tied).train()
+    with settings(selfaug_cache=tmp_path / "cache"):
+        step(model, data)
+        assert metrics.RUNNING.take()["selfaug/kl"] < 1e-4
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.05 * torch.randn_like(parameter)
+        found = step(model, data)
+        logged = metrics.RUNNING.take()
+    aligned = (data["labels"] == -100) & data["attention_mask"].bool()
+    with torch.no_grad():
+        log_q = origin(input_ids=data["input_ids"], attention_mask=data["attention_mask"]).logits.log_softmax(-1)
+    log_p = model(input_ids=data["input_ids"], attention_mask=data["attention_mask"]).logits.log_softmax(-1)
+    kl = (log_q.exp() * (log_q - log_p)).sum(-1)[aligned].mean()
+    assert logged["selfaug/kl"] == pytest.approx(kl.item(), rel=2e-3)
+    targets = torch.nn.functional.pad(data["labels"][:, 1:], (0, 1), value=-100)
+    nll = torch.nn.functional.nll_loss(log_p.flatten(0, 1), targets.flatten(), ignore_index=-100)
+    (nll + 0.5 * kl).backward()
+    assert worst_error(found, taken_gradients(model)) < 5e-3
+
+
+def test_full_fine_tuning_on_a_sample_that_is_not_cached_is_an_error_that_says_so(built):
+    folder, data = built
+    model = base().train()
+    with settings(selfaug_cache=folder):
+        step(model, data)
+        data["input_ids"][1, 0] += 1
+        with pytest.raises(reference_cache.CacheError, match=r"1 of the 3 samples .* selfaug.reference_cache build"):
+            step(model, data)
+
+
+def test_a_resumed_full_fine_tuning_is_told_to_name_the_models_folder(built):
+    folder, data = built
+    model = base(seed=3).train()
+    with settings(selfaug_cache=folder), pytest.raises(reference_cache.CacheError, match="set SELFAUG_CACHE=") as error:
+        step(model, data)
+    named = str(error.value).split("set SELFAUG_CACHE=")[1].split(" ")[0]
+    with settings(selfaug_cache=named):
+        assert step(model, data)
+        assert metrics.RUNNING.take()["selfaug/kl"] > 1e-3
+
+
+def test_full_fine_tuning_without_a_cache_is_stock():
+    model, data = base().train(), batch()
+    expected = step(model, data)
+    with settings(selfaug="0"):
+        found = step(model, data)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_folder_that_is_none_is_refused():
+    with pytest.raises(config.SettingError, match="SELFAUG_CACHE must be a folder"):
+        config.read(None, {"SELFAUG_CACHE": ""})
