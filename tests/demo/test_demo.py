@@ -60,7 +60,7 @@ def test_the_demo_trains_twice_reverts_and_goes_on_where_it_stopped(tiny_model, 
 
     DEMO["Demo"](tmp_path, str(tiny_model), size, seed=0).run()
     second = capsys.readouterr().out
-    assert second.count("done before") == 7
+    assert second.count("done before") == 6
     assert second.split("learned:")[1].split("Whole time")[0] == first.split("learned:")[1].split("Whole time")[0]
 
 

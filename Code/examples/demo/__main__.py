@@ -102,11 +102,14 @@ class Demo:
         self.report()
 
     def begin(self, name: str, title: str, settings: object, sources: list[Path]) -> bool:
-        self.number += 1
+        """Whether the step has to run; said on the screen either way."""
         has_to_run = self.journal.begin(name, settings, sources)
-        clock = duration(time.monotonic() - self.started)
-        print(f"[{self.number}/8] {clock}  {title}{'' if has_to_run else ': done before'}", flush=True)
+        self.announce(title if has_to_run else f"{title}: done before")
         return has_to_run
+
+    def announce(self, title: str) -> None:
+        self.number += 1
+        print(f"[{self.number}/8] {duration(time.monotonic() - self.started)}  {title}", flush=True)
 
     def make_environment(self) -> None:
         requirements = CHECKOUT / "requirements.txt"
@@ -151,11 +154,9 @@ class Demo:
 
     def train_patched(self) -> None:
         self.train(ALIGNED, f"patch both, train again: same script, data, seed; SELFAUG_ALPHA={self.size.alpha:g}")
-        self.number += 1
-        clock = duration(time.monotonic() - self.started)
         if self.hashes(expected="stock") != self.journal.facts("environment")["stock"]:
             raise StepFailed("after revert, the files differ from those that pip installed")
-        print(f"[{self.number}/8] {clock}  reverted: both files have their stock sha256 again", flush=True)
+        self.announce("reverted: both files have their stock sha256 again")
 
     def measure(self) -> None:
         size = self.size
@@ -176,7 +177,7 @@ class Demo:
         summary = summarise(read(measures), training)
         summary["settings"] = {"model": self.own_model or MODEL_PACKAGE, "seed": self.seed, **asdict(self.size)}
         results.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-        self.begin("report", "write the table and the plot", summary, [])
+        self.announce("write the table and the plot")
         plot = [str(DEMO / "plot.py"), *map(str, (measures, results, *states.values(), self.output / "results.png"))]
         self.sandbox.run("plot", plot)
         print(f"\n{table(summary)}\n\n{verdict(summary)}")
