@@ -1,0 +1,158 @@
+"""Measure what a training step costs: stock, SelfAug, its options, and the original's algorithm.
+
+    python Code/benchmarks time --lengths 512 1024 --rounds 5      seconds, ratios to stock, and the FLOP floor
+    python Code/benchmarks memory --lengths 2048 4096              peak of the tensors, each in a process of its own
+    python Code/benchmarks shapes                                  FLOPs of whole models, on fake tensors
+    python Code/benchmarks page                                    docs/performance/*.json to tables and plots
+
+Results go to docs/performance/, one JSON file each. The packages are patched in memory; nothing is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "docs" / "performance"
+MAIN = ["stock", "off", "stock fused", "original", "selfaug", "sample 0.25", "cached", "reference given"]
+
+
+def _write(name: str, results: Any, options: argparse.Namespace) -> None:
+    import torch
+
+    RESULTS.mkdir(exist_ok=True)
+    facts = {
+        "machine": _processor(),
+        "device": "cpu",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "shape": options.shape,
+        "layers": options.layers,
+        "dtype": "float32",
+        "checkpointing": options.checkpointing,
+    }
+    (RESULTS / f"{name}.json").write_text(json.dumps({**facts, "results": results}, indent=1) + "\n")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _time(options: argparse.Namespace) -> None:
+    from benchmarks import measure
+
+    results = {}
+    for T in options.lengths:
+        arguments = (options.shape, options.layers, options.checkpointing)
+        found = measure.seconds(T, options.variants, options.rounds, *arguments)
+        flops = measure.flops(T, [n for n in options.variants if n != "cached"], *arguments)
+        for name, row in found.items():
+            row["flops"] = flops.get(name, flops.get("reference given", 0.0)) / flops["stock"]
+            print(f"T={T} {name:16} {row['seconds']:7.2f} s  {row['ratio']:.3f} of stock, FLOPs {row['flops']:.3f}")
+        results[T] = found
+        _write("time-checkpointing" if options.checkpointing else "time", results, options)
+
+
+def _memory(options: argparse.Namespace) -> None:
+    results: dict[int, Any] = {}
+    for T in options.lengths:
+        results[T] = {}
+        for name in options.variants:
+            command = [sys.executable, __file__, "one-peak", "--lengths", str(T), "--variants", name]
+            command += ["--shape", options.shape, "--layers", str(options.layers)]
+            command += ["--checkpointing"] if options.checkpointing else []
+            done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+            if done.returncode:
+                print(f"T={T} {name}: failed\n{done.stderr[-600:]}", file=sys.stderr)
+                continue
+            found = results[T][name] = json.loads(done.stdout.splitlines()[-1])
+            found["ratio"] = found["tensors"] / results[T]["stock"]["tensors"]
+            print(f"T={T} {name:16} {found['tensors'] / 1e6:8.0f} MB  {found['ratio']:.3f} of stock", flush=True)
+        _write("memory-checkpointing" if options.checkpointing else "memory", results, options)
+
+
+def _one_peak(options: argparse.Namespace) -> None:
+    from benchmarks import measure
+
+    arguments = (options.lengths[0], options.shape, options.layers, options.checkpointing)
+    print(json.dumps(measure.real_peak(options.variants[0], *arguments)))
+
+
+def _shapes(options: argparse.Namespace) -> None:
+    from benchmarks import measure
+
+    results: dict[str, Any] = {}
+    for shape in options.shapes:
+        results[shape] = {}
+        for T in options.lengths:
+            names = ["stock", "stock fused", "original", "selfaug", "reference given"]
+            found = measure.flops(T, names, shape, None, options.checkpointing)
+            results[shape][T] = {name: found[name] / found["stock"] for name in names}
+            print(shape, T, {name: round(ratio, 3) for name, ratio in results[shape][T].items()}, flush=True)
+            _write("shapes", results, options)
+
+
+def _page(options: argparse.Namespace) -> None:
+    from benchmarks import page
+
+    page.write(RESULTS, ROOT / "docs" / "performance.md")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python Code/benchmarks", description=__doc__.split("\n")[0])
+    verbs = {"time": _time, "memory": _memory, "one-peak": _one_peak, "shapes": _shapes, "page": _page}
+    parser.add_argument("verb", choices=verbs)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024])
+    parser.add_argument("--variants", nargs="+", default=MAIN)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--shape", default="0.5B")
+    parser.add_argument("--shapes", nargs="+", default=["0.5B", "7B", "72B"])
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--checkpointing", action="store_true")
+    options = parser.parse_args(argv)
+    sys.path += [str(ROOT), str(ROOT / "Code")]  # last: Code has modules with plain names
+    if options.verb != "page":
+        _patch_in_memory()
+        import torch
+
+        torch.set_num_threads(1)
+    verbs[options.verb](options)
+    return 0
+
+
+def _patch_in_memory() -> None:
+    """Patched transformers and peft, and Code/ as ``selfaug``, in this process only."""
+    import hashlib
+    import importlib.util
+
+    from selfaug_patcher import memory, pins, udiff
+
+    table, found = pins.load(), {}
+    for target in pins.TARGETS:
+        spec = importlib.util.find_spec(target.package)
+        if spec is None or spec.origin is None:
+            sys.exit(f"{target.package} is not installed")
+        path = Path(spec.origin).parent.parent / target.path
+        pin = table.by_stock(target.name, hashlib.sha256(path.read_bytes()).hexdigest())
+        if pin is None:
+            sys.exit(f"{path} is not the stock file of a pinned release")
+        found[target.path[: -len(".py")].replace("/", ".")] = (
+            str(path),
+            udiff.apply(table.patch(pin), path.read_bytes()),
+        )
+    memory.install(found, {"selfaug": str(ROOT / "Code")})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

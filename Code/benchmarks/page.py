@@ -1,0 +1,86 @@
+"""docs/performance.md's tables and plots from the benchmark's own output."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+BEGIN, END = "<!-- benchmark -->", "<!-- end of benchmark -->"
+
+
+def write(results: Path, page: Path) -> None:
+    """Replace what stands between the two marks in ``page``."""
+    text = page.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    parts = [_part(path) for path in sorted(results.glob("*.json"))]
+    page.write_text(f"{before}{BEGIN}\n\n{''.join(parts)}{END}{after}", encoding="utf-8")
+    plot(results)
+
+
+def _part(path: Path) -> str:
+    facts = json.loads(path.read_text())
+    kind = path.stem.split("-")[0]
+    rows = {"time": _time_rows, "memory": _memory_rows, "shapes": _shape_rows}[kind](facts["results"])
+    title = {
+        "time": "Time of a step",
+        "memory": "Peak of the tensors above the weights",
+        "shapes": "FLOPs, whole models",
+    }
+    what = "whole models" if kind == "shapes" else f"{facts['layers']} layers of Qwen2.5-{facts['shape']}"
+    heading = f"### {title[kind]}{', gradient checkpointing' if facts['checkpointing'] else ''}\n\n"
+    note = f"{what}, {facts['dtype']}, {facts['machine']}, {facts['threads']} thread, torch {facts['torch']}.\n\n"
+    return heading + note + "\n".join(rows) + "\n\n"
+
+
+def _time_rows(results: dict[str, Any]) -> list[str]:
+    rows = ["| T | | seconds | of stock | FLOPs of stock | time / FLOP floor |", "|---|---|---|---|---|---|"]
+    for T, found in results.items():
+        for name, row in found.items():
+            floor = row["ratio"] / row["flops"]
+            rows.append(
+                f"| {T} | {name} | {row['seconds']:.2f} | {row['ratio']:.2f} | {row['flops']:.2f} | {floor:.2f} |"
+            )
+    return rows
+
+
+def _memory_rows(results: dict[str, Any]) -> list[str]:
+    rows = ["| T | | tensors, MB | of stock | resident, MB |", "|---|---|---|---|---|"]
+    for T, found in results.items():
+        for name, row in found.items():
+            tensors, resident = row["tensors"] / 1e6, row["resident"] / 1e6
+            rows.append(f"| {T} | {name} | {tensors:.0f} | {row['ratio']:.3f} | {resident:.0f} |")
+    return rows
+
+
+def _shape_rows(results: dict[str, Any]) -> list[str]:
+    names = list(next(iter(next(iter(results.values())).values())))
+    rows = [f"| model | T | {' | '.join(names)} |", "|---|---|" + "---|" * len(names)]
+    for shape, lengths in results.items():
+        for T, found in lengths.items():
+            rows.append(f"| {shape} | {T} | {' | '.join(f'{found[name]:.2f}' for name in names)} |")
+    return rows
+
+
+def plot(results: Path) -> None:
+    """time.png and memory.png: ratio to stock by T. Nothing where matplotlib is missing."""
+    try:
+        import matplotlib
+    except ImportError:
+        return
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    for path in sorted([*results.glob("time*.json"), *results.glob("memory*.json")]):
+        found = json.loads(path.read_text())["results"]
+        figure, axes = pyplot.subplots(figsize=(6, 4))
+        for name in next(iter(found.values())):
+            lengths = [T for T in found if name in found[T]]
+            axes.plot([int(T) for T in lengths], [found[T][name]["ratio"] for T in lengths], marker="o", label=name)
+        axes.set_xscale("log", base=2)
+        axes.set(xlabel="T, tokens", ylabel="of stock LoRA", ylim=(0, None), title=path.stem)
+        axes.legend(fontsize=8)
+        figure.tight_layout()
+        figure.savefig(path.with_suffix(".png"), dpi=120)
+        pyplot.close(figure)

@@ -1,0 +1,162 @@
+"""What is measured: some layers of a real Qwen2.5 with LoRA, one batch, and each way to compute the step."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any, Callable
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from selfaug import hooks, loss, reference
+
+SHAPES = {  # Qwen/Qwen2.5-…/config.json
+    "0.5B": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
+             "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True},
+    "7B": {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
+           "num_key_value_heads": 4, "vocab_size": 152064, "tie_word_embeddings": False},
+    "72B": {"hidden_size": 8192, "intermediate_size": 29568, "num_hidden_layers": 80, "num_attention_heads": 64,
+            "num_key_value_heads": 8, "vocab_size": 152064, "tie_word_embeddings": False},
+}  # fmt: skip
+LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+PROMPT = 0.85  # share of the tokens
+
+
+def model(shape: str, layers: int | None, checkpointing: bool, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """LoRA r=8 on all linear layers, random weights, training mode."""
+    torch.manual_seed(0)
+    settings = dict(SHAPES[shape], use_cache=False, max_position_embeddings=32768, attn_implementation="sdpa")
+    if layers:
+        settings["num_hidden_layers"] = layers
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        base = Qwen2ForCausalLM(Qwen2Config(**settings))
+    finally:
+        torch.set_default_dtype(before)
+    if checkpointing:
+        base.gradient_checkpointing_enable({"use_reentrant": False})
+        base.enable_input_require_grads()
+    made = get_peft_model(base, LoraConfig(r=8, target_modules=LINEAR_LAYERS), autocast_adapter_dtype=False)
+    for name, parameter in made.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.01)
+    return made.train()
+
+
+def batch(T: int, vocabulary: int) -> dict[str, Tensor]:
+    """One row of T tokens, of which the first 85% are prompt."""
+    ids = torch.randint(0, vocabulary, (1, T), generator=torch.Generator().manual_seed(1))
+    labels = ids.clone()
+    labels[:, : int(PROMPT * T)] = -100
+    return {"input_ids": ids, "labels": labels}
+
+
+@contextlib.contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update({name.upper(): value for name, value in variables.items()})
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def stock(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
+    """transformers' own forward, without SelfAug's wrapper."""
+    inner = peft_model.base_model.model
+    return hooks.stock_forward(inner)(inner, **data).loss
+
+
+def off(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
+    """The patched path with SELFAUG=0."""
+    with environment(selfaug="0"):
+        return peft_model(**data).loss
+
+
+def stock_fused(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
+    """No SelfAug: the stock loss by chunks of the head at supervised positions, as TRL's and Liger's heads make it."""
+    inner = peft_model.base_model.model
+    hidden = inner.model(data["input_ids"])[0].flatten(0, 1)
+    targets = nn.functional.pad(data["labels"][:, 1:], (0, 1), value=-100).flatten()
+    index = (targets != -100).nonzero().squeeze(-1)
+    chosen, none = hidden[index], hidden.new_empty(0)
+    size = loss.auto_chunk_size(inner.config.vocab_size, hidden.device)
+    terms = loss.chunked_loss(chosen, chosen.detach()[:0], targets[index], none, inner.lm_head, inner.lm_head, size)
+    return terms.total / len(index)
+
+
+def original(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
+    """The authors' algorithm in our words: full logits of both passes, softmax of both and log-softmax of one."""
+    inner = peft_model.base_model.model
+    with reference.switched_off(inner):
+        reference_logits = hooks.stock_forward(inner)(inner, data["input_ids"]).logits.float()
+    logits = hooks.stock_forward(inner)(inner, data["input_ids"]).logits.float()
+    nll = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), data["labels"][:, 1:].flatten())
+    p, q = logits.softmax(-1), reference_logits.softmax(-1)
+    kl = (q * (q.log() - p.log())).sum(-1)
+    mask = (data["labels"] == -100).to(kl)
+    return nll + 0.5 * (kl * mask).sum() / mask.sum()
+
+
+def plain(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
+    """Full logits and autograd, by the equation: loss.plain_loss."""
+    inner = peft_model.base_model.model
+    aligned = int((data["labels"] == -100).sum())
+    with reference.switched_off(inner):
+        hidden = reference.hidden_states(inner.model, {"input_ids": data["input_ids"]}, aligned)
+        reference_logits = inner.lm_head(hidden)[0]
+    logits = hooks.stock_forward(inner)(inner, data["input_ids"]).logits[0]
+    targets = nn.functional.pad(data["labels"][0, 1:], (0, 1), value=-100)
+    supervised = int((targets != -100).sum())
+    weight = logits.new_full((aligned,), 0.5 * supervised / aligned)
+    return loss.plain_loss(logits, reference_logits, targets, weight).total / supervised
+
+
+def selfaug(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
+    """What the patched packages do."""
+    return peft_model(**data).loss
+
+
+def quarter(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
+    """SELFAUG_SAMPLE=0.25."""
+    with environment(selfaug_sample="0.25"):
+        return peft_model(**data).loss
+
+
+def cached(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
+    """SELFAUG_CACHE, from the second epoch on."""
+    with environment(selfaug_cache=os.environ["BENCHMARK_CACHE"]):
+        return peft_model(**data).loss
+
+
+def given(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
+    """The same loss without a reference pass: what `cached` can reach at best. The states are those of the last run."""
+    inner = peft_model.base_model.model
+    hidden = inner.model(data["input_ids"])[0][0]
+    aligned = int((data["labels"] == -100).sum())
+    targets = nn.functional.pad(data["labels"][0, 1:], (0, 1), value=-100)[:-1]
+    supervised = int((targets != -100).sum())
+    states = inner.__dict__.setdefault("benchmark_states", hidden.detach()[:aligned] * 1.01)
+    weight = hidden.new_full((aligned,), 0.5 * supervised / aligned)
+    size = loss.auto_chunk_size(inner.config.vocab_size, hidden.device)
+    terms = loss.chunked_loss(hidden[:-1], states, targets, weight, inner.lm_head, inner.lm_head, size)
+    return terms.total / supervised
+
+
+VARIANTS: dict[str, Callable[[Any, dict[str, Tensor]], Tensor]] = {
+    "stock": stock,
+    "off": off,
+    "stock fused": stock_fused,
+    "original": original,
+    "plain": plain,
+    "selfaug": selfaug,
+    "sample 0.25": quarter,
+    "cached": cached,
+    "reference given": given,
+}
