@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -46,6 +47,9 @@ def main(arguments: Sequence[str] | None = None, patches: Path | None = None, co
         else:
             print(error, file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # whoever reads has read enough (`| head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     except KeyboardInterrupt:
         print("Interrupted. What had been changed was put back.", file=sys.stderr)
         return FAILED

@@ -51,13 +51,15 @@ def hold(folder: Path, wait: float = WAIT_SECONDS) -> Iterator[None]:
 def _acquire(folder: Path, path: Path, wait: float) -> int:
     deadline = time.monotonic() + wait
     while True:
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(folder)
-            look_like(folder, folder.parent)
         try:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(folder)
+                look_like(folder, folder.parent)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
         except FileNotFoundError:
-            continue  # the holder has just removed the folder
+            if not folder.parent.is_dir():
+                raise
+            continue  # whoever held the lock has just removed the folder
         try:
             if _try_lock(descriptor) and _is_at(descriptor, path):
                 with contextlib.suppress(OSError):  # only for the message of whoever waits
