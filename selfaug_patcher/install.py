@@ -29,9 +29,16 @@ def install(environment: Environment, table: PinTable, runtime: Runtime, *, dry_
     stores = state.stores()
     found: list[str] = []
     if not any(store.needs_tidying() for store in stores):
-        planned = plan(state)
-        if dry_run or not planned.operations:
-            return Outcome("install", state, planned, found)
+        try:
+            planned = plan(state)
+        except PatcherError:
+            # What was read may be another patcher's work half done: then it differs now, or that one's lock is there.
+            busy = any(store.needs_tidying() for store in stores)
+            if dry_run or not (busy or inspect(environment, table, runtime) != state):
+                raise
+        else:
+            if dry_run or not planned.operations:
+                return Outcome("install", state, planned, found)
     elif dry_run:
         raise interrupted()
     if not stores:
