@@ -41,7 +41,7 @@ def site(output):
 @pytest.mark.environments
 def test_the_demo_trains_twice_reverts_and_goes_on_where_it_stopped(tiny_model, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Sandbox, "create", create)
-    size = replace(DEMO["QUICK"], train=8, test=4, instructions=3, answer_limit=4)
+    size = replace(DEMO["QUICK"], train=4, test=4, instructions=3, answer_limit=4)
     DEMO["Demo"](tmp_path, str(tiny_model), size, seed=0).run()
 
     results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))

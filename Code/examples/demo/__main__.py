@@ -46,14 +46,14 @@ class Size:
 
 
 FULL = Size(train=96, test=100, instructions=40, answer_limit=96, epochs=2, batch_size=4, lr=1e-3, alpha=0.5)
-QUICK = replace(FULL, train=80, test=40, instructions=24, answer_limit=64, epochs=1)
+QUICK = replace(FULL, train=64, test=40, instructions=20, answer_limit=64, epochs=1, batch_size=2)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python Code/examples/demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="half the training, a smaller test")
+    parser.add_argument("--quick", action="store_true", help="a third of the training, a smaller test")
     parser.add_argument("--model", help="a Qwen2 model, by name on the hub or by folder (default: SmolLM2-135M)")
     parser.add_argument("--output", type=Path, default=Path("selfaug-demo"), help="default: ./selfaug-demo")
     parser.add_argument("--lr", type=float, help=f"learning rate (default: {FULL.lr:g})")
