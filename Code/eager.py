@@ -1,4 +1,4 @@
-"""Keep ``torch.compile`` out of SelfAug's own Python, so that a compiled model breaks its graph once, around its decoder."""
+"""Keep ``torch.compile`` out of SelfAug's own Python: a compiled model breaks its graph once, around its decoder."""
 
 from __future__ import annotations
 
