@@ -299,6 +299,8 @@ def _plain_weight(head: nn.Module) -> Tensor | None:
 def _matmul_dtype(weight: Tensor) -> torch.dtype:
     """The dtype that autocast, where it is on, gives a matrix product; casting once saves a cast per chunk."""
     device = weight.device.type
+    if device == "meta":
+        return weight.dtype
     if hasattr(torch, "get_autocast_dtype"):  # torch 2.4
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     if device == "cpu":

@@ -2,7 +2,8 @@
 
     python Code/benchmarks time --lengths 512 1024 --rounds 5      seconds, ratios to stock, and the FLOP floor
     python Code/benchmarks memory --lengths 2048 4096              peak of the tensors, each in a process of its own
-    python Code/benchmarks shapes                                  FLOPs of whole models, on fake tensors
+    python Code/benchmarks meta --lengths 2048 4096                peak and FLOPs on the meta device, in seconds
+    python Code/benchmarks shapes                                  FLOPs of whole models, on the meta device
     python Code/benchmarks page                                    docs/performance/*.json to tables and plots
 
 Results go to docs/performance/, one JSON file each. The packages are patched in memory; nothing is installed.
@@ -56,12 +57,28 @@ def _time(options: argparse.Namespace) -> None:
     for T in options.lengths:
         arguments = (options.shape, options.layers, options.checkpointing)
         found = measure.seconds(T, options.variants, options.rounds, *arguments)
-        flops = measure.flops(T, [n for n in options.variants if n != "cached"], *arguments)
         for name, row in found.items():
-            row["flops"] = flops.get(name, flops.get("reference given", 0.0)) / flops["stock"]
-            print(f"T={T} {name:16} {row['seconds']:7.2f} s  {row['ratio']:.3f} of stock, FLOPs {row['flops']:.3f}")
+            print(f"T={T} {name:16} {row['seconds']:7.2f} s  {row['ratio']:.3f} of stock", flush=True)
         results[T] = found
         _write("time-checkpointing" if options.checkpointing else "time", results, options)
+
+
+def _meta(options: argparse.Namespace) -> None:
+    import torch
+    from benchmarks import measure
+
+    results: dict[int, Any] = {}
+    for T in options.lengths:
+        results[T] = {}
+        for name in options.variants:
+            arguments = (T, options.shape, options.layers, options.checkpointing)
+            peak = measure.meta_peak(name, *arguments, torch.float32)
+            flops = measure.flops(T, [name], *arguments[1:])[name]
+            found = results[T][name] = {"tensors": peak, "flops": flops}
+            found["ratio"] = peak / results[T]["stock"]["tensors"]
+            found["flops_ratio"] = flops / results[T]["stock"]["flops"]
+            print(f"T={T} {name:16} {peak / 1e6:8.0f} MB  {found['ratio']:.3f} of stock", flush=True)
+        _write("meta-checkpointing" if options.checkpointing else "meta", results, options)
 
 
 def _memory(options: argparse.Namespace) -> None:
@@ -111,7 +128,7 @@ def _page(options: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python Code/benchmarks", description=__doc__.split("\n")[0])
-    verbs = {"time": _time, "memory": _memory, "one-peak": _one_peak, "shapes": _shapes, "page": _page}
+    verbs = {"time": _time, "memory": _memory, "meta": _meta, "one-peak": _one_peak, "shapes": _shapes, "page": _page}
     parser.add_argument("verb", choices=verbs)
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024])
     parser.add_argument("--variants", nargs="+", default=MAIN)

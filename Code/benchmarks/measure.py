@@ -1,5 +1,5 @@
 """Time, interleaved in one process; floating-point operations; and the peak of the tensors alive, from torch's profiler
-or, with nothing allocated, from a run on fake tensors.
+or, with nothing allocated, on the meta device.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from selfaug import loss
+
 from . import slice as sliced
+
+_chunk_size = loss.auto_chunk_size
 
 
 def step(name: str, model: Any, data: dict[str, Tensor]) -> None:
@@ -51,33 +54,44 @@ def seconds(T: int, names: list[str], rounds: int, shape: str, layers: int, chec
 
 
 def flops(T: int, names: list[str], shape: str, layers: int | None, checkpointing: bool) -> dict[str, float]:
-    """Floating-point operations of a step's matrix products, by fake tensors: nothing is computed."""
+    """Floating-point operations of a step's matrix products, on the meta device: nothing is computed."""
+    model, data = _without_content(T, shape, layers, checkpointing, torch.float32)
     found = {}
     for name in names:
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            model, data = sliced.model(shape, layers, checkpointing), _data(T, shape)
-            with FlopCounterMode(display=False) as counter:
-                step(name, model, data)
+        with FlopCounterMode(display=False) as counter:
+            step(name, model, data)
         found[name] = float(counter.get_total_flops())
     return found
 
 
-def fake_peak(name: str, T: int, shape: str, layers: int | None, checkpointing: bool, dtype: torch.dtype) -> int:
-    """Bytes alive at once above the weights, by a run on fake tensors."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        model, data = sliced.model(shape, layers, checkpointing, dtype), _data(T, shape)
-        gc.collect()
-        with _Alive() as alive:
-            step(name, model, data)
+def meta_peak(name: str, T: int, shape: str, layers: int | None, checkpointing: bool, dtype: torch.dtype) -> int:
+    """Bytes alive at once above the weights, on the meta device."""
+    model, data = _without_content(T, shape, layers, checkpointing, dtype)
+    gc.collect()
+    with _Alive() as alive:
+        step(name, model, data)
     return alive.peak
 
 
-def _data(T: int, shape: str) -> dict[str, Tensor]:
-    """Real tensors, since masks are read; a decoder on fake tensors takes them as they are."""
-    from torch._subclasses.fake_tensor import unset_fake_temporarily
+def _without_content(T: int, shape: str, *options: Any) -> tuple[Any, dict[str, Tensor]]:
+    """A model without numbers. The labels are real: which positions take part is really decided."""
+    from transformers.models.qwen2 import modeling_qwen2
 
-    with unset_fake_temporarily():
-        return sliced.batch(T, sliced.SHAPES[shape]["vocab_size"])
+    loss._BLOCK, loss.auto_chunk_size = loss._CPU_BLOCK, lambda V, _: _chunk_size(V, torch.device("cpu"))  # as a CPU
+    modeling_qwen2.create_causal_mask = lambda *args, **kwargs: None  # reads numbers to find that none is needed
+    torch.nn.functional.scaled_dot_product_attention = _attention
+    data = sliced.batch(T, sliced.SHAPES[shape]["vocab_size"])
+    with torch.device("meta"):
+        model = sliced.model(shape, *options)
+    return model, {**data, "input_ids": data["input_ids"].to("meta")}
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, *_: Any, is_causal: bool = False, **options: Any) -> Tensor:
+    """The kernel that a CPU takes; the meta device would take one that keeps (T, T) matrices."""
+    groups = q.shape[1] // k.shape[1]
+    k, v = (x.repeat_interleave(groups, 1) if groups > 1 else x for x in (k, v))
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return attention(q, k, v, 0.0, q.shape[2] > 1, scale=options.get("scale"))[0]
 
 
 class _Alive(TorchDispatchMode):

@@ -22,7 +22,9 @@ def write(results: Path, page: Path) -> None:
 def _part(path: Path) -> str:
     facts = json.loads(path.read_text())
     kind = path.stem.split("-")[0]
-    rows = {"time": _time_rows, "memory": _memory_rows, "shapes": _shape_rows}[kind](facts["results"])
+    rows = {"time": _time_rows, "memory": _memory_rows, "meta": _meta_rows, "shapes": _shape_rows}[kind](
+        facts["results"]
+    )
     title = {
         "time": "Time of a step",
         "memory": "Peak of the tensors above the weights",
@@ -35,13 +37,9 @@ def _part(path: Path) -> str:
 
 
 def _time_rows(results: dict[str, Any]) -> list[str]:
-    rows = ["| T | | seconds | of stock | FLOPs of stock | time / FLOP floor |", "|---|---|---|---|---|---|"]
+    rows = ["| T | | seconds | of stock |", "|---|---|---|---|"]
     for T, found in results.items():
-        for name, row in found.items():
-            floor = row["ratio"] / row["flops"]
-            rows.append(
-                f"| {T} | {name} | {row['seconds']:.2f} | {row['ratio']:.2f} | {row['flops']:.2f} | {floor:.2f} |"
-            )
+        rows += [f"| {T} | {name} | {row['seconds']:.2f} | {row['ratio']:.2f} |" for name, row in found.items()]
     return rows
 
 
@@ -51,6 +49,15 @@ def _memory_rows(results: dict[str, Any]) -> list[str]:
         for name, row in found.items():
             tensors, resident = row["tensors"] / 1e6, row["resident"] / 1e6
             rows.append(f"| {T} | {name} | {tensors:.0f} | {row['ratio']:.3f} | {resident:.0f} |")
+    return rows
+
+
+def _meta_rows(results: dict[str, Any]) -> list[str]:
+    rows = ["| T | | tensors, MB | of stock | FLOPs of stock |", "|---|---|---|---|---|"]
+    for T, found in results.items():
+        for name, row in found.items():
+            figures = f"{row['tensors'] / 1e6:.0f} | {row['ratio']:.3f} | {row['flops_ratio']:.2f}"
+            rows.append(f"| {T} | {name} | {figures} |")
     return rows
 
 
@@ -72,7 +79,7 @@ def plot(results: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    for path in sorted([*results.glob("time*.json"), *results.glob("memory*.json")]):
+    for path in sorted([*results.glob("time*.json"), *results.glob("memory*.json"), *results.glob("meta*.json")]):
         found = json.loads(path.read_text())["results"]
         figure, axes = pyplot.subplots(figsize=(6, 4))
         for name in next(iter(found.values())):

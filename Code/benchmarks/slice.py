@@ -67,6 +67,18 @@ def environment(**variables: str) -> Iterator[None]:
         os.environ.update(before)
 
 
+def supervised(data: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Indices and targets of the supervised positions."""
+    targets = nn.functional.pad(data["labels"][0, 1:], (0, 1), value=-100)
+    index = (targets != -100).nonzero().squeeze(-1)
+    return index, targets[index]
+
+
+def aligned(data: dict[str, Tensor]) -> int:
+    """How many positions are aligned."""
+    return int((data["labels"] == -100).sum())
+
+
 def stock(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
     """transformers' own forward, without SelfAug's wrapper."""
     inner = peft_model.base_model.model
@@ -83,11 +95,10 @@ def stock_fused(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
     """No SelfAug: the stock loss by chunks of the head at supervised positions, as TRL's and Liger's heads make it."""
     inner = peft_model.base_model.model
     hidden = inner.model(data["input_ids"])[0].flatten(0, 1)
-    targets = nn.functional.pad(data["labels"][:, 1:], (0, 1), value=-100).flatten()
-    index = (targets != -100).nonzero().squeeze(-1)
+    index, targets = (found.to(hidden.device) for found in supervised(data))
     chosen, none = hidden[index], hidden.new_empty(0)
     size = loss.auto_chunk_size(inner.config.vocab_size, hidden.device)
-    terms = loss.chunked_loss(chosen, chosen.detach()[:0], targets[index], none, inner.lm_head, inner.lm_head, size)
+    terms = loss.chunked_loss(chosen, chosen.detach()[:0], targets, none, inner.lm_head, inner.lm_head, size)
     return terms.total / len(index)
 
 
@@ -97,25 +108,24 @@ def original(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
     with reference.switched_off(inner):
         reference_logits = hooks.stock_forward(inner)(inner, data["input_ids"]).logits.float()
     logits = hooks.stock_forward(inner)(inner, data["input_ids"]).logits.float()
-    nll = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), data["labels"][:, 1:].flatten())
+    labels = data["labels"].to(logits.device)
+    nll = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
     p, q = logits.softmax(-1), reference_logits.softmax(-1)
     kl = (q * (q.log() - p.log())).sum(-1)
-    mask = (data["labels"] == -100).to(kl)
+    mask = (labels == -100).to(kl)
     return nll + 0.5 * (kl * mask).sum() / mask.sum()
 
 
 def plain(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
     """Full logits and autograd, by the equation: loss.plain_loss."""
     inner = peft_model.base_model.model
-    aligned = int((data["labels"] == -100).sum())
+    A, N = aligned(data), len(supervised(data)[0])
     with reference.switched_off(inner):
-        hidden = reference.hidden_states(inner.model, {"input_ids": data["input_ids"]}, aligned)
+        hidden = reference.hidden_states(inner.model, {"input_ids": data["input_ids"]}, A)
         reference_logits = inner.lm_head(hidden)[0]
     logits = hooks.stock_forward(inner)(inner, data["input_ids"]).logits[0]
     targets = nn.functional.pad(data["labels"][0, 1:], (0, 1), value=-100)
-    supervised = int((targets != -100).sum())
-    weight = logits.new_full((aligned,), 0.5 * supervised / aligned)
-    return loss.plain_loss(logits, reference_logits, targets, weight).total / supervised
+    return loss.plain_loss(logits, reference_logits, targets, logits.new_full((A,), 0.5 * N / A)).total / N
 
 
 def selfaug(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
@@ -139,14 +149,13 @@ def given(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
     """The same loss without a reference pass: what `cached` can reach at best. The states are those of the last run."""
     inner = peft_model.base_model.model
     hidden = inner.model(data["input_ids"])[0][0]
-    aligned = int((data["labels"] == -100).sum())
-    targets = nn.functional.pad(data["labels"][0, 1:], (0, 1), value=-100)[:-1]
-    supervised = int((targets != -100).sum())
-    states = inner.__dict__.setdefault("benchmark_states", hidden.detach()[:aligned] * 1.01)
-    weight = hidden.new_full((aligned,), 0.5 * supervised / aligned)
+    A, N = aligned(data), len(supervised(data)[0])
+    targets = nn.functional.pad(data["labels"][0, 1:], (0, 1), value=-100)[:-1].to(hidden.device)
+    states = inner.__dict__.setdefault("benchmark_states", hidden.detach()[:A] * 1.01)
+    weight = hidden.new_full((A,), 0.5 * N / A)
     size = loss.auto_chunk_size(inner.config.vocab_size, hidden.device)
     terms = loss.chunked_loss(hidden[:-1], states, targets, weight, inner.lm_head, inner.lm_head, size)
-    return terms.total / supervised
+    return terms.total / N
 
 
 VARIANTS: dict[str, Callable[[Any, dict[str, Tensor]], Tensor]] = {
