@@ -30,6 +30,7 @@ def _part(path: Path) -> str:
         "memory": "Peak of the tensors above the weights",
         "shapes": "FLOPs, whole models",
     }
+    title["meta"] = "Peak of the tensors above the weights, and FLOPs (meta device)"
     what = "whole models" if kind == "shapes" else f"{facts['layers']} layers of Qwen2.5-{facts['shape']}"
     heading = f"### {title[kind]}{', gradient checkpointing' if facts['checkpointing'] else ''}\n\n"
     note = f"{what}, {facts['dtype']}, {facts['machine']}, {facts['threads']} thread, torch {facts['torch']}.\n\n"
