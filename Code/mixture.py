@@ -7,7 +7,7 @@ shuffled in memory, so that every order of the rows is equally likely, and the s
 from __future__ import annotations
 
 import random
-import tempfile
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -125,11 +125,12 @@ class _Buckets:
 
     def __enter__(self) -> _Buckets:
         self._stack = ExitStack()
-        folder = self._stack.enter_context(
-            tempfile.TemporaryDirectory(prefix=f".{self.out.name}.", dir=self.out.parent)
-        )
+        folder = self.out.with_name(f".{self.out.name}.buckets")
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+        folder.mkdir()
+        self._stack.callback(shutil.rmtree, folder)
         enter: Callable[[BinaryIO], BinaryIO] = self._stack.enter_context
-        self._files = [enter((Path(folder) / str(number)).open("w+b")) for number in range(self.count)]
+        self._files = [enter((folder / str(number)).open("w+b")) for number in range(self.count)]
         return self
 
     def __exit__(self, *error: object) -> None:

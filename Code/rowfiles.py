@@ -130,11 +130,9 @@ class RowWriter:
         self.count = 0
 
     def __enter__(self) -> RowWriter:
-        handle, name = tempfile.mkstemp(prefix=f".{self.path.name}.", dir=self.path.parent)
-        self._temporary, self._stream = Path(name), os.fdopen(handle, "wb")
-        umask = os.umask(0)
-        os.umask(umask)
-        self._temporary.chmod(0o666 & ~umask)
+        # always the same name, so that what a killed run left is written over by the next
+        self._temporary = self.path.with_name(f".{self.path.name}.part")
+        self._stream = self._temporary.open("wb")
         return self
 
     def write(self, line: bytes) -> None:

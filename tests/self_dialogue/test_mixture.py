@@ -221,3 +221,12 @@ def test_memory_does_not_grow_with_the_file(tmp_path, monkeypatch):
     finally:
         tracemalloc.stop()
     assert peak < 2_000_000
+
+
+def test_what_a_killed_run_left_is_gone_after_the_next(files, tmp_path):
+    before = left(tmp_path)
+    (tmp_path / ".mixed.jsonl.part").write_text("half")
+    (tmp_path / ".mixed.jsonl.buckets").mkdir()
+    (tmp_path / ".mixed.jsonl.buckets" / "99").write_text("half")
+    assert run(*files) == 0
+    assert left(tmp_path) == sorted([*before, "mixed.jsonl", "mixed.jsonl.manifest.json"])

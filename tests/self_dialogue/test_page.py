@@ -1,0 +1,28 @@
+"""docs/self-dialogue.md names every option and every filter, and none that is not there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from selfaug import filters, rows, self_dialogue
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "self-dialogue.md"
+BASIC = {"--help", "--model", "--dialogues"}  # the commands at the top show them
+
+
+def options():
+    (verbs,) = (action for action in self_dialogue.parser()._actions if action.choices)
+    return {name for verb in verbs.choices.values() for action in verb._actions for name in action.option_strings}
+
+
+def test_every_option_is_on_the_page_and_every_one_on_the_page_exists():
+    named = set(re.findall(r"(?<!\w)--[a-z]+(?:-[a-z]+)*", PAGE.read_text(encoding="utf-8")))
+    there = {name for name in options() if name.startswith("--")}
+    assert named - there == set()
+    assert there - BASIC - named == set()
+
+
+def test_every_filter_and_format_is_on_the_page():
+    text = PAGE.read_text(encoding="utf-8")
+    assert [name for name in (*filters.REASONS, *rows.FORMATS) if f"`{name}`" not in text] == []
