@@ -60,6 +60,12 @@ BAD_PAIRS = (
         do='pip install "transformers==4.47.1", or put "import torch.distributed.tensor" first in the script',
     ),
     BadPair(
+        peft="<0.7",
+        transformers=">=5.0.0rc0",
+        what="the Trainer of transformers {transformers} does not import beside peft {peft}: it needs PeftMixedModel",
+        do='pip install "peft==0.18.1", or "transformers==4.57.6"',
+    ),
+    BadPair(
         peft="",
         transformers=">=4.42,<4.43",
         what="transformers {transformers} does not import beside numpy 2",

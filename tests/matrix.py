@@ -57,8 +57,8 @@ PAIRS = """
 4.57.3    0.17.1  0.9.0
 4.57.6    0.18.1  0.6.0
 5.0.0rc0  0.17.1  0.20.0
-5.0.0rc1  0.17.1  0.6.1
-5.0.0rc2  0.18.1  0.6.2
+5.0.0rc1  0.17.1  0.7.1
+5.0.0rc2  0.18.1  0.13.2
 5.0.0     0.18.1  0.7.1
 5.1.0     0.18.1  0.8.1
 5.3.0     0.18.1  0.8.2
@@ -110,13 +110,11 @@ def matrix(wanted: list[tuple[str, str]], work: Path, results: Path, resume: boo
     shutil.rmtree(work / "model", ignore_errors=True)
     tiny_model(work / "model")
     environments = Environments(work)
-    rows: list[dict[str, str]] = []
     before = json.loads(results.read_text()) if resume and results.exists() else []
-    done = {(row["transformers"], row["peft"]): row for row in before if row["kl"]}
+    rows = {(row["transformers"], row["peft"]): row for row in before if row["kl"]}
     now = ""
     for number, (transformers, peft) in enumerate(wanted, 1):
-        if (transformers, peft) in done:
-            rows.append(done[transformers, peft])
+        if (transformers, peft) in rows:
             continue
         began = time.monotonic()
         row = {"transformers": transformers, "peft": peft, "kl": "", "failed": "", "stock": ""}
@@ -134,14 +132,14 @@ def matrix(wanted: list[tuple[str, str]], work: Path, results: Path, resume: boo
             row["stock"] = stock_outcome(environments, work, transformers, peft)
             now = ""
             environments.remove()
-        rows.append(row)
-        results.write_text(json.dumps(rows, indent=1))
+        rows[transformers, peft] = row
+        results.write_text(json.dumps(list(rows.values()), indent=1))
         outcome = f"ok, KL {row['kl']}" if row["kl"] else f"FAILED: {row['failed']}\n      stock: {row['stock']}"
         print(
             f"{number:>3}/{len(wanted)}  {transformers:<9} {peft:<8} {time.monotonic() - began:4.0f} s  {outcome}",
             flush=True,
         )
-    return rows
+    return [rows[pair] for pair in wanted]
 
 
 def stock_outcome(environments: Environments, work: Path, transformers: str, peft: str) -> str:
@@ -183,7 +181,8 @@ def main() -> int:
     )
     options = parser.parse_args()
     if options.docs:
-        write_docs(json.loads(options.results.read_text()), ROOT / "docs" / "releases.md")
+        found = {(row["transformers"], row["peft"]): row for row in json.loads(options.results.read_text())}
+        write_docs([found[pair] for pair in pairs() if pair in found], ROOT / "docs" / "releases.md")
         return 0
     chosen = dict(release.split("==") for release in options.releases)
     all_pairs = pairs()
