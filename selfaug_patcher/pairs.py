@@ -1,7 +1,7 @@
 """Releases of transformers and peft that do not work beside each other, patched or not.
 
-Each was seen to fail with the stock files (`docs/releases.md` has the runs). They are told before anything is written,
-as warnings: what fails is not the patch.
+At least one pair of each kind was seen to fail with the stock files, and the rest of the kind have the same import.
+They are told before anything is written, as warnings: what fails is not the patch. `docs/releases.md` lists them.
 """
 
 from __future__ import annotations
@@ -58,6 +58,12 @@ BAD_PAIRS = (
         transformers=">=4.43,<4.47",
         what="peft {peft} beside transformers {transformers} fails in get_peft_model: no torch.distributed.tensor",
         do='pip install "transformers==4.47.1", or put "import torch.distributed.tensor" first in the script',
+    ),
+    BadPair(
+        peft=">=0.19",
+        transformers=">=5.0.0rc0,<=5.0.0rc3",
+        what="peft {peft} does not work beside transformers {transformers}: it needs names that 5.0.0 added",
+        do='pip install "transformers==5.0.0", or "peft==0.18.1"',
     ),
     BadPair(
         peft="<0.7",

@@ -25,6 +25,7 @@ QWEN2, LORA = "transformers:qwen2", "peft:lora"
         pytest.param("4.46.3", "0.21.2", "torch.distributed.tensor", id="peft 0.21 on 4.46"),
         pytest.param("4.43.1", "0.18.1", "torch.distributed.tensor", id="peft 0.18.1 on 4.43"),
         pytest.param("5.0.0rc0", "0.6.2", "PeftMixedModel", id="peft 0.6 on 5"),
+        pytest.param("5.0.0rc3", "0.19.0", "names that 5.0.0 added", id="peft 0.19 on a candidate of 5"),
         pytest.param("4.42.0", None, "numpy 2", id="4.42 and numpy 2, no peft"),
     ],
 )
@@ -37,7 +38,7 @@ def test_a_known_bad_pair_is_told(transformers, peft, words):
     [
         ("5.23.0", "0.21.2"), ("4.57.6", "0.18.1"), ("4.51.3", "0.15.2"), ("4.40.2", "0.10.0"), ("4.43.0", "0.14.0"),
         ("4.44.0", "0.17.1"), ("5.0.0rc2", "0.17.1"), ("4.57.6", "0.16.0"), ("4.52.0", "0.18.0"), ("4.51.3", "0.18.1"),
-        ("4.47.0", "0.21.2"), ("4.37.0", "0.6.0"), ("4.57.6", "0.6.0"), ("5.23.0", "0.7.0"),
+        ("4.47.0", "0.21.2"), ("4.37.0", "0.6.0"), ("4.57.6", "0.6.0"), ("5.0.0", "0.19.0"), ("5.23.0", "0.7.0"),
         ("4.46.3", "0.17.1"), ("5.23.0", None),
         ("of our own", "0.17.1"), ("5.23.0", "of our own"),
     ],
