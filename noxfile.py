@@ -20,3 +20,10 @@ def tests(session: nox.Session) -> None:
     """All tests, with the default set of requirements.txt. Arguments go to pytest."""
     session.install("-r", "requirements-dev.txt")
     session.run("pytest", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+def matrix(session: nox.Session) -> None:
+    """Pairs of releases in real environments (an hour). Arguments: transformers==X.Y.Z peft==X.Y.Z, --resume."""
+    session.install("-r", "requirements.txt")
+    session.run("python", "tests/matrix.py", *session.posargs)

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Callable, Optional
 
 import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from . import config, guards, head, loss, metrics, positions, reference, reference_cache, sample, trainers, watch
+from . import calls, config, guards, head, loss, metrics, positions, reference, reference_cache, sample, trainers, watch
 from .eager import eager, eager_around
 from .outputs import LazyLogits, SelfAugOutput
 
 logger = logging.get_logger("transformers.selfaug")
 
-# arguments of Qwen2ForCausalLM.forward that its decoder does not take
-_NOT_FOR_THE_DECODER = {"labels", "logits_to_keep", "num_logits_to_keep", "num_items_in_batch", "return_dict"}
-# keyword arguments that transformers' stock loss and attention know beside those in the signature
-_KNOWN_EXTRAS = {"num_items_in_batch", "output_attentions", "output_hidden_states", "return_dict", "cache_position",
-                 "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}  # fmt: skip
 _FRAME = "_selfaug_frame"
 # names of the adapters that stay on in the reference pass; None: no LoRA, the reference is a cache
 Keep = Optional[frozenset]  # of str
@@ -37,7 +28,7 @@ _UNPATCHED_PEFT = (
 def run(model: Any, forward: Callable[..., Any], stock: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """``forward(model, *args, **kwargs)`` with ``alpha * KL`` added to its loss if LoRA trains on labels."""
     trainers.attach()
-    call = _call(forward, model, args, kwargs)
+    call = calls.by_name(forward, model, args, kwargs)
     step = trainers.current()
     labels = call.get("labels")
     if labels is None and step is not None and step.keeps_labels:
@@ -53,11 +44,11 @@ def run(model: Any, forward: Callable[..., Any], stock: bool, args: tuple[Any, .
             watch.BYPASS.tell(_UNPATCHED_PEFT, forward, settings.strict)
         return forward(model, *args, **kwargs)
     keep = guards.reference_adapters(model, layers, settings) if layers else None
-    if _has_past(call):
+    if calls.has_past(call):
         reason = "the model was called with labels and a filled key-value cache, which no reference pass can share"
         watch.BYPASS.tell(reason, forward, settings.strict)
         return forward(model, *args, **kwargs)
-    if stock and model.training and call.get("labels") is not None and _is_plain(model, forward, call):
+    if stock and model.training and call.get("labels") is not None and calls.is_plain(model, forward, call):
         return _fused(model, call, settings, keep)
     return _around(model, forward, call, labels, settings, keep, args, kwargs)
 
@@ -68,7 +59,7 @@ def _fused(model: Any, call: dict[str, Any], settings: config.Settings, keep: Ke
     them.
     """
     chosen = _select(model, call, call["labels"], settings)
-    arguments = _decoder_arguments(model.model, call)
+    arguments = calls.decoder_arguments(model.model, call)
     # first, while no activations of the tuned pass are kept
     reference_hidden = _reference_hidden(model, arguments, chosen, settings, keep)
     decoded = model.model(**arguments)
@@ -108,7 +99,7 @@ def _around(
     outer = vars(model).get(_FRAME)
     frame = vars(model)[_FRAME] = _Frame()
     try:
-        with _decoder_calls(model.model) as calls:
+        with calls.decoder_calls(model.model) as decoded:
             outputs = forward(model, *args, **kwargs)
     finally:
         if outer is None:
@@ -125,12 +116,12 @@ def _around(
         return outputs  # DPO, KTO, GRPO: log-probabilities for an objective of another kind
     owed = step if step is not None and (log_probs is not None or call.get("labels") is None) else None
     stock_loss = outputs[0] if isinstance(outputs, tuple) else getattr(outputs, "loss", None)
-    if not calls or not (owed or isinstance(stock_loss, Tensor)):
-        what = "without calling the decoder" if not calls else "without a loss that the term could be added to"
+    if not decoded or not (owed or isinstance(stock_loss, Tensor)):
+        what = "without calling the decoder" if not decoded else "without a loss that the term could be added to"
         watch.BYPASS.tell(f"a forward returned {what}", forward, settings.strict)
         return outputs
 
-    arguments, hidden = calls[-1]
+    arguments, hidden = decoded[-1]
     num_items = owed.num_items if owed else call.get("num_items_in_batch")
     kept = call.get("logits_to_keep", call.get("num_logits_to_keep", 0))
     labels = positions.full_labels(labels, kept, hidden.shape[1])
@@ -185,79 +176,6 @@ def _mark_acted(model: Any) -> None:
     for record in (vars(model).get(_FRAME), trainers.current()):
         if record is not None:
             record.acted = True
-
-
-@eager
-def _call(forward: Callable[..., Any], model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments that the caller gave, by name; those in ``**kwargs`` among them."""
-    signature = _signature(forward)
-    try:
-        arguments = dict(signature.bind_partial(model, *args, **kwargs).arguments)
-    except TypeError:  # the call itself will say what is wrong
-        return {}
-    for parameter in signature.parameters.values():
-        if parameter.kind is parameter.VAR_KEYWORD:
-            arguments.update(arguments.pop(parameter.name, {}))
-    arguments.pop(next(iter(signature.parameters)), None)  # self
-    return arguments
-
-
-@functools.lru_cache(maxsize=64)
-def _signature(function: Callable[..., Any]) -> inspect.Signature:
-    return inspect.signature(function)
-
-
-@eager
-def _is_plain(model: Any, forward: Callable[..., Any], call: dict[str, Any]) -> bool:
-    """Whether stock ``forward`` would do no more than NLL over all positions, so that ``_fused`` can stand for it."""
-    kept = call.get("logits_to_keep", call.get("num_logits_to_keep", 0))
-    loss_function = getattr(model, "loss_function", None)
-    return (
-        call.get("return_dict") is not False
-        and getattr(model.config, "return_dict", True)
-        and isinstance(kept, int)
-        and kept == 0
-        and set(call) <= set(_signature(forward).parameters) | _KNOWN_EXTRAS
-        and (loss_function is None or _is_stock_loss(loss_function))
-    )
-
-
-def _is_stock_loss(function: Any) -> bool:
-    module, name = getattr(function, "__module__", ""), getattr(function, "__name__", "")
-    return str(module).startswith("transformers.") and name == "ForCausalLMLoss"
-
-
-@eager
-def _has_past(call: dict[str, Any]) -> bool:
-    past = call.get("past_key_values")
-    if past is None:
-        return False
-    return past.get_seq_length() > 0 if hasattr(past, "get_seq_length") else len(past) > 0
-
-
-@eager
-def _decoder_arguments(decoder: nn.Module, call: dict[str, Any]) -> dict[str, Any]:
-    """Those arguments of the call that stock ``forward`` hands to its decoder."""
-    parameters = _signature(type(decoder).forward).parameters.values()
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-    names = {parameter.name for parameter in parameters}
-    return {k: v for k, v in call.items() if k not in _NOT_FOR_THE_DECODER and (takes_any or k in names)}
-
-
-@contextmanager
-def _decoder_calls(decoder: nn.Module) -> Iterator[list[tuple[dict[str, Any], Tensor]]]:
-    """Collects (arguments by name, last hidden states (B, T, H)) of each call of ``decoder`` within."""
-    calls: list[tuple[dict[str, Any], Tensor]] = []
-
-    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        call = _call(type(module).forward, module, args, kwargs)
-        calls.append((_decoder_arguments(module, call), output[0]))
-
-    handle = decoder.register_forward_hook(note, with_kwargs=True)
-    try:
-        yield calls
-    finally:
-        handle.remove()
 
 
 @eager
@@ -347,9 +265,11 @@ def _announce(settings: config.Settings, model: Any) -> None:
         return
     _announced = True
     if os.environ.get("RANK", "0") == "0":
+        layers = len(reference.lora_layers(model))
+        what = f"{layers} LoRA layers" if layers else "full fine-tuning against the reference cache"
         logger.warning(
             f"SelfAug is on: loss = NLL + {settings.alpha:g} * KL at {settings.positions} positions, "
-            f"{len(reference.lora_layers(model))} LoRA layers (SELFAUG=0 switches it off)."
+            f"{what} (SELFAUG=0 switches it off)."
         )
 
 

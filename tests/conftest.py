@@ -15,8 +15,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "runtime")]
 
 from selfaug_patcher import memory, pins, udiff  # noqa: E402
 
-for name in [name for name in os.environ if name.startswith("SELFAUG") and name != "SELFAUG_WHEEL_CACHE"]:
-    del os.environ[name]
+for name in [name for name in os.environ if name.startswith("SELFAUG")]:
+    if name not in ("SELFAUG_WHEEL_CACHE", "SELFAUG_PROVE_ALL"):  # those are about the tests themselves
+        del os.environ[name]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 

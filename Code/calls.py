@@ -1,0 +1,92 @@
+"""A call of ``forward``: its arguments by name, what of them is the decoder's, and whether it is a plain NLL step."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Callable
+
+from torch import Tensor, nn
+
+from .eager import eager
+
+# arguments of Qwen2ForCausalLM.forward that its decoder does not take
+_NOT_FOR_THE_DECODER = {"labels", "logits_to_keep", "num_logits_to_keep", "num_items_in_batch", "return_dict"}
+# keyword arguments that transformers' stock loss and attention know beside those in the signature
+_KNOWN_EXTRAS = {"num_items_in_batch", "output_attentions", "output_hidden_states", "return_dict", "cache_position",
+                 "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}  # fmt: skip
+
+
+@eager
+def by_name(forward: Callable[..., Any], model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that the caller gave, by name; those in ``**kwargs`` among them."""
+    signature = _signature(forward)
+    try:
+        arguments = dict(signature.bind_partial(model, *args, **kwargs).arguments)
+    except TypeError:  # the call itself will say what is wrong
+        return {}
+    for parameter in signature.parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            arguments.update(arguments.pop(parameter.name, {}))
+    arguments.pop(next(iter(signature.parameters)), None)  # self
+    return arguments
+
+
+@functools.lru_cache(maxsize=64)
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(function)
+
+
+@eager
+def is_plain(model: Any, forward: Callable[..., Any], call: dict[str, Any]) -> bool:
+    """Whether stock ``forward`` would do no more than NLL over all positions, so that the chunked loss can do it."""
+    kept = call.get("logits_to_keep", call.get("num_logits_to_keep", 0))
+    loss_function = getattr(model, "loss_function", None)
+    return (
+        call.get("return_dict") is not False
+        and getattr(model.config, "return_dict", True)
+        and isinstance(kept, int)
+        and kept == 0
+        and set(call) <= set(_signature(forward).parameters) | _KNOWN_EXTRAS
+        and (loss_function is None or _is_stock_loss(loss_function))
+    )
+
+
+def _is_stock_loss(function: Any) -> bool:
+    module, name = getattr(function, "__module__", ""), getattr(function, "__name__", "")
+    return str(module).startswith("transformers.") and name == "ForCausalLMLoss"
+
+
+@eager
+def has_past(call: dict[str, Any]) -> bool:
+    past = call.get("past_key_values")
+    if past is None:
+        return False
+    return past.get_seq_length() > 0 if hasattr(past, "get_seq_length") else len(past) > 0
+
+
+@eager
+def decoder_arguments(decoder: nn.Module, call: dict[str, Any]) -> dict[str, Any]:
+    """Those arguments of the call that stock ``forward`` hands to its decoder."""
+    parameters = _signature(type(decoder).forward).parameters.values()
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    names = {parameter.name for parameter in parameters}
+    return {k: v for k, v in call.items() if k not in _NOT_FOR_THE_DECODER and (takes_any or k in names)}
+
+
+@contextmanager
+def decoder_calls(decoder: nn.Module) -> Iterator[list[tuple[dict[str, Any], Tensor]]]:
+    """Collects (arguments by name, last hidden states (B, T, H)) of each call of ``decoder`` within."""
+    calls: list[tuple[dict[str, Any], Tensor]] = []
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        call = by_name(type(module).forward, module, args, kwargs)
+        calls.append((decoder_arguments(module, call), output[0]))
+
+    handle = decoder.register_forward_hook(note, with_kwargs=True)
+    try:
+        yield calls
+    finally:
+        handle.remove()
