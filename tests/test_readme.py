@@ -89,7 +89,7 @@ def test_every_file_and_link_that_is_named_exists():
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
     tree = text[text.index("## The tree") :]
-    named = re.findall(r"^  ([\w./, ]+?)  +", tree[: tree.index("## Tests")], re.MULTILINE)
+    named = re.findall(r"^  (\w[\w./, ]*?)  +", tree[: tree.index("## Tests")], re.MULTILINE)
     files = [name for entry in named for name in entry.split(", ")]
     assert len(files) > 8
     assert [name for name in files if not (ROOT / "Code" / name).exists()] == []
