@@ -45,8 +45,8 @@ class Size:
     alpha: float
 
 
-FULL = Size(train=96, test=100, instructions=40, answer_limit=96, epochs=2, batch_size=4, lr=1e-3, alpha=0.5)
-QUICK = replace(FULL, train=64, test=40, instructions=20, answer_limit=64, epochs=1, batch_size=2)
+FULL = Size(train=80, test=100, instructions=40, answer_limit=80, epochs=2, batch_size=4, lr=1e-3, alpha=0.5)
+QUICK = replace(FULL, train=48, test=30, instructions=12, answer_limit=40, epochs=1, batch_size=2)
 
 
 def main() -> int:
