@@ -27,3 +27,11 @@ def matrix(session: nox.Session) -> None:
     """Pairs of releases in real environments (an hour). Arguments: transformers==X.Y.Z peft==X.Y.Z, --resume."""
     session.install("-r", "requirements.txt")
     session.run("python", "tests/matrix.py", *session.posargs)
+
+
+@nox.session
+@nox.parametrize("trl", ["1.16.0", "1.9.2", "1.6.0"])
+def trainers(session: nox.Session, trl: str) -> None:
+    """The table of docs/trainers.md for one TRL: gradients and metrics, stock against SelfAug."""
+    session.install("-r", "requirements.txt", f"trl=={trl}", "datasets==4.4.1", "pytest")
+    session.run("python", "tests/trainers/trl_stack.py", env={"OMP_NUM_THREADS": "1"})
