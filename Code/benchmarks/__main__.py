@@ -1,6 +1,7 @@
 """Measure what a training step costs: stock, SelfAug, its options, and the original's algorithm.
 
     python Code/benchmarks time --lengths 512 1024 --rounds 5      seconds, ratios to stock, and the FLOP floor
+    python Code/benchmarks shares --lengths 1024                   where SelfAug's step spends its time
     python Code/benchmarks memory --lengths 2048 4096              peak of the tensors, each in a process of its own
     python Code/benchmarks meta --lengths 2048 4096                peak and FLOPs on the meta device, in seconds
     python Code/benchmarks shapes                                  FLOPs of whole models, on the meta device
@@ -61,6 +62,22 @@ def _time(options: argparse.Namespace) -> None:
             print(f"T={T} {name:16} {row['seconds']:7.2f} s  {row['ratio']:.3f} of stock", flush=True)
         results[T] = found
         _write("time-checkpointing" if options.checkpointing else "time", results, options)
+    counted = [name for name in options.variants if name not in ("off", "cached")]  # like stock; like reference given
+    for T, found in results.items():  # last: counting replaces the attention
+        flops = measure.flops(T, counted, options.shape, options.layers, options.checkpointing)
+        for name in counted:
+            found[name]["floor"] = flops[name] / flops["stock"]
+    _write("time-checkpointing" if options.checkpointing else "time", results, options)
+
+
+def _shares(options: argparse.Namespace) -> None:
+    from benchmarks import measure
+
+    results = {}
+    for T in options.lengths:
+        results[T] = measure.shares(T, options.rounds, options.shape, options.layers, options.checkpointing)
+        print(f"T={T}", {part: f"{share:.1%}" for part, share in results[T].items()}, flush=True)
+        _write("shares-checkpointing" if options.checkpointing else "shares", results, options)
 
 
 def _meta(options: argparse.Namespace) -> None:
@@ -126,10 +143,20 @@ def _page(options: argparse.Namespace) -> None:
     page.write(RESULTS, ROOT / "docs" / "performance.md")
 
 
+VERBS = {
+    "time": _time,
+    "shares": _shares,
+    "memory": _memory,
+    "meta": _meta,
+    "one-peak": _one_peak,
+    "shapes": _shapes,
+    "page": _page,
+}
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python Code/benchmarks", description=__doc__.split("\n")[0])
-    verbs = {"time": _time, "memory": _memory, "meta": _meta, "one-peak": _one_peak, "shapes": _shapes, "page": _page}
-    parser.add_argument("verb", choices=verbs)
+    parser.add_argument("verb", choices=VERBS)
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024])
     parser.add_argument("--variants", nargs="+", default=MAIN)
     parser.add_argument("--rounds", type=int, default=5)
@@ -144,7 +171,7 @@ def main(argv: list[str] | None = None) -> int:
         import torch
 
         torch.set_num_threads(1)
-    verbs[options.verb](options)
+    VERBS[options.verb](options)
     return 0
 
 

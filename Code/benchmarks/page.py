@@ -22,26 +22,32 @@ def write(results: Path, page: Path) -> None:
 def _part(path: Path) -> str:
     facts = json.loads(path.read_text())
     kind = path.stem.split("-")[0]
-    rows = {"time": _time_rows, "memory": _memory_rows, "meta": _meta_rows, "shapes": _shape_rows}[kind](
-        facts["results"]
-    )
-    title = {
-        "time": "Time of a step",
-        "memory": "Peak of the tensors above the weights",
-        "shapes": "FLOPs, whole models",
-    }
-    title["meta"] = "Peak of the tensors above the weights, and FLOPs (meta device)"
+    title, made = {
+        "time": ("Time of a step", _time_rows),
+        "shares": ("Where SelfAug's step spends its time", _share_rows),
+        "memory": ("Peak of the tensors above the weights", _memory_rows),
+        "meta": ("Peak of the tensors above the weights, and FLOPs (meta device)", _meta_rows),
+        "shapes": ("FLOPs, whole models", _shape_rows),
+    }[kind]
     what = "whole models" if kind == "shapes" else f"{facts['layers']} layers of Qwen2.5-{facts['shape']}"
-    heading = f"### {title[kind]}{', gradient checkpointing' if facts['checkpointing'] else ''}\n\n"
+    heading = f"### {title}{', gradient checkpointing' if facts['checkpointing'] else ''}\n\n"
     note = f"{what}, {facts['dtype']}, {facts['machine']}, {facts['threads']} thread, torch {facts['torch']}.\n\n"
-    return heading + note + "\n".join(rows) + "\n\n"
+    return heading + note + "\n".join(made(facts["results"])) + "\n\n"
 
 
 def _time_rows(results: dict[str, Any]) -> list[str]:
-    rows = ["| T | | seconds | of stock |", "|---|---|---|---|"]
+    rows = ["| T | | CPU seconds | of stock | FLOPs of stock | time / FLOPs |", "|---|---|---|---|---|---|"]
     for T, found in results.items():
-        rows += [f"| {T} | {name} | {row['seconds']:.2f} | {row['ratio']:.2f} |" for name, row in found.items()]
+        for name, row in found.items():
+            floor = f"{row['floor']:.2f} | {row['ratio'] / row['floor']:.2f}" if "floor" in row else " | "
+            rows.append(f"| {T} | {name} | {row['seconds']:.2f} | {row['ratio']:.2f} | {floor} |")
     return rows
+
+
+def _share_rows(results: dict[str, Any]) -> list[str]:
+    parts = list(next(iter(results.values())))
+    rows = [f"| T | {' | '.join(parts)} |", "|---|" + "---|" * len(parts)]
+    return rows + [f"| {T} | {' | '.join(f'{found[part]:.1%}' for part in parts)} |" for T, found in results.items()]
 
 
 def _memory_rows(results: dict[str, Any]) -> list[str]:
