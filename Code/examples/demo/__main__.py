@@ -46,7 +46,7 @@ class Size:
 
 
 FULL = Size(train=80, test=100, instructions=40, answer_limit=80, epochs=2, batch_size=4, lr=1e-3, alpha=0.5)
-QUICK = replace(FULL, train=44, test=24, instructions=12, answer_limit=32, epochs=1, batch_size=2)
+QUICK = replace(FULL, train=48, test=30, instructions=12, answer_limit=40, epochs=1, batch_size=2)
 
 
 def main() -> int:
