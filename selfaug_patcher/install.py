@@ -9,7 +9,7 @@ from .environment import Environment
 from .errors import PatcherError
 from .outcome import Outcome, interrupted
 from .pairs import warnings
-from .payload import Runtime, installed
+from .payload import Runtime, installed, packages
 from .pins import PinTable
 from .plan import Plan, beside, bytecode, not_writable
 from .receipt import Original, Receipt, encode
@@ -93,13 +93,18 @@ def _check(environment: Environment, planned: Plan) -> None:
 def _put_runtime(result: Plan, state: State) -> None:
     store = state.model.store
     found = installed(store.site)
-    result.make_folder(store, RUNTIME)
+    modules = state.runtime.files
+    for folder in [RUNTIME, *(f"{RUNTIME}/{package}" for package in packages(modules))]:
+        result.make_folder(store, folder)
     before = len(result.operations)
-    for name, content in state.runtime.files.items():
+    for name, content in modules.items():
         result.put(store, f"{RUNTIME}/{name}", content, like=state.model.path)
     for name in found:
-        if name not in state.runtime.files:
+        if name not in modules:
             result.put(store, f"{RUNTIME}/{name}", None)
+    for package in packages(found):
+        if package not in packages(modules):
+            result.remove_folder(store, f"{RUNTIME}/{package}")
     if len(result.operations) > before:
         result.changes.append(("update" if found else "add", store.site / RUNTIME))
 

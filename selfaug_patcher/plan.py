@@ -43,6 +43,7 @@ class Plan:
             self.operations.append(MakeFolder(store, path))
 
     def remove_folder(self, store: Store, path: str) -> None:
+        """Plan to remove a folder that will be empty by then, but for bytecode."""
         if (store.site / path).is_dir():
             self.operations.append(RemoveFolder(store, path))
 

@@ -10,9 +10,10 @@ from .environment import Environment, Package
 from .errors import MODIFIED as EXIT_MODIFIED
 from .errors import PatcherError, Problem, from_os_error
 from .outcome import Outcome, interrupted
-from .payload import Runtime, installed
+from .payload import Runtime, installed, subfolders
 from .pins import TARGETS, PinTable
 from .plan import Plan, restore_stock
+from .receipt import MODULE
 from .refusals import lost_original
 from .state import PATCHED, TargetState, look_again, of_package
 from .store import RUNTIME, Store, read
@@ -117,7 +118,7 @@ def edited(
         ours = {} if receipt is None else receipt.runtime
         current = runtime.hashes()
         for name, sha256 in installed(store.site).items() if receipt and receipt.runtime else ():
-            if ours.get(name) != sha256 and current.get(name) != sha256:
+            if ours.get(name) != sha256 and current.get(name) != sha256 and MODULE.fullmatch(name):
                 path = store.site / RUNTIME / name
                 content = read(path)
                 if content is not None:
@@ -145,17 +146,23 @@ def _remove_runtime(result: Plan, store: Store, runtime: Runtime, edits: set[Pat
     receipt = store.receipt()
     ours = {} if receipt is None else receipt.runtime
     current = runtime.hashes()
+    found, folder = installed(store.site), store.site / RUNTIME
     names = [
         name
-        for name, sha256 in installed(store.site).items()
-        if ours.get(name) == sha256 or current.get(name) == sha256 or store.site / RUNTIME / name in edits
+        for name, sha256 in found.items()
+        if sha256 in (ours.get(name), current.get(name)) or folder / name in edits
     ]
     if not names and not ours:
         return
+    for name in {**ours, **dict.fromkeys(names)}:
+        store.place(f"{RUNTIME}/{name}")  # nothing is removed where a link leads
     for name in names:
         result.put(store, f"{RUNTIME}/{name}", None)
+    for package in subfolders(store.site):
+        result.remove_folder(store, f"{RUNTIME}/{package}")
     result.remove_folder(store, RUNTIME)
-    result.changes.append(("remove", store.site / RUNTIME))
+    result.changes.append(("remove", folder))
+    result.notes += [f"{folder / name} is not SelfAug's, and stays." for name in found if name not in names]
 
 
 def _already_stock(target: TargetState) -> str:

@@ -23,9 +23,14 @@ def test_install_patches_both_files_and_puts_the_runtime_beside_them(place):
     result = place.done("install")
     assert place.states() == ("patched", "patched", "installed")
     assert outcome_of_import(place) == "0.1.0 True"
-    assert sorted(path.name for path in (place.site / "selfaug").iterdir()) == [
+    runtime = place.site / "selfaug"
+    assert sorted(path.relative_to(runtime).as_posix() for path in runtime.rglob("*")) == [
         "__init__.py",
         "hooks.py",
+        "kit",
+        "kit/__init__.py",
+        "kit/__main__.py",
+        "kit/part.py",
         "selftest.py",
         "step.py",
     ]
@@ -98,7 +103,9 @@ def test_an_older_selfaug_is_upgraded_and_then_reverted_to_stock(place, newer_se
     place.done("install", selfaug=newer_selfaug)
     assert place.states(selfaug=newer_selfaug) == ("patched", "patched", "installed")
     assert outcome_of_import(place) == "0.2.0 True"
-    assert not (place.site / "selfaug" / "step.py").exists()
+    runtime = place.site / "selfaug"
+    assert not [name for name in ("step.py", "kit") if (runtime / name).exists()]
+    assert (runtime / "tools" / "step.py").is_file()
     place.done("revert", selfaug=newer_selfaug)
     assert place.snapshot() == before
 

@@ -82,6 +82,14 @@ def test_a_module_runs_as_with_python_m(equipped):
     assert result.returncode == 7
 
 
+def test_a_module_in_a_package_of_the_runtime_runs_and_leaves_no_bytecode(equipped):
+    before = snapshot(equipped.root.parent)
+    result = launch(equipped, "-m", "selfaug_patcher", "run", "-m", "selfaug.kit", PYTHONDONTWRITEBYTECODE="")
+    assert result.stdout == "kit 0.1.0\n", result.stderr
+    written = snapshot(equipped.root.parent).keys() - before.keys()
+    assert [name for name in written if "selfaug_patcher/runtime" in name] == []
+
+
 def test_without_run_the_same_script_is_stock(equipped):
     assert "here stock False" in launch(equipped, "script.py").stdout
 
