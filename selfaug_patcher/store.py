@@ -88,6 +88,10 @@ class Store:
         content = read(self.receipt_path, receipts.MAX_BYTES + 1)
         return None if content is None else receipts.decode(content, str(self.receipt_path))
 
+    def has(self, package: str) -> bool:
+        """Whether a copy of this package lies in the site directory."""
+        return (self.site / package / "__init__.py").is_file()
+
     def original(self, sha256: str) -> Path | None:
         """The kept file with this content; None if it is gone or no longer has that content."""
         path = self.originals / sha256

@@ -24,7 +24,7 @@ from .receipt import SHA256, damaged
 from .store import FOLDER, RUNTIME, Store, names, read, sha256_of
 
 UNDONE = "Everything was put back: nothing was changed."
-HALFWAY = "Some files are between two states. Run `python -m selfaug_patcher status`: it undoes what is left."
+HALFWAY = "Some files are between two states: the next install, revert or status undoes what is left."
 
 _MAX_JOURNAL = 4 * 1024 * 1024
 
