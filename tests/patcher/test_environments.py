@@ -117,6 +117,24 @@ def test_a_virtual_environment_that_sees_the_system_packages(make_place, tmp_pat
     assert (base.snapshot(), place.snapshot()) == before
 
 
+def test_packages_of_the_user_site(make_place, tmp_path, monkeypatch):
+    """As `pip install --user` leaves them, seen by an environment that sees the system's packages."""
+    place = make_place(transformers=None, peft=None)
+    configuration = place.root / "pyvenv.cfg"
+    configuration.write_text(configuration.read_text().replace("packages = false", "packages = true"))
+    monkeypatch.setenv("PYTHONUSERBASE", str(tmp_path / "home"))
+    command = [place.python, "-m", "site", "--user-site"]
+    site = Path(subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip())
+    assert site.is_relative_to(tmp_path / "home")
+    for name in ("transformers", "peft"):
+        put_package(site, name, "2.0")
+    before = snapshot(site), place.snapshot()
+    place.done("install")
+    assert (loaded(place, "-B"), (site / "selfaug").is_dir()) == ("0.1.0", True)
+    place.done("revert")
+    assert (snapshot(site), place.snapshot()) == before
+
+
 @pytest.fixture
 def sharing(make_place, tmp_path):
     """Two environments with a transformers each and one peft, in a folder of its own."""
