@@ -17,9 +17,10 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """All tests, with the default set of requirements.txt. Arguments go to pytest."""
+    """All tests, with the default set of requirements.txt, in up to four processes. Arguments go to pytest."""
     session.install("-r", "requirements-dev.txt")
-    session.run("pytest", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    processes = ("-n", "auto", "--maxprocesses", "4", "--dist", "loadgroup")
+    session.run("pytest", *processes, *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session

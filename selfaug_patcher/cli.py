@@ -156,7 +156,7 @@ def _closing(outcome: Outcome, options: argparse.Namespace) -> str:
     version = outcome.state.runtime.version
     if patched:
         return f"SelfAug {version} is installed. Processes that run already keep the old code until they are restarted."
-    return "SelfAug is gone, and both packages are as they were."
+    return "SelfAug is gone, and what it had changed is as it was."
 
 
 def _print(options: argparse.Namespace, text: str, data: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .commands import Commands
 from .errors import USAGE, PatcherError, Problem
 
 OLDEST = (3, 9)
@@ -55,6 +56,7 @@ class Environment:
     version: tuple[int, int, int]
     path: tuple[Path, ...]
     packages: dict[str, Package]
+    commands: Commands
     conda: bool = False
     flags: tuple[str, ...] = ()
 
@@ -72,7 +74,7 @@ def discover(python: str | None = None) -> Environment:
     Raises:
         PatcherError: it cannot be run, gives no answer, or is older than Python 3.9.
     """
-    flags = () if python else _own_flags()
+    flags, named = () if python else _own_flags(), bool(python)
     python = python or sys.executable
     probe = Path(__file__).with_name("probe.py").read_text(encoding="utf-8")
     try:
@@ -100,29 +102,33 @@ def discover(python: str | None = None) -> Environment:
                 do="name another one with --python",
             )
         )
-    return from_probe(answer, python, flags)
+    return from_probe(answer, python, flags, named)
 
 
-def from_probe(answer: dict[str, Any], python: str, flags: tuple[str, ...] = ()) -> Environment:
+def from_probe(answer: dict[str, Any], python: str, flags: tuple[str, ...] = (), named: bool = False) -> Environment:
     """The environment that a probe's answer describes."""
+    installers = {found["installer"] for package in answer["packages"].values() for found in package["distributions"]}
+    commands = Commands(python, named, flags, uv="uv" in installers)
     return Environment(
         python=python,
         version=tuple(answer["version"]),
         path=tuple(dict.fromkeys(Path(entry) for entry in answer["path"])),
-        packages={name: _package(name, found, answer) for name, found in answer["packages"].items()},
+        packages={name: _package(name, found, answer, commands) for name, found in answer["packages"].items()},
+        commands=commands,
         conda=answer["conda"],
         flags=flags,
     )
 
 
-def _package(name: str, found: dict[str, Any], answer: dict[str, Any]) -> Package:
+def _package(name: str, found: dict[str, Any], answer: dict[str, Any], commands: Commands) -> Package:
     origin = Path(found["origin"]) if found["origin"] else None
     distributions = found["distributions"]
     if origin is None:
         problems: tuple[Problem, ...] = ()
         if found["namespace"]:
             what = f"{name} is an empty folder, left over from an uninstalled one"
-            problems = (Problem("leftover-package", what, found=", ".join(found["namespace"])),)
+            do = f"remove that folder, or {commands.install(name)}"
+            problems = (Problem("leftover-package", what, found=", ".join(found["namespace"]), do=do),)
         return Package(name, problems=problems)
     site = origin.parent.parent
     owner = next((d for d in distributions if d["site"] and _same(Path(d["site"]), site)), None)
@@ -137,7 +143,7 @@ def _package(name: str, found: dict[str, Any], answer: dict[str, Any]) -> Packag
         record_sha256=source.get("record_sha256") or "",
         copies=tuple(Path(copy) for copy in found["copies"]),
     )
-    return _with_problems(package, origin, found["loader"], owner, editable, answer)
+    return _with_problems(package, origin, found["loader"], owner, editable, answer, commands)
 
 
 def _with_problems(
@@ -147,10 +153,11 @@ def _with_problems(
     owner: dict[str, Any] | None,
     editable: dict[str, Any] | None,
     answer: dict[str, Any],
+    commands: Commands,
 ) -> Package:
     name = package.name
     problems = []
-    reinstall = f'pip install --force-reinstall "{name}=={package.version}"' if package.version else ""
+    reinstall = commands.install(f"{name}=={package.version}" if package.version else name, again=True)
     if "zip" in loader.lower() or not origin.is_file():
         problems.append(
             Problem("zipped", f"{name} is imported from an archive", "a plain folder", str(origin), reinstall)
@@ -158,7 +165,7 @@ def _with_problems(
         return Package(name, package.version, problems=tuple(problems))
     if owner is None or editable is owner:
         what = f"{name} is an editable install or a source checkout"
-        do = f"{reinstall or f'pip install {name}'}, or use it from memory: python -m selfaug_patcher run SCRIPT"
+        do = f"{reinstall}, or use it from memory: {commands.patcher('run', 'SCRIPT')}"
         problems.append(Problem("editable", what, "an installed release", str(origin.parent), do))
     if answer["externally_managed"] and package.installer not in ("pip", "uv"):
         what = f"{name} belongs to the operating system's package manager"

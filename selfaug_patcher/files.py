@@ -60,12 +60,13 @@ def write(path: Path, content: bytes, like: Path | None = None, newer_than: Path
 
 
 def remove_folder(place: Path) -> None:
-    """Remove a folder and the bytecode in it. It stays if anything else is in it."""
+    """Remove a folder and the bytecode in it. It stays if anything else is in it, or if it is a link to one."""
     cache = place / "__pycache__"
-    for name in names(cache):
+    folders = [folder for folder in (cache, place) if not (folder.is_symlink() or place.is_symlink())]
+    for name in names(cache) if cache in folders else ():
         if BYTECODE.fullmatch(name):
             os.unlink(cache / name)
-    for folder in (cache, place):
+    for folder in folders:
         try:
             os.rmdir(folder)
         except FileNotFoundError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from .check import check_import
@@ -9,8 +10,8 @@ from .environment import Environment
 from .errors import PatcherError
 from .outcome import Outcome, interrupted
 from .pairs import warnings
-from .payload import Runtime, installed
-from .pins import PinTable
+from .payload import Runtime, installed, packages
+from .pins import TARGETS, PinTable
 from .plan import Plan, beside, bytecode, not_writable
 from .receipt import Original, Receipt, encode
 from .refusals import lost_original, refusals
@@ -40,7 +41,7 @@ def install(environment: Environment, table: PinTable, runtime: Runtime, *, dry_
             if dry_run or not planned.operations:
                 return Outcome("install", state, planned, found)
     elif dry_run:
-        raise interrupted()
+        raise interrupted(environment)
     if not stores:
         plan(state)  # raises: there is nothing to patch
     with locked(stores) as found:
@@ -59,10 +60,10 @@ def plan(state: State) -> Plan:
     """
     problems = refusals(state)
     if problems:
-        raise PatcherError(*problems, *not_writable(state.folders()))
+        raise PatcherError(*problems, *not_writable(state.folders(), state.environment.commands))
     result = Plan(notes=notes(state))
     present = [target for target in state.targets if target.path is not None]
-    stock = {target.target.name: _stock(target, state.table) for target in present}
+    stock = {target.target.name: _stock(target, state) for target in present}
     result.stock = {t.module: (str(t.path), content_of(stock[t.target.name])) for t in present}
     found = installed(state.model.store.site)
     if found and found != state.runtime.hashes():
@@ -76,13 +77,24 @@ def plan(state: State) -> Plan:
         original = _put_patched(result, target, state.table, stock[target.target.name])
         receipts.setdefault(target.store, {})[target.target.name] = original
     for store, originals in receipts.items():
-        modules = state.runtime.hashes() if store == state.model.store else {}
-        receipt = encode(Receipt(state.runtime.version, originals, modules))
-        result.put(store, ".selfaug/receipt.json", receipt, like=state.model.path)
-    problems = result.not_writable()
+        receipt = _merged(store, Receipt(state.runtime.version, originals, {}))
+        if store == state.model.store:
+            receipt = replace(receipt, runtime=state.runtime.hashes())
+        result.put(store, ".selfaug/receipt.json", encode(receipt), like=state.model.path)
+    problems = result.not_writable(state.environment.commands)
     if problems:
         raise PatcherError(*problems)
     return result
+
+
+def _merged(store: Store, receipt: Receipt) -> Receipt:
+    """With what the site directory's receipt says of packages and of a runtime there that are another environment's."""
+    before = store.receipt()
+    if before is None:
+        return receipt
+    others = {target.name for target in TARGETS if target.name not in receipt.targets and store.has(target.package)}
+    kept = {name: original for name, original in before.targets.items() if name in others}
+    return replace(receipt, targets={**kept, **receipt.targets}, runtime=before.runtime)
 
 
 def _check(environment: Environment, planned: Plan) -> None:
@@ -93,13 +105,18 @@ def _check(environment: Environment, planned: Plan) -> None:
 def _put_runtime(result: Plan, state: State) -> None:
     store = state.model.store
     found = installed(store.site)
-    result.make_folder(store, RUNTIME)
+    modules = state.runtime.files
+    for folder in [RUNTIME, *(f"{RUNTIME}/{package}" for package in packages(modules))]:
+        result.make_folder(store, folder)
     before = len(result.operations)
-    for name, content in state.runtime.files.items():
+    for name, content in modules.items():
         result.put(store, f"{RUNTIME}/{name}", content, like=state.model.path)
     for name in found:
-        if name not in state.runtime.files:
+        if name not in modules:
             result.put(store, f"{RUNTIME}/{name}", None)
+    for package in packages(found):
+        if package not in packages(modules):
+            result.remove_folder(store, f"{RUNTIME}/{package}")
     if len(result.operations) > before:
         result.changes.append(("update" if found else "add", store.site / RUNTIME))
 
@@ -121,10 +138,10 @@ def _put_patched(result: Plan, target: TargetState, table: PinTable, stock: byte
     return Original(target.package.version, digest(stock_content), digest(content), kept)
 
 
-def _stock(target: TargetState, table: PinTable) -> bytes | Path:
-    content = target.content if target.state == STOCK else target.stock_content(table)
+def _stock(target: TargetState, state: State) -> bytes | Path:
+    content = target.content if target.state == STOCK else target.stock_content(state.table)
     if content is None:
-        raise PatcherError(lost_original(target))
+        raise PatcherError(lost_original(target, state.environment.commands))
     return content
 
 
@@ -133,11 +150,11 @@ def notes(state: State) -> list[str]:
     found = []
     for target in state.targets:
         package, pin = target.package, target.pin
-        if package.site is None:
+        if package.site is None and target is not state.model:
             found.append(f"{package.name} is not installed: SelfAug stays idle until it is (then run install again).")
         elif pin is not None and state.table.by_version(target.target.name, package.version) is None:
             found.append(f"{package.name} {package.version} is not pinned; its file is the one of {pin.version}.")
         for copy in package.copies[1:]:
             found.append(f"Another {package.name} in {copy} is hidden by the one in {package.site}, and is left alone.")
-    versions = [target.package.version for target in state.targets]
-    return found + (warnings(*versions) if all(versions) else [])
+    transformers, peft = (target.package.version for target in state.targets)
+    return found + (warnings(transformers, peft, state.environment.commands.installer) if transformers and peft else [])

@@ -71,15 +71,14 @@ class Finder(importlib.abc.MetaPathFinder):
             return importlib.util.spec_from_file_location(fullname, file, loader=Loader(file, text))
         package, _, module = fullname.partition(".")
         if package in self.packages:
-            folder = self.packages[package]
-            file = os.path.join(folder, *(module or "__init__").split(".")) + ".py"
-            if not os.path.isfile(file):
-                return None
-            loader = _NothingWritten(fullname, file)
-            search = None if module else [folder]
-            return importlib.util.spec_from_file_location(
-                fullname, file, loader=loader, submodule_search_locations=search
-            )
+            place = os.path.join(self.packages[package], *filter(None, module.split(".")))
+            for file, search in ((os.path.join(place, "__init__.py"), [place]), (f"{place}.py", None)):
+                if os.path.isfile(file):
+                    loader = _NothingWritten(fullname, file)
+                    return importlib.util.spec_from_file_location(
+                        fullname, file, loader=loader, submodule_search_locations=search
+                    )
+            return None
         if self.hidden and path is None and os.path.isfile(os.path.join(self.hidden, fullname + ".py")):
             entries = [entry for entry in sys.path if entry != self.hidden]
             return importlib.machinery.PathFinder.find_spec(fullname, entries)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from .environment import Environment
 from .errors import PatcherError, Problem
 from .plan import Plan
 from .state import State
@@ -19,12 +20,12 @@ class Outcome:
     found: list[str] = field(default_factory=list)
 
 
-def interrupted() -> PatcherError:
+def interrupted(environment: Environment) -> PatcherError:
     """For runs that must not write, and therefore cannot undo what an earlier one left."""
     return PatcherError(
         Problem(
             id="interrupted-run",
             what="an earlier run was interrupted, and has to be undone first",
-            do="python -m selfaug_patcher status (which undoes it), then the same command again",
+            do=f"{environment.commands.patcher('status')} (which undoes it), then the same command again",
         )
     )

@@ -80,13 +80,13 @@ BAD_PAIRS = (
 )
 
 
-def warnings(transformers_version: str, peft_version: str | None) -> list[str]:
+def warnings(transformers_version: str, peft_version: str | None, installer: str = "pip install") -> list[str]:
     """What is known to fail with these two, each with the release to take. ``None``: peft is not installed."""
     found = []
     for pair in BAD_PAIRS:
         if _in(transformers_version, pair.transformers) and (not pair.peft or _in(peft_version, pair.peft)):
             what = pair.what.format(peft=peft_version, transformers=transformers_version)
-            found.append(f"{what}\n  do:       {pair.do}")
+            found.append(f"{what}\n  do:       {pair.do.replace('pip install', installer)}")
     return found
 
 

@@ -1,23 +1,24 @@
-"""The runtime: the modules of ``Code/``, which `install` puts beside transformers as the package ``selfaug``."""
+"""The runtime: the modules of ``Code/`` and of the packages in it, which `install` puts beside transformers as the
+package ``selfaug``. A folder without ``__init__.py`` is no package, and stays where it is."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import PatcherError, Problem
-from .receipt import MODULE, Receipt
-from .store import RUNTIME, digest, names, read
+from .receipt import MODULE, PACKAGE, Receipt
+from .store import RUNTIME, digest, names, read, sha256_of
 
 _NOT_RUNTIME = {"update_module.py"}
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """The files to install, by name, and the version that they say they are."""
+    """The files to install, by name (``m.py`` or ``package/m.py``), and the version that they say they are."""
 
     root: Path
     files: Mapping[str, bytes]
@@ -34,10 +35,12 @@ def load(root: Path | None = None) -> Runtime:
         packaged = here / "runtime"
         root = packaged if packaged.is_dir() else here.parent / "Code"
     files = {}
-    for path in sorted(root.glob("*.py")):
-        content = read(path)
-        if content is not None and path.name not in _NOT_RUNTIME and MODULE.fullmatch(path.name):
-            files[path.name] = content
+    for path in sorted([*root.glob("*.py"), *root.glob("*/*.py")]):
+        name = path.relative_to(root).as_posix()
+        ours = name not in _NOT_RUNTIME and MODULE.fullmatch(name) and (path.parent / "__init__.py").is_file()
+        content = read(path) if ours else None
+        if content is not None:
+            files[name] = content
     if not {"__init__.py", "hooks.py"} <= set(files):
         raise PatcherError(
             Problem(
@@ -49,11 +52,29 @@ def load(root: Path | None = None) -> Runtime:
 
 
 def installed(site: Path) -> dict[str, str]:
-    """The modules in ``selfaug/`` of a site directory, and their sha256; empty where there is no such folder."""
-    folder = site / RUNTIME
+    """What is in ``selfaug/`` of a site directory and in the packages there, and the sha256 of each file; an empty text
+    for what is no file. Empty where there is no such folder."""
+    folder, found = site / RUNTIME, {}
     if folder.is_symlink() or not folder.is_dir():
         return {}
-    return {name: digest(read(folder / name) or b"") for name in names(folder) if name != "__pycache__"}
+    inside = subfolders(site)
+    for package in ["", *inside]:
+        for name in names(folder / package):
+            if name != "__pycache__" and (package or name not in inside):
+                found[f"{package}/{name}".lstrip("/")] = sha256_of(folder / package / name)
+    return found
+
+
+def subfolders(site: Path) -> list[str]:
+    """The plain folders in ``selfaug/`` of a site directory that could be packages."""
+    folder = site / RUNTIME
+    found = [name for name in names(folder) if PACKAGE.fullmatch(name)]
+    return [name for name in found if (folder / name).is_dir() and not (folder / name).is_symlink()]
+
+
+def packages(files: Iterable[str]) -> list[str]:
+    """The packages that these files of the runtime lie in."""
+    return sorted({name.split("/")[0] for name in files if "/" in name})
 
 
 def state(site: Path | None, runtime: Runtime, receipt: Receipt | None) -> str:

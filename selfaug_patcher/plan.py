@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .commands import Commands
 from .errors import NOT_WRITABLE, Problem
 from .receipt import BYTECODE
 from .state import TargetState
@@ -43,6 +44,7 @@ class Plan:
             self.operations.append(MakeFolder(store, path))
 
     def remove_folder(self, store: Store, path: str) -> None:
+        """Plan to remove a folder that will be empty by then, but for bytecode."""
         if (store.site / path).is_dir():
             self.operations.append(RemoveFolder(store, path))
 
@@ -51,21 +53,21 @@ class Plan:
         for name in bytecode(store, path):
             self.put(store, beside(path, name), None)
 
-    def not_writable(self) -> list[Problem]:
+    def not_writable(self, commands: Commands) -> list[Problem]:
         """The folders in which this plan changes something, and which refuse it."""
         sites = {op.store.site for op in self.operations}
         folders = {(op.store.site / op.path).parent for op in self.operations}
-        return not_writable(folders | sites | {Store(site).root for site in sites})
+        return not_writable(folders | sites | {Store(site).root for site in sites}, commands)
 
 
-def not_writable(folders: Iterable[Path]) -> list[Problem]:
+def not_writable(folders: Iterable[Path], commands: Commands) -> list[Problem]:
     """One problem for each of these folders that exists and refuses to have files replaced in it."""
     return [
         Problem(
             id="not-writable",
             what="a folder cannot be written to",
             found=_why_not(folder),
-            do="run the command as its owner, or use SelfAug from memory: python -m selfaug_patcher run SCRIPT",
+            do=f"run the command as its owner, or use SelfAug from memory: {commands.patcher('run', 'SCRIPT')}",
             exit_code=NOT_WRITABLE,
         )
         for folder in sorted(folders)

@@ -1,7 +1,8 @@
 """The receipt: what `install` did in one site directory, and therefore what `revert` may undo there.
 
-It names targets and plain file names, never paths: whatever a receipt says, it cannot point outside the two packages
-and the runtime's folder. Whoever reads one from disk gets it checked in full, or an error.
+It names targets, plain file names and, in the runtime, one folder before a file name: whatever a receipt says, it
+cannot point outside the two packages and the runtime's folder. Whoever reads one from disk gets it checked in full, or
+an error.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ FORMAT = 1
 MAX_BYTES = 256 * 1024
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
-MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,60}\.py")
+PACKAGE = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,60}")  # a folder in selfaug/; not __pycache__
+MODULE = re.compile(rf"(?:{PACKAGE.pattern}/)?[A-Za-z_][A-Za-z0-9_]{{0,60}}\.py")
 BYTECODE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,60}\.[A-Za-z0-9_.-]{1,60}\.pyc")
 _VERSION = re.compile(r"[A-Za-z0-9_.!+-]{0,80}")
 
@@ -36,7 +38,8 @@ class Original:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What `install` did in a site directory. ``runtime`` maps each file of ``selfaug/`` to its sha256."""
+    """What `install` did in a site directory. ``runtime`` maps each file of ``selfaug/``, as
+    ``module.py`` or ``package/module.py``, to its sha256."""
 
     selfaug: str
     targets: Mapping[str, Original]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .commands import Commands
 from .difference import explain
 from .errors import MODIFIED as EXIT_MODIFIED
 from .errors import UNSUPPORTED as EXIT_UNSUPPORTED
 from .errors import PatcherError, Problem
 from .payload import installed
-from .pins import PinTable
 from .state import MISSING, MODIFIED, UNSUPPORTED, State, TargetState
 from .store import RUNTIME, Store
 
@@ -33,9 +33,9 @@ def refusals(state: State, targets: Sequence[TargetState] | None = None, *, in_m
         if target.state == MISSING and (target is state.model or target.path is not None):
             problems.append(_missing(target, state))
         elif target.state == UNSUPPORTED:
-            problems.append(_unsupported(target, state.table))
+            problems.append(_unsupported(target, state))
         elif target.state == MODIFIED:
-            problems.append(_modified(target, state.table))
+            problems.append(_modified(target, state))
     if targets is None and not in_memory and state.site is not None and state.runtime_state == "modified":
         problems.append(_foreign_runtime(state))
     return problems
@@ -52,13 +52,13 @@ def changed_modules(state: State) -> list[str]:
     return lines + [f"not SelfAug's: {name}" for name in found if name not in receipt.runtime]
 
 
-def lost_original(target: TargetState) -> Problem:
+def lost_original(target: TargetState, commands: Commands) -> Problem:
     package = target.package
     return Problem(
         id="lost-original",
         what=f"the stock file of {package.name} that an older SelfAug kept is gone or damaged",
         found=str(target.store.originals),
-        do=f'pip install --force-reinstall --no-deps "{package.name}=={package.version}"',
+        do=commands.install(f"{package.name}=={package.version}", again=True),
     )
 
 
@@ -66,14 +66,14 @@ def _missing(target: TargetState, state: State) -> Problem:
     package = target.package
     if package.site is None:
         newest = state.table.of(target.target.name)[-1].version
-        do = f'{state.environment.python} -m pip install "{package.name}<={newest}"'
+        do = state.environment.commands.install(f"{package.name}<={newest}")
         return Problem("not-installed", f"{package.name} is not installed", found=state.environment.python, do=do)
-    do = f'pip install --force-reinstall --no-deps "{package.name}=={package.version}"'
+    do = state.environment.commands.install(f"{package.name}=={package.version}", again=True)
     return Problem("missing-file", f"{package.name} lacks a file that it should have", found=str(target.path), do=do)
 
 
-def _unsupported(target: TargetState, table: PinTable) -> Problem:
-    name, package = target.target.name, target.package
+def _unsupported(target: TargetState, state: State) -> Problem:
+    name, package, table = target.target.name, target.package, state.table
     pins = table.of(name)
     nearest = table.nearest(name, package.version)
     file = target.target.path.rsplit("/", 1)[1]
@@ -83,17 +83,18 @@ def _unsupported(target: TargetState, table: PinTable) -> Problem:
         what=f"no verified patch for {package.name} {package.version or '(version unknown)'}",
         expected=f"a pinned release ({pins[0].version} ... {pins[-1].version}); the nearest is {nearest.version}",
         found=found,
-        do=f'pip install "{package.name}=={nearest.version}", or pin this release: docs/rebasing.md',
+        do=f"{state.environment.commands.install(f'{package.name}=={nearest.version}')}, "
+        "or pin this release: docs/rebasing.md",
         exit_code=EXIT_UNSUPPORTED,
     )
 
 
-def _modified(target: TargetState, table: PinTable) -> Problem:
-    package = target.package
+def _modified(target: TargetState, state: State) -> Problem:
+    package, table, commands = target.package, state.table, state.environment.commands
     pin = table.by_version(target.target.name, package.version)
-    do = f'pip install --force-reinstall --no-deps "{package.name}=={package.version}" (this discards the edits)'
+    do = f"{commands.install(f'{package.name}=={package.version}', again=True)} (this discards the edits)"
     if target.edited_after_install():
-        do = "python -m selfaug_patcher revert --keep-edits DIR (saves the edited file, restores stock), then install"
+        do = f"{commands.patcher('revert', '--keep-edits DIR')} (saves the edited file, restores stock), then install"
     return Problem(
         id="modified-file",
         what=f"the file of {package.name} {package.version} that SelfAug patches was changed by someone else",
@@ -114,6 +115,6 @@ def _foreign_runtime(state: State) -> Problem:
         what="files of the installed SelfAug were changed by someone else",
         expected="the files as SelfAug left them",
         found="\n".join([str(path), *changed_modules(state)]),
-        do="python -m selfaug_patcher revert --keep-edits DIR (saves the edited files), then install",
+        do=f"{state.environment.commands.patcher('revert', '--keep-edits DIR')} (saves the edited files), then install",
         exit_code=EXIT_MODIFIED,
     )

@@ -10,9 +10,10 @@ from .environment import Environment, Package
 from .errors import MODIFIED as EXIT_MODIFIED
 from .errors import PatcherError, Problem, from_os_error
 from .outcome import Outcome, interrupted
-from .payload import Runtime, installed
+from .payload import Runtime, installed, subfolders
 from .pins import TARGETS, PinTable
 from .plan import Plan, restore_stock
+from .receipt import MODULE, encode
 from .refusals import lost_original
 from .state import PATCHED, TargetState, look_again, of_package
 from .store import RUNTIME, Store, read
@@ -39,7 +40,7 @@ def revert(
     notes: list[str] = []
     if dry_run or not any(store.exists for store in stores):
         if any(store.journal.exists() for store in stores):
-            raise interrupted()
+            raise interrupted(environment)
         planned = plan(environment, stores, table, runtime, keep_edits)
         if dry_run or not planned.operations:
             return Outcome("revert", look_again(environment, table, runtime, "SelfAug is gone"), planned, notes)
@@ -80,14 +81,14 @@ def plan(
     problems = []
     edits = edited(environment, stores, table, runtime)
     if keep_edits is None:
-        problems += [_edited(path, found) for path, _, found in edits]
+        problems += [_edited(path, found, environment) for path, _, found in edits]
     runtime_edited = {path for path, _, _ in edits}
     for store in stores:
         for target in _targets(environment, store, table):
             if target.state == PATCHED or target.edited_after_install():
                 stock = target.stock_content(table)
                 if stock is None:
-                    problems.append(lost_original(target))
+                    problems.append(lost_original(target, environment.commands))
                 else:
                     assert target.path is not None
                     restore_stock(result, target, stock, like=target.path)
@@ -95,9 +96,13 @@ def plan(
             elif target.original is not None:
                 result.notes.append(_already_stock(target))
     for store in stores:
-        _remove_runtime(result, store, runtime, runtime_edited)
-        result.put(store, ".selfaug/receipt.json", None)
-    problems += result.not_writable()
+        rest = _others(environment, store)
+        if not hidden(environment, store, "transformers"):
+            _remove_runtime(result, store, runtime, runtime_edited)
+        if rest is not None:
+            result.notes.append(f"SelfAug stays in {store.site}, for packages there that are not imported from here.")
+        result.put(store, ".selfaug/receipt.json", rest)
+    problems += result.not_writable(environment.commands)
     if problems:
         raise PatcherError(*problems)
     return result
@@ -114,10 +119,10 @@ def edited(
                 assert target.path is not None
                 found.append((target.path, target.content, explain(target, table)))
         receipt = store.receipt()
-        ours = {} if receipt is None else receipt.runtime
+        ours = {} if receipt is None or hidden(environment, store, "transformers") else receipt.runtime
         current = runtime.hashes()
-        for name, sha256 in installed(store.site).items() if receipt and receipt.runtime else ():
-            if ours.get(name) != sha256 and current.get(name) != sha256:
+        for name, sha256 in installed(store.site).items() if ours else ():
+            if ours.get(name) != sha256 and current.get(name) != sha256 and MODULE.fullmatch(name):
                 path = store.site / RUNTIME / name
                 content = read(path)
                 if content is not None:
@@ -132,9 +137,26 @@ def _targets(environment: Environment, store: Store, table: PinTable) -> list[Ta
         package = environment.packages[target.package]
         if package.site == store.site:
             found.append(of_package(target, package, table))
-        elif store.exists:
+        elif store.exists and not hidden(environment, store, target.package):
             found.append(of_package(target, replace(Package(target.package), site=store.site), table))
     return found
+
+
+def hidden(environment: Environment, store: Store, package: str) -> bool:
+    """Whether the site directory has a copy of this package, and the one that is imported is another: whatever
+    SelfAug did to such a copy, it did for some other environment."""
+    return store.has(package) and environment.packages[package].site not in (None, store.site)
+
+
+def _others(environment: Environment, store: Store) -> bytes | None:
+    """What the receipt goes on saying of hidden copies; None if there is nothing to say."""
+    receipt = store.receipt()
+    if receipt is None:
+        return None
+    names = {target.name for target in TARGETS if hidden(environment, store, target.package)}
+    targets = {name: original for name, original in receipt.targets.items() if name in names}
+    modules = receipt.runtime if hidden(environment, store, "transformers") else {}
+    return encode(replace(receipt, targets=targets, runtime=modules)) if targets or modules else None
 
 
 def _is_patched(environment: Environment, store: Store, table: PinTable) -> bool:
@@ -145,17 +167,23 @@ def _remove_runtime(result: Plan, store: Store, runtime: Runtime, edits: set[Pat
     receipt = store.receipt()
     ours = {} if receipt is None else receipt.runtime
     current = runtime.hashes()
+    found, folder = installed(store.site), store.site / RUNTIME
     names = [
         name
-        for name, sha256 in installed(store.site).items()
-        if ours.get(name) == sha256 or current.get(name) == sha256 or store.site / RUNTIME / name in edits
+        for name, sha256 in found.items()
+        if sha256 in (ours.get(name), current.get(name)) or folder / name in edits
     ]
     if not names and not ours:
         return
+    for name in {**ours, **dict.fromkeys(names)}:
+        store.place(f"{RUNTIME}/{name}")  # nothing is removed where a link leads
     for name in names:
         result.put(store, f"{RUNTIME}/{name}", None)
+    for package in subfolders(store.site):
+        result.remove_folder(store, f"{RUNTIME}/{package}")
     result.remove_folder(store, RUNTIME)
-    result.changes.append(("remove", store.site / RUNTIME))
+    result.changes.append(("remove", folder))
+    result.notes += [f"{folder / name} is not SelfAug's, and stays." for name in found if name not in names]
 
 
 def _already_stock(target: TargetState) -> str:
@@ -170,13 +198,13 @@ def _already_stock(target: TargetState) -> str:
     return f"{package.name} was reinstalled since: its file is left as it is ({target.state})."
 
 
-def _edited(path: Path, found: str) -> Problem:
+def _edited(path: Path, found: str, environment: Environment) -> Problem:
     return Problem(
         id="modified-file",
         what="a file was changed by someone else after SelfAug patched it",
         expected="the file as SelfAug left it",
         found=found,
-        do="python -m selfaug_patcher revert --keep-edits DIR (saves the file in DIR, then restores stock)",
+        do=f"{environment.commands.patcher('revert', '--keep-edits DIR')} (saves the file in DIR, then restores stock)",
         exit_code=EXIT_MODIFIED,
     )
 

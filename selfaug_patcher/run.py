@@ -8,6 +8,7 @@ patched modules, and hand over to the real packages. Nothing happens in a child 
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import runpy
 import sys
@@ -53,6 +54,8 @@ def run(command: Sequence[str], table: PinTable, modules: Runtime) -> int:
     if not getattr(sys.flags, "safe_path", False) and not sys.flags.isolated:
         sys.path[0] = folder
     serve(table, modules)
+    if as_module and not _exists(target):
+        raise PatcherError(Problem("usage", "there is no such module to run", found=target, exit_code=USAGE))
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [INHERIT, os.environ.get("PYTHONPATH")]))
     sys.argv = [target, *arguments]
     if as_module:
@@ -81,7 +84,7 @@ def serve(table: PinTable, modules: Runtime) -> State:
     """
     state = inspect(_this_process(), table, modules)
     problems = refusals(state, in_memory=True)
-    problems += [_older(target.package.name) for target in state.targets if target.older]
+    problems += [_older(target.package.name, state.environment) for target in state.targets if target.older]
     if problems:
         raise PatcherError(*problems, state="Nothing was run, and nothing was changed.")
     sources = {
@@ -107,6 +110,25 @@ def _this_process() -> Environment:
     return from_probe(probe.answer(), sys.executable)  # type: ignore[no-untyped-call]
 
 
+def _exists(module: str) -> bool:
+    """Whether ``-m`` would find something to run. Imports the packages that the module is in, as ``-m`` does."""
+    if module.startswith("."):
+        return False
+    try:
+        found = importlib.util.find_spec(module)
+        is_package = found is not None and found.submodule_search_locations is not None
+        return importlib.util.find_spec(f"{module}.__main__") is not None if is_package else found is not None
+    except (ModuleNotFoundError, ValueError) as error:
+        if getattr(error, "name", None) in (None, *_parents(module)):
+            return False
+        raise
+
+
+def _parents(module: str) -> list[str]:
+    parts = module.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+
+
 def _run_script(path: str) -> None:
     main = ModuleType("__main__")
     main.__dict__.update(__file__=path, __builtins__=__builtins__, __cached__=None)
@@ -115,8 +137,7 @@ def _run_script(path: str) -> None:
     exec(compile(content, path, "exec", dont_inherit=True), main.__dict__)
 
 
-def _older(package: str) -> Problem:
+def _older(package: str, environment: Environment) -> Problem:
     what = f"{package} is patched by an older SelfAug"
-    return Problem(
-        "older-selfaug", what, do="python -m selfaug_patcher install (or revert), then the same command again"
-    )
+    do = f"{environment.commands.patcher('install')} (or revert), then the same command again"
+    return Problem("older-selfaug", what, do=do)

@@ -18,8 +18,6 @@ from .state import MODIFIED, PATCHED, STOCK, UNSUPPORTED, State, TargetState, in
 from .store import Store
 from .transaction import locked
 
-_INSTALL = "python -m selfaug_patcher install"
-_REVERT = "python -m selfaug_patcher revert"
 _EXIT = {MODIFIED: EXIT_MODIFIED, UNSUPPORTED: EXIT_UNSUPPORTED}
 
 
@@ -84,29 +82,38 @@ def as_text(state: State, notes: list[str]) -> str:
 
 def next_step(target: TargetState, state: State) -> str:
     """What the user would do about this target; empty if nothing."""
-    mine = [problem for problem in refusals(state, [target]) if problem.do]
-    if mine and (target is state.model or target.package.site):
-        return mine[0].do
-    if target.state == STOCK or target.older:
-        return _INSTALL
-    return "" if target.state == PATCHED else f"pip install {target.package.name}, then {_INSTALL}"
+    commands, package = state.environment.commands, target.package
+    mine = [problem.do for problem in refusals(state, [target]) if problem.do]
+    if package.site is None and not package.problems:
+        newest = state.table.of(target.target.name)[-1].version
+        return f"{commands.install(f'{package.name}<={newest}')} && {commands.patcher('install')}"
+    if mine:
+        return mine[0]
+    to_do = state.site is not None and (target.state == STOCK or target.older)
+    return commands.patcher("install") if to_do else ""
 
 
 def _runtime_step(state: State) -> str:
+    commands = state.environment.commands
     if state.runtime_state == "leftover":
-        return f"{_INSTALL}, or {_REVERT}"
+        return f"{commands.patcher('install')}, or {commands.patcher('revert')}"
     if state.runtime_state == "modified":
-        return f"{_REVERT} --keep-edits DIR" if state.model.store.receipt() else "move it away: it is not SelfAug's"
+        return (
+            commands.patcher("revert", "--keep-edits DIR")
+            if state.model.store.receipt()
+            else "move it away: it is not SelfAug's"
+        )
     out_of_step = state.runtime_state in ("missing", "older") and any(t.state == PATCHED for t in state.targets)
-    return _INSTALL if out_of_step else ""
+    return commands.patcher("install") if out_of_step else ""
 
 
 def _notes(state: State) -> list[str]:
+    revert = state.environment.commands.patcher("revert")
     notes = [f"{state.site}/selfaug: {line}" for line in changed_modules(state)]
     patched = [target for target in state.targets if target.state == PATCHED and target.package.site]
     for store in sites(state.environment):
         if store.exists and store.site not in {t.package.site for t in state.targets}:
-            notes.append(f"SelfAug was left behind in {store.site}; {_REVERT} removes it.")
+            notes.append(f"SelfAug was left behind in {store.site}; {revert} removes it.")
     hidden = [Store(site) for site in state.environment.path if Store(site).exists]
     for store in hidden:
         if store not in sites(state.environment):

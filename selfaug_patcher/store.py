@@ -19,10 +19,13 @@ from .receipt import Receipt
 
 RUNTIME = "selfaug"
 
+# The folders that `install` makes.
+FOLDER = re.compile(rf"{RUNTIME}(?:/{receipts.PACKAGE.pattern})?")
+
 _PLACES = [
     *(re.escape(target.path) for target in TARGETS),
     *(f"{re.escape(str(Path(t.path).parent.as_posix()))}/__pycache__/{receipts.BYTECODE.pattern}" for t in TARGETS),
-    RUNTIME,
+    FOLDER.pattern,
     f"{RUNTIME}/{receipts.MODULE.pattern}",
     r"\.selfaug/receipt\.json",
 ]
@@ -85,6 +88,10 @@ class Store:
         content = read(self.receipt_path, receipts.MAX_BYTES + 1)
         return None if content is None else receipts.decode(content, str(self.receipt_path))
 
+    def has(self, package: str) -> bool:
+        """Whether a copy of this package lies in the site directory."""
+        return (self.site / package / "__init__.py").is_file()
+
     def original(self, sha256: str) -> Path | None:
         """The kept file with this content; None if it is gone or no longer has that content."""
         path = self.originals / sha256
@@ -103,7 +110,8 @@ class Store:
         full = self.site / path
         real = os.path.realpath(full.parent)
         if real != os.path.join(os.path.realpath(self.site), *Path(path).parent.parts):
-            raise _outside(str(full), f"a link leads to {real}")
+            do = f"remove the link in {self.site / RUNTIME}, then run the same command again"
+            raise _outside(str(full), f"a link leads to {real}", do if path.startswith(RUNTIME) else _REINSTALL)
         return full
 
 
@@ -153,13 +161,16 @@ def sha256_of(path: Path) -> str:
     return "" if content is None else digest(content)
 
 
-def _outside(path: str, found: str) -> PatcherError:
+_REINSTALL = "reinstall the package, so that its folders are plain folders"
+
+
+def _outside(path: str, found: str, do: str = _REINSTALL) -> PatcherError:
     return PatcherError(
         Problem(
             id="outside-package",
             what="a file lies where SelfAug must not write",
             expected="plain folders below the site directory",
             found=f"{path}: {found}",
-            do="reinstall the package, so that its folders are plain folders",
+            do=do,
         )
     )

@@ -21,10 +21,10 @@ from typing import Union
 from . import files, lock
 from .errors import PatcherError, Problem, from_os_error
 from .receipt import SHA256, damaged
-from .store import RUNTIME, Store, names, read, sha256_of
+from .store import FOLDER, RUNTIME, Store, names, read, sha256_of
 
 UNDONE = "Everything was put back: nothing was changed."
-HALFWAY = "Some files are between two states. Run `python -m selfaug_patcher status`: it undoes what is left."
+HALFWAY = "Some files are between two states: the next install, revert or status undoes what is left."
 
 _MAX_JOURNAL = 4 * 1024 * 1024
 
@@ -279,8 +279,8 @@ def _read_journal(store: Store) -> tuple[str, list[Entry]]:
             if entry.kind not in ("put", "make", "remove") or type(entry.slot) is not int or not hashes:
                 raise ValueError(f"entry {entry!r:.100}")
             store.place(entry.path)
-            if entry.kind != "put" and entry.path != RUNTIME:
-                raise ValueError(f"folder {entry.path!r:.100}")
+            if (entry.kind != "put") != bool(FOLDER.fullmatch(entry.path)):
+                raise ValueError(f"{entry.kind} {entry.path!r:.100}")
         if data["verb"] not in ("install", "revert"):
             raise ValueError(f"verb {data['verb']!r:.40}")
     except (ValueError, KeyError, TypeError, RecursionError) as error:

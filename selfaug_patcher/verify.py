@@ -63,7 +63,8 @@ def hashes(state: State) -> list[Check]:
             continue
         ok = target.state == PATCHED and not target.older
         of = f"{target.package.name} {target.package.version}"
-        detail = f"sha256 {target.sha256[:16]}..., as pinned for {of}" if ok else f"{target.state}: run status"
+        found = target.state if target.package.site else f"{target.package.name} is not installed"
+        detail = f"sha256 {target.sha256[:16]}..., as pinned for {of}" if ok else f"{found}: run status"
         checks.append(Check(f"hash of {target.target.name}", ok, detail))
     detail = f"selfaug {state.runtime.version}, {len(state.runtime.files)} files"
     ok = state.runtime_state == "installed"

@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "runtime")]
 
-from selfaug_patcher import memory, pins, udiff  # noqa: E402
+from selfaug_patcher import memory, pins, udiff, wheels  # noqa: E402
 
 for name in [name for name in os.environ if name.startswith("SELFAUG")]:
     if name not in ("SELFAUG_WHEEL_CACHE", "SELFAUG_PROVE_ALL"):  # those are about the tests themselves
@@ -39,3 +39,19 @@ def _patched() -> dict[str, tuple[str, bytes]]:
 
 
 memory.install(_patched(), {"selfaug": str(ROOT / "Code")})
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """What tests had to report, by `record_property`: numbers that are wanted even where everything passes.
+
+    Properties come with the reports of the tests, so that it makes no difference how many processes ran them.
+    """
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    told = [each for report in reports if getattr(report, "when", "") == "call" for each in report.user_properties]
+    proved, pinned = {value for name, value in told if name == "proved"}, len(pins.load().pins)
+    if proved:
+        missing = pinned - len(proved)
+        hint = f"; {missing} not: no wheel in {wheels.cache()} (SELFAUG_PROVE_ALL=1 fetches them)" if missing else ""
+        terminalreporter.write_line(f"pins: {len(proved)} of {pinned} proved from real files{hint}")
+    for line in sorted(value for name, value in told if name == "told"):
+        terminalreporter.write_line(line)

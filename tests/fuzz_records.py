@@ -25,6 +25,7 @@ from selfaug_patcher.store import Store
 from selfaug_patcher.transaction import recover
 
 HASH = "0123456789abcdef" * 4
+MODULES = ("hooks.py", "kit/part.py")
 PIECES = [
     *(b"../", b"/etc/passwd", b"\\u002e\\u002e/", b"\x00", b"\xff", b"\\ud800", b"null", b"[]", b"{}", b"1e999", b"-1"),
     *(
@@ -59,7 +60,9 @@ def broken(random_: random.Random, content: bytes) -> bytes:
 
 def receipts(random_: random.Random, count: int) -> int:
     original = Original("5.23.0", HASH, HASH[::-1], {"modeling_qwen2.cpython-311.pyc": HASH})
-    valid = receipt.encode(Receipt("0.1.0", {target.name: original for target in TARGETS}, {"hooks.py": HASH}))
+    valid = receipt.encode(
+        Receipt("0.1.0", {target.name: original for target in TARGETS}, dict.fromkeys(MODULES, HASH))
+    )
     read = 0
     for _ in range(count):
         try:
@@ -72,9 +75,9 @@ def receipts(random_: random.Random, count: int) -> int:
 
 def journals(random_: random.Random, count: int, folder: Path) -> int:
     site = folder / "site"
-    paths = ["selfaug", "selfaug/hooks.py", ".selfaug/receipt.json", *(target.path for target in TARGETS)]
-    entries = [{"kind": "put", "path": path, "slot": 1, "old": "", "new": HASH} for path in paths[1:]]
-    entries.append({"kind": "make", "path": paths[0], "slot": 0, "old": "", "new": ""})
+    paths = [f"selfaug/{name}" for name in MODULES] + [".selfaug/receipt.json", *(target.path for target in TARGETS)]
+    entries = [{"kind": "put", "path": path, "slot": 1, "old": "", "new": HASH} for path in paths]
+    entries += [{"kind": "make", "path": path, "slot": 0, "old": "", "new": ""} for path in ("selfaug", "selfaug/kit")]
     valid = json.dumps({"verb": "install", "entries": entries}).encode()
     (folder / "victim").write_text("precious")
     read = 0

@@ -12,8 +12,8 @@ ROOT = Path(__file__).resolve().parent.parent
 STANDARD = sys.stdlib_module_names if sys.version_info >= (3, 10) else None
 
 
-def imports(path: Path) -> set[str]:
-    """What a file imports: top-level package names, and modules of its own package as ".name"."""
+def imports(path: Path, package: str = "") -> set[str]:
+    """What a file imports: top-level package names, and of its own package ".module" or ".package.module"."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -21,12 +21,23 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             found.add((node.module or "").split(".")[0])
         elif isinstance(node, ast.ImportFrom):
-            found |= {f".{node.module}"} if node.module else {f".{alias.name}" for alias in node.names}
+            start = "." if node.level == 2 or not package else f".{package}."
+            found |= {f"{start}{node.module}"} if node.module else {f"{start}{alias.name}" for alias in node.names}
     return found
 
 
+def files(folder: str) -> dict[str, Path]:
+    """The modules of a folder, and of the packages in it as "package.module"."""
+    paths = [*(ROOT / folder).glob("*.py"), *(ROOT / folder).glob("*/*.py")]
+    return {
+        ".".join(path.relative_to(ROOT / folder).with_suffix("").parts): path
+        for path in sorted(paths)
+        if path.parent == ROOT / folder or (path.parent / "__init__.py").exists()
+    }
+
+
 def modules(folder: str) -> dict[str, set[str]]:
-    return {path.stem: imports(path) for path in sorted((ROOT / folder).glob("*.py"))}
+    return {name: imports(path, name.rpartition(".")[0]) for name, path in files(folder).items()}
 
 
 @pytest.mark.skipif(STANDARD is None, reason="sys.stdlib_module_names came with Python 3.10")
@@ -45,9 +56,18 @@ def test_the_runtime_never_imports_the_patcher_and_needs_peft_only_in_its_self_t
         assert "Code" not in found, name
 
 
+def test_self_dialogues_share_nothing_with_the_loss():
+    for name, found in modules("Code").items():
+        own = {other[1:] for other in found if other.startswith(".")}
+        if name.startswith("self_dialogue."):
+            assert {other for other in own if not other.startswith("self_dialogue.")} <= {"__version__"}, name
+        else:
+            assert not {other for other in own if other.startswith("self_dialogue")}, name
+
+
 @pytest.mark.parametrize("folder", ["Code", "selfaug_patcher"])
 def test_no_module_imports_itself_by_way_of_others(folder):
-    graph = {name: {f[1:].split(".")[0] for f in found if f.startswith(".")} for name, found in modules(folder).items()}
+    graph = {name: {f[1:] for f in found if f.startswith(".")} for name, found in modules(folder).items()}
 
     def reach(name: str, seen: frozenset[str]) -> None:
         assert name not in seen, f"{folder}: {' -> '.join(seen)} -> {name}"
@@ -60,5 +80,5 @@ def test_no_module_imports_itself_by_way_of_others(folder):
 
 @pytest.mark.parametrize("folder", ["Code", "selfaug_patcher"])
 def test_modules_stay_small_enough_to_read(folder):
-    lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / folder).glob("*.py")}
+    lengths = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in files(folder).items()}
     assert {name: n for name, n in lengths.items() if n > 350} == {}

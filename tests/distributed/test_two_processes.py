@@ -24,7 +24,10 @@ CASES = ["DDP, accumulation 2", "FSDP1, sharded head", "FSDP2, sharded head", "T
 if os.environ.get("ALL_LAYOUTS") == "1":
     CASES = list(worker.CASES)
 
-pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
+pytestmark = [
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed"),
+    pytest.mark.xdist_group("two processes"),  # one launch serves all
+]
 
 
 def launch(out, *cases):

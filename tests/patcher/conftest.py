@@ -61,8 +61,14 @@ PATCHES = {
 }
 CODE = {
     "__init__.py": '__version__ = "{version}"\n',
-    "hooks.py": 'from .step import VERSION\n\n\nclass SelfAligned:\n    release = "{version}"\n    step = VERSION\n',
+    "hooks.py": (
+        "from .kit.part import PART\nfrom .step import VERSION\n\n\n"
+        'class SelfAligned:\n    release = "{version}"\n    step = VERSION\n    part = PART\n'
+    ),
     "step.py": 'VERSION = "{version}"\n',
+    "kit/__init__.py": "",
+    "kit/__main__.py": "from .part import PART\n\nprint('kit', PART)\n",
+    "kit/part.py": 'PART = "{version}"\n',
     "selftest.py": (
         "import sys\n"
         "from transformers.models.qwen2.modeling_qwen2 import Qwen2ForCausalLM\n"
@@ -70,6 +76,9 @@ CODE = {
         'else:\n    print(\'{{"ok": true, "checks": [{{"name": "stand-in", "ok": true, "detail": "{version}"}}]}}\')\n'
     ),
     "update_module.py": "raise SystemExit('not part of the runtime')\n",
+    "examples/train.py": "raise SystemExit('in no package, so not part of the runtime')\n",
+    "kit/notes.txt": "no module, so not part of the runtime\n",
+    "kit/deeper/__init__.py": "raise SystemExit('too deep to be part of the runtime')\n",
 }
 RELEASES = ("1.0", "1.1", "2.0")
 
@@ -195,8 +204,8 @@ def make_release(root: Path, version: str, releases: tuple[str, ...] = RELEASES,
             hashes = (hashlib.sha256(stock).hexdigest(), hashlib.sha256(patched).hexdigest())
             found.append(pins.Pin(target.name, release, hashes[0], name, hashes[1]))
     (root / "patches" / "pins.json").write_text(pins.render(found))
-    (root / "Code").mkdir()
     for name, text in CODE.items():
+        (root / "Code" / name).parent.mkdir(parents=True, exist_ok=True)
         (root / "Code" / name).write_text(text.format(version=version))
     return Release(root / "patches", root / "Code")
 
@@ -208,10 +217,14 @@ def selfaug(tmp_path_factory) -> Release:
 
 @pytest.fixture(scope="session")
 def newer_selfaug(tmp_path_factory) -> Release:
-    """A later SelfAug with other patches, another runtime, and one module less."""
+    """A later SelfAug with other patches and another runtime: one module less, and another package."""
     release = make_release(tmp_path_factory.mktemp("newer"), "0.2.0", mark="  # 0.2")
-    (release.code / "hooks.py").write_text('class SelfAligned:\n    release = step = "0.2.0"\n')
+    (release.code / "hooks.py").write_text(
+        'from .tools.step import PART\n\n\nclass SelfAligned:\n    release = step = "0.2.0"\n    part = PART\n'
+    )
     (release.code / "step.py").unlink()
+    (release.code / "kit").rename(release.code / "tools")
+    (release.code / "tools" / "part.py").rename(release.code / "tools" / "step.py")
     return release
 
 

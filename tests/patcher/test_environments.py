@@ -117,6 +117,95 @@ def test_a_virtual_environment_that_sees_the_system_packages(make_place, tmp_pat
     assert (base.snapshot(), place.snapshot()) == before
 
 
+def test_packages_of_the_user_site(make_place, tmp_path, monkeypatch):
+    """As `pip install --user` leaves them, seen by an environment that sees the system's packages."""
+    place = make_place(transformers=None, peft=None)
+    configuration = place.root / "pyvenv.cfg"
+    configuration.write_text(configuration.read_text().replace("packages = false", "packages = true"))
+    monkeypatch.setenv("PYTHONUSERBASE", str(tmp_path / "home"))
+    command = [place.python, "-m", "site", "--user-site"]
+    site = Path(subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip())
+    assert site.is_relative_to(tmp_path / "home")
+    for name in ("transformers", "peft"):
+        put_package(site, name, "2.0")
+    before = snapshot(site), place.snapshot()
+    place.done("install")
+    assert (loaded(place, "-B"), (site / "selfaug").is_dir()) == ("0.1.0", True)
+    place.done("revert")
+    assert (snapshot(site), place.snapshot()) == before
+
+
+@pytest.fixture
+def sharing(make_place, tmp_path):
+    """Two environments with a transformers each and one peft, in a folder of its own."""
+    put_package(tmp_path / "shared", "peft", "2.0")
+    places = [make_place(name, peft=None) for name in ("one", "two")]
+    for place in places:
+        (place.site / "shared.pth").write_text(str(tmp_path / "shared"))
+    return places
+
+
+def test_a_shared_peft_is_taken_from_both_by_one_revert_which_status_tells_the_other(sharing):
+    one, two = sharing
+    before = one.snapshot(), two.snapshot(), snapshot(one.root.parent / "shared")
+    one.done("install")
+    assert (two.run("status").code, two.states()) == (1, ("stock", "patched", "missing"))
+    two.done("install")
+    one.done("revert")
+    status = two.status()
+    assert (status["exit_code"], two.states()) == (1, ("patched", "stock", "installed"))
+    assert status["targets"][1]["next"].endswith(f"install --python {two.python}")
+    assert two.run("verify").code == 1
+    two.done("install")
+    assert two.states() == ("patched", "patched", "installed")
+    two.done("revert")
+    assert (one.snapshot(), two.snapshot(), snapshot(one.root.parent / "shared")) == before
+
+
+@pytest.fixture
+def nested(make_place):
+    """An environment, and one that sees its packages and has a transformers of its own."""
+    base, inner = make_place("base"), make_place("inner", peft=None)
+    (inner.site / "_system.pth").write_text(str(base.site))
+    return base, inner
+
+
+def test_install_keeps_what_another_environment_wrote_down_about_its_own_files(nested):
+    base, inner = nested
+    before = base.snapshot(), inner.snapshot()
+    base.done("install")
+    inner.done("install")
+    assert [place.states() for place in nested] == [("patched", "patched", "installed")] * 2
+    base.done("revert")
+    assert base.snapshot() == before[0]
+    assert inner.states() == ("patched", "stock", "installed")
+    inner.done("revert")
+    assert (base.snapshot(), inner.snapshot()) == before
+
+
+def test_revert_leaves_the_hidden_transformers_of_another_environment_alone(nested):
+    base, inner = nested
+    before = base.snapshot(), inner.snapshot()
+    base.done("install")
+    inner.done("install")
+    result = inner.done("revert")
+    assert f"note: SelfAug stays in {base.site}, for packages there that are not imported from here." in result.out
+    assert inner.snapshot() == before[1]
+    assert base.states() == ("patched", "stock", "installed")
+    assert "nothing to do" in inner.done("revert").out
+    base.done("revert")
+    assert base.snapshot() == before[0]
+
+
+def test_the_runtime_of_a_hidden_transformers_may_be_edited_without_stopping_revert(nested):
+    base, inner = nested
+    base.done("install")
+    inner.done("install")
+    (base.site / "selfaug" / "hooks.py").write_text("# mine\n")
+    inner.done("revert")
+    assert (base.site / "selfaug" / "hooks.py").read_text() == "# mine\n"
+
+
 @pytest.mark.parametrize("name", ["with spaces", "ünï-ço∂é 環境"])
 @pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
 def test_any_path_in_any_locale(make_place, name, locale, monkeypatch):

@@ -23,7 +23,7 @@ ALL = os.environ.get("ALL_FAULTS") == "1"
 
 
 @pytest.fixture
-def bench(make_place, selfaug, newer_selfaug, capfd):
+def bench(make_place, selfaug, newer_selfaug, record_property):
     """Runs `fault_bench.py` on a fresh environment, in memory where there is such a folder: thousands of fsync calls
     on a disk would be the test's whole time."""
     memory = Path("/dev/shm")
@@ -41,8 +41,7 @@ def bench(make_place, selfaug, newer_selfaug, capfd):
         command = [sys.executable, str(program), json.dumps(order)]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stderr[-4000:]
-        with capfd.disabled():
-            print(f"\n  {scenario}: {text.format(result.stdout.strip())}, all recovered", end="")
+        record_property("told", f"faults: {scenario}: {text.format(result.stdout.strip())}, all recovered")
 
     yield run
     shutil.rmtree(folder)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from selfaug_patcher import receipt
 from selfaug_patcher.errors import PatcherError
 from selfaug_patcher.receipt import Original, Receipt
-from selfaug_patcher.store import Store
+from selfaug_patcher.store import Store, digest
 from selfaug_patcher.transaction import recover
 
 HASH = "a" * 64
@@ -37,6 +37,10 @@ def edit(path: Path, change) -> None:
 RECEIPTS = {
     "path in the runtime": lambda data: data["runtime"].update({"../../evil.py": HASH}),
     "absolute path in the runtime": lambda data: data["runtime"].update({"/etc/passwd": HASH}),
+    "path out of a package": lambda data: data["runtime"].update({"kit/../../evil.py": HASH}),
+    "path in a package": lambda data: data["runtime"].update({"kit/deeper/evil.py": HASH}),
+    "bytecode in the runtime": lambda data: data["runtime"].update({"__pycache__/evil.py": HASH}),
+    "a package alone": lambda data: data["runtime"].update({"kit/": HASH}),
     "path in the bytecode": lambda data: data["targets"]["peft:lora"]["bytecode"].update({"../x.pyc": HASH}),
     "hash that is a path": lambda data: data["targets"]["peft:lora"].update(stock_sha256="../../../etc/passwd"),
     "another target": lambda data: data["targets"].update(numpy=data["targets"]["peft:lora"]),
@@ -92,6 +96,11 @@ ENTRIES = {
         "new": "",
     },
     "a folder that is not ours": {"kind": "remove", "path": MODEL, "slot": 0, "old": "", "new": ""},
+    "a folder below a package": {"kind": "remove", "path": "selfaug/kit/deeper", "slot": 0, "old": "", "new": ""},
+    "a folder out of the runtime": {"kind": "remove", "path": "selfaug/../peft", "slot": 0, "old": "", "new": ""},
+    "a folder of bytecode": {"kind": "remove", "path": "selfaug/__pycache__", "slot": 0, "old": "", "new": ""},
+    "a folder that is a file": {"kind": "make", "path": "selfaug/kit/part.py", "slot": 0, "old": "", "new": ""},
+    "a file that is a folder": {"kind": "put", "path": "selfaug/kit", "slot": 0, "old": HASH, "new": ""},
     "a slot that is a path": {"kind": "put", "path": LAYER, "slot": "../../x", "old": HASH, "new": ""},
     "another kind": {"kind": "run", "path": LAYER, "slot": 0, "old": "", "new": ""},
     "another key": {"kind": "put", "path": LAYER, "slot": 0, "old": "", "new": "", "more": 1},
@@ -110,6 +119,17 @@ def test_a_journal_that_was_tampered_with_is_refused(patched, name, verb):
     assert "error[damaged-receipt]" in result.err or "error[outside-package]" in result.err
     assert victim.read_text() == "precious"
     assert patched.snapshot() == before
+
+
+def test_a_journal_for_a_package_that_leads_elsewhere_is_refused(patched, tmp_path):
+    shutil.move(patched.site / "selfaug" / "kit", tmp_path / "elsewhere")
+    (patched.site / "selfaug" / "kit").symlink_to(tmp_path / "elsewhere")
+    content = (tmp_path / "elsewhere" / "part.py").read_bytes()
+    entry = {"kind": "put", "path": "selfaug/kit/part.py", "slot": 0, "old": "", "new": digest(content)}
+    journal = patched.site / ".selfaug" / "journal.json"
+    journal.write_text(json.dumps({"verb": "install", "entries": [entry]}))
+    assert "error[outside-package]" in patched.run("status").err
+    assert (tmp_path / "elsewhere" / "part.py").read_bytes() == content
 
 
 def test_a_journal_whose_files_are_gone_is_no_dead_end(patched):
@@ -202,6 +222,7 @@ def test_no_bytes_make_a_receipt_raise_anything_but_its_own_error(content):
                     {
                         "kind": st.sampled_from(["put", "make", "remove"]) | json_values,
                         "path": st.sampled_from(["../victim", MODEL, "selfaug/x.py", "selfaug/../../victim"])
+                        | st.sampled_from(["selfaug/kit", "selfaug/kit/x.py", "selfaug/kit/../../../victim"])
                         | st.text(max_size=30)
                         | json_values,
                         "slot": st.integers(0, 3) | json_values,

@@ -23,9 +23,14 @@ def test_install_patches_both_files_and_puts_the_runtime_beside_them(place):
     result = place.done("install")
     assert place.states() == ("patched", "patched", "installed")
     assert outcome_of_import(place) == "0.1.0 True"
-    assert sorted(path.name for path in (place.site / "selfaug").iterdir()) == [
+    runtime = place.site / "selfaug"
+    assert sorted(path.relative_to(runtime).as_posix() for path in runtime.rglob("*")) == [
         "__init__.py",
         "hooks.py",
+        "kit",
+        "kit/__init__.py",
+        "kit/__main__.py",
+        "kit/part.py",
         "selftest.py",
         "step.py",
     ]
@@ -84,7 +89,7 @@ def test_status_has_the_promised_form(place):
     assert [target["name"] for target in data["targets"]] == ["transformers:qwen2", "peft:lora"]
     assert data["targets"][0]["path"] == str(place.model)
     assert data["targets"][0]["version"] == "2.0"
-    assert data["targets"][0]["next"] == "python -m selfaug_patcher install"
+    assert data["targets"][0]["next"].endswith(f" -m selfaug_patcher install --python {place.python}")
     assert len(data["targets"][0]["sha256"]) == 64
     assert data["runtime"]["path"] == str(place.site / "selfaug")
     assert (data["runtime"]["state"], data["exit_code"]) == ("missing", 0)
@@ -98,7 +103,9 @@ def test_an_older_selfaug_is_upgraded_and_then_reverted_to_stock(place, newer_se
     place.done("install", selfaug=newer_selfaug)
     assert place.states(selfaug=newer_selfaug) == ("patched", "patched", "installed")
     assert outcome_of_import(place) == "0.2.0 True"
-    assert not (place.site / "selfaug" / "step.py").exists()
+    runtime = place.site / "selfaug"
+    assert not [name for name in ("step.py", "kit") if (runtime / name).exists()]
+    assert (runtime / "tools" / "step.py").is_file()
     place.done("revert", selfaug=newer_selfaug)
     assert place.snapshot() == before
 
@@ -144,6 +151,44 @@ def test_transformers_alone_is_patched_where_peft_is_absent(make_place):
     assert place.run("verify").code == 0
     place.done("revert")
     assert place.snapshot() == before
+
+
+NOT_THERE = {
+    ("transformers", "install"): (1, "error[not-installed]: transformers is not installed\n"),
+    ("transformers", "install --dry-run"): (1, "error[not-installed]: transformers is not installed\n"),
+    ("transformers", "diff"): (1, "error[not-installed]: transformers is not installed\n"),
+    ("transformers", "status"): (1, ' -m pip install "transformers<=2.0" && '),
+    ("transformers", "verify"): (1, "FAIL  hash of transformers:qwen2: transformers is not installed: run status\n"),
+    ("transformers", "revert"): (0, "SelfAug is not installed: nothing to do.\n"),
+    ("transformers", "revert --dry-run"): (0, "SelfAug is not installed: nothing to do.\n"),
+    ("peft", "status"): (0, ' -m pip install "peft<=2.0" && '),
+    ("peft", "verify"): (1, "FAIL  hash of transformers:qwen2: stock: run status\n"),
+    ("peft", "diff"): (0, "+class Qwen2ForCausalLM(SelfAligned, Qwen2Config):\n"),
+    ("peft", "revert"): (0, "SelfAug is not installed: nothing to do.\n"),
+    ("peft", "install --dry-run"): (0, "note: peft is not installed: SelfAug stays idle until it is"),
+    ("peft", "install"): (0, "SelfAug 0.1.0 is installed."),
+    ("both", "install"): (1, "error[not-installed]: transformers is not installed\n"),
+    ("both", "status"): (1, ' -m pip install "peft<=2.0" && '),
+    ("both", "verify"): (1, "FAIL  hash of transformers:qwen2: transformers is not installed: run status\n"),
+    ("both", "diff"): (1, "error[not-installed]: transformers is not installed\n"),
+    ("both", "revert"): (0, "SelfAug is not installed: nothing to do.\n"),
+}
+
+
+@pytest.mark.parametrize(("absent", "command"), NOT_THERE)
+def test_every_verb_says_what_is_absent(make_place, absent, command):
+    place = make_place(**{name: None for name in ("transformers", "peft") if absent in (name, "both")})
+    before = place.snapshot()
+    result = place.run(*command.split())
+    code, words = NOT_THERE[absent, command]
+    assert (result.code, words in result.out + result.err) == (code, True), result.out + result.err
+    assert isinstance(place.run(*command.split(), "--json").data["exit_code"], int)
+    assert command == "install" or place.snapshot() == before
+
+
+def test_nothing_is_said_to_do_for_peft_before_transformers_is_there(make_place):
+    place = make_place(transformers=None)
+    assert [bool(target["next"]) for target in place.status()["targets"]] == [True, False]
 
 
 def test_verify_passes_on_a_patched_environment_and_fails_on_a_stock_one(place):

@@ -30,6 +30,7 @@ def real(request, tmp_path):
     transformers, peft, more = PAIRS[request.param]
     pytest.importorskip("torch")
     place = Place(tmp_path / "env", None)
+    place.releases = (transformers, peft)
     venv.EnvBuilder(symlinks=True, with_pip=False).create(place.root)
     found = [wheels.find("transformers", transformers), wheels.find("peft", peft)]
     if None in found:
@@ -51,12 +52,12 @@ def run(place, capsys, *arguments: str) -> str:
     return output.out
 
 
-def test_install_verify_and_revert(real, capsys):
+def test_install_verify_and_revert(real, capsys, record_property):
     before = snapshot(real.site)
     run(real, capsys, "install")
     report = run(real, capsys, "verify")
-    with capsys.disabled():
-        print(f"\n{report}")
+    versions = " ".join(f"{name} {version}" for name, version in zip(("transformers", "peft"), real.releases))
+    record_property("told", f"verify: {versions}: {report.count('ok    ')} checks")
     assert "KL is positive once it is not" in report
     assert report.count("as stock: ") >= 8
     run(real, capsys, "revert")

@@ -34,7 +34,7 @@ def test_an_unpinned_release_names_the_nearest_pinned_one(make_place):
         "error[unpinned-release]: no verified patch for transformers 1.7\n"
         "  expected: a pinned release (1.0 ... 2.0); the nearest is 1.1\n"
         f"  found:    modeling_qwen2.py sha256 {sha256[:16]}... (not in the pin table)\n"
-        '  do:       pip install "transformers==1.1", or pin this release: docs/rebasing.md\n'
+        '  do:       PYTHON -m pip install "transformers==1.1", or pin this release: docs/rebasing.md\n'
         "Nothing was changed.\n",
     )
 
@@ -80,7 +80,7 @@ def test_an_edit_before_install_is_refused_with_the_difference(place, tmp_path, 
     assert code == 4
     assert '-        return "stock"\n' in text
     assert '+        return "mine"\n' in text
-    assert 'pip install --force-reinstall --no-deps "transformers==2.0" (this discards the edits)' in text
+    assert 'PYTHON -m pip install --force-reinstall --no-deps "transformers==2.0" (this discards the edits)' in text
 
 
 def test_an_edit_after_install_is_refused_by_install_and_revert_with_the_difference(place):
@@ -92,7 +92,7 @@ def test_an_edit_after_install_is_refused_by_install_and_revert_with_the_differe
         assert "SITE/transformers/models/qwen2/modeling_qwen2.py, compared with the patched file:\n" in text
         assert "+# mine\n" in text
         assert "-class" not in text
-        assert "revert --keep-edits DIR" in text
+        assert "-m selfaug_patcher revert --python PYTHON --keep-edits DIR (saves the" in text
     assert place.run("status").code == 4
 
 
@@ -139,7 +139,21 @@ def test_an_editable_install_is_refused_with_how_to_go_on(place, tmp_path):
     )
     code, text = refuse(place, "install")
     assert (code, "error[editable]: transformers is an editable install or a source checkout" in text) == (1, True)
-    assert "python -m selfaug_patcher run SCRIPT" in text
+    assert "-m selfaug_patcher run --python PYTHON SCRIPT" in text
+
+
+def test_in_an_environment_that_uv_filled_the_advice_is_uvs(make_place):
+    place = make_place(transformers="1.7")
+    (place.site / "transformers-1.7.dist-info" / "INSTALLER").write_text("uv\n")
+    assert 'do:       uv pip install --python PYTHON "transformers==1.1", or' in refuse(place, "install")[1]
+
+
+def test_an_empty_folder_of_an_uninstalled_package_is_refused_with_what_to_do(make_place):
+    place = make_place(transformers=None)
+    (place.site / "transformers" / "models").mkdir(parents=True)
+    code, text = refuse(place, "install")
+    assert (code, "error[leftover-package]: transformers is an empty folder" in text) == (1, True)
+    assert 'do:       remove that folder, or PYTHON -m pip install "transformers"' in text
 
 
 def test_an_archive_is_refused(place, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -82,6 +83,14 @@ def test_a_module_runs_as_with_python_m(equipped):
     assert result.returncode == 7
 
 
+def test_a_module_in_a_package_of_the_runtime_runs_and_leaves_no_bytecode(equipped):
+    before = snapshot(equipped.root.parent)
+    result = launch(equipped, "-m", "selfaug_patcher", "run", "-m", "selfaug.kit", PYTHONDONTWRITEBYTECODE="")
+    assert result.stdout == "kit 0.1.0\n", result.stderr
+    written = snapshot(equipped.root.parent).keys() - before.keys()
+    assert [name for name in written if "selfaug_patcher/runtime" in name] == []
+
+
 def test_without_run_the_same_script_is_stock(equipped):
     assert "here stock False" in launch(equipped, "script.py").stdout
 
@@ -135,7 +144,56 @@ def test_a_source_checkout_may_be_used_from_memory(equipped, tmp_path):
     assert "here 0.1.0 True" in launch(equipped, "-m", "selfaug_patcher", "run", "script.py").stdout
 
 
-@pytest.mark.parametrize(("arguments", "found"), [((), "nothing to run"), (("nowhere.py",), "no such script")])
+NOTHING = {
+    (): "nothing to run",
+    ("nowhere.py",): "no such script",
+    ("-m", "nowhere"): "no such module",
+    ("-m", "nowhere.module"): "no such module",
+    ("-m", "script.module"): "no such module",
+    ("-m", "selfaug.kit.nothing"): "no such module",
+    ("-m", "transformers"): "no such module",
+    ("-m", ".script"): "no such module",
+}
+
+
+@pytest.mark.parametrize(("arguments", "found"), NOTHING.items())
 def test_nothing_to_run_is_a_usage_error(equipped, arguments, found):
     result = launch(equipped, "-m", "selfaug_patcher", "run", *arguments)
-    assert (result.returncode, found in result.stderr) == (2, True)
+    assert (result.returncode, found in result.stderr) == (2, True), result.stderr
+    assert result.stdout == ""
+
+
+def test_a_module_that_fails_by_itself_fails_as_it_does_without_run(equipped):
+    (equipped.root.parent / "work" / "broken").mkdir()
+    (equipped.root.parent / "work" / "broken" / "__init__.py").write_text("import nowhere\n")
+    (equipped.root.parent / "work" / "broken" / "__main__.py").write_text("")
+    result = launch(equipped, "-m", "selfaug_patcher", "run", "-m", "broken")
+    assert result.stderr.splitlines()[-1] == "ModuleNotFoundError: No module named 'nowhere'"
+
+
+def test_what_status_says_to_type_works_as_it_stands(equipped, make_place):
+    other = make_place("other env")
+
+    def status() -> dict:
+        command = ("-m", "selfaug_patcher", "status", "--json", "--python", other.python)
+        return json.loads(launch(equipped, *command).stdout)
+
+    def follow(step: str) -> None:
+        options = {"cwd": equipped.root.parent / "work", "env": {"PATH": os.environ["PATH"]}}
+        result = subprocess.run(step, shell=True, **options, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+
+    follow(status()["targets"][0]["next"])
+    assert [target["state"] for target in status()["targets"]] == ["patched", "patched"]
+    other.model.write_text(other.model.read_text() + "# mine\n")
+    follow(status()["targets"][0]["next"].split(" (")[0].replace("DIR", "edits"))
+    assert [target["state"] for target in status()["targets"]] == ["stock", "stock"]
+    assert "# mine" in (equipped.root.parent / "work" / "edits" / "modeling_qwen2.py").read_text()
+
+
+def test_the_interpreter_that_the_shell_finds_is_called_by_its_name(equipped):
+    path = os.pathsep.join([str(equipped.root / "bin"), os.environ["PATH"]])
+    named = json.loads(launch(equipped, "-m", "selfaug_patcher", "status", "--json", PATH=path).stdout)
+    assert named["targets"][0]["next"] == "python -m selfaug_patcher install"
+    by_path = json.loads(launch(equipped, "-m", "selfaug_patcher", "status", "--json").stdout)
+    assert by_path["targets"][0]["next"] == f"{equipped.python} -m selfaug_patcher install"

@@ -10,28 +10,21 @@ import sys
 import pytest
 from releases import PROVE_ALL, TABLE, TARGETS, stock_file
 
-from selfaug_patcher import wheels
-
-proved: set[tuple[str, str]] = set()
-
-
-def pytest_terminal_summary(terminalreporter):
-    if proved:
-        missing = len(TABLE.pins) - len(proved)
-        hint = f"; {missing} not: no wheel in {wheels.cache()} (SELFAUG_PROVE_ALL=1 fetches them)" if missing else ""
-        terminalreporter.write_line(f"pins: {len(proved)} of {len(TABLE.pins)} proved from real files{hint}")
+from selfaug_patcher import lock, wheels
 
 
 @pytest.fixture(scope="session")
 def all_wheels(request):
-    """Where SELFAUG_PROVE_ALL asks for it, no wheel is missing from the cache."""
+    """Where SELFAUG_PROVE_ALL asks for it, no wheel is missing from the cache. Of several processes, one fetches."""
     if PROVE_ALL:
-        with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        wheels.cache().mkdir(parents=True, exist_ok=True)
+        shown = request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled()
+        with shown, lock.hold(wheels.cache() / ".fetching", wait=3600):
             wheels.fetch_all([(TARGETS[pin.target].package, pin.version) for pin in TABLE.pins], sys.__stderr__)
 
 
 @pytest.fixture
-def stock(all_wheels):
+def stock(all_wheels, record_property):
     """A function from a pin to its stock file; skips the test where there is none."""
 
     def of(pin):
@@ -39,7 +32,7 @@ def stock(all_wheels):
         if data is None:
             assert not PROVE_ALL, f"no wheel of {pin.target} {pin.version}"
             pytest.skip("no wheel in the cache")
-        proved.add((pin.target, pin.version))
+        record_property("proved", f"{pin.target} {pin.version}")
         return data
 
     return of

@@ -24,7 +24,7 @@ def chat_model(tmp_path_factory):
 @pytest.fixture
 def generate(chat_model, tmp_path):
     """Run `generate` on the tiny model; the output's path. The rest are further options."""
-    from selfaug import self_dialogue
+    from selfaug.self_dialogue import cli
 
     def run(*options, out="out.jsonl", status=0):
         base = [
@@ -39,7 +39,7 @@ def generate(chat_model, tmp_path):
             "off",
         ]
         base += ["--batch", "4", "--user-tokens", "24", "--answer-tokens", "40"]
-        assert self_dialogue.main([*base, *options]) == status
+        assert cli.main([*base, *options]) == status
         return tmp_path / out
 
     return run

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from tiny_chat import CHATML, LLAMA2, tokenizer
 
-from selfaug.chat import Chat, Ending
-from selfaug.refusal import Refusal
+from selfaug.self_dialogue.chat import Chat, Ending
+from selfaug.self_dialogue.refusal import Refusal
 
 ASKED = {"role": "user", "content": "where does ada keep the bread now?"}
 SAID = {"role": "assistant", "content": "ada keeps the bread in a small old town"}

@@ -203,7 +203,7 @@ def test_an_existing_file_is_not_overwritten_unasked(generate, tmp_path, capsys)
 
 
 def test_a_base_model_without_a_template_is_refused_with_the_option_to_take(chat_model, tmp_path, capsys):
-    from selfaug import self_dialogue
+    from selfaug.self_dialogue import cli
 
     base = tmp_path / "base"
     tiny_chat.model().save_pretrained(base)
@@ -219,7 +219,7 @@ def test_a_base_model_without_a_template_is_refused_with_the_option_to_take(chat
         "--near",
         "off",
     ]
-    assert self_dialogue.main(arguments) == 1
+    assert cli.main(arguments) == 1
     told = capsys.readouterr().err
     assert "error[no-template]" in told
     assert "--template plain" in told

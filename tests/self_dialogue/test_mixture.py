@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from selfaug import manifest, mixture, self_dialogue
-from selfaug.refusal import Refusal
-from selfaug.rowfiles import RowWriter, dumps, rows
+from selfaug.self_dialogue import cli, manifest, mixture
+from selfaug.self_dialogue.refusal import Refusal
+from selfaug.self_dialogue.rowfiles import RowWriter, dumps, rows
 
 
 def chat(question, answer="So it is, I think."):
@@ -28,7 +28,7 @@ def files(jsonl, tmp_path):
 
 
 def run(task, talk, out, *options):
-    return self_dialogue.main(["mix", "--task", str(task), "--dialogues", str(talk), "--out", str(out), *options])
+    return cli.main(["mix", "--task", str(task), "--dialogues", str(talk), "--out", str(out), *options])
 
 
 def left(folder: Path):
@@ -145,7 +145,7 @@ def test_a_line_that_is_no_json_object_is_reported_with_its_number(tmp_path, con
 
 @pytest.mark.parametrize("block", [1, 7, 1 << 20])
 def test_a_json_list_is_read_row_by_row_with_its_lines(tmp_path, monkeypatch, block):
-    monkeypatch.setattr("selfaug.rowfiles.BLOCK", block)
+    monkeypatch.setattr("selfaug.self_dialogue.rowfiles.BLOCK", block)
     file = tmp_path / "rows.json"
     values = [{"a": "x\ny, ]"}, {"a": 12}, {"a": [1, {"b": "ü"}]}]
     file.write_text("\n[ " + ",\n ".join(json.dumps(value, ensure_ascii=False) for value in values) + "\n]\n", "utf-8")
@@ -167,7 +167,7 @@ def test_a_json_list_is_read_row_by_row_with_its_lines(tmp_path, monkeypatch, bl
 )
 @pytest.mark.parametrize("block", [1, 1 << 20])
 def test_a_broken_json_list_is_reported_with_its_line(tmp_path, monkeypatch, text, line, block):
-    monkeypatch.setattr("selfaug.rowfiles.BLOCK", block)
+    monkeypatch.setattr("selfaug.self_dialogue.rowfiles.BLOCK", block)
     file = tmp_path / "rows.json"
     file.write_text(text)
     with pytest.raises(Refusal, match=f"rows.json:{line}: "):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from selfaug import nucleus
-from selfaug.nucleus import NucleusSampler, Sampling, draws
+from selfaug.self_dialogue.nucleus import NucleusSampler, Sampling, draws
 
 
 def by_definition(scores, number, temperature, top_p):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
-from selfaug import filters, rows, self_dialogue
+from selfaug.self_dialogue import cli, filters, rows
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "self-dialogue.md"
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "self-dialogue.md"
 BASIC = {"--help", "--model", "--dialogues"}  # the commands at the top show them
 
 
 def options():
-    (verbs,) = (action for action in self_dialogue.parser()._actions if action.choices)
+    (verbs,) = (action for action in cli.parser()._actions if action.choices)
     return {name for verb in verbs.choices.values() for action in verb._actions for name in action.option_strings}
 
 
@@ -26,3 +29,10 @@ def test_every_option_is_on_the_page_and_every_one_on_the_page_exists():
 def test_every_filter_and_format_is_on_the_page():
     text = PAGE.read_text(encoding="utf-8")
     assert [name for name in (*filters.REASONS, *rows.FORMATS) if f"`{name}`" not in text] == []
+
+
+def test_the_command_of_the_page_runs_from_a_checkout():
+    command = [sys.executable, "-m", "selfaug_patcher", "run", "-m", "selfaug.self_dialogue", "mix", "--help"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("usage: python -m selfaug.self_dialogue mix ")

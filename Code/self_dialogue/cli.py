@@ -171,7 +171,3 @@ def _at_least_zero(text: str) -> float:
 
 def _near(text: str) -> float:
     return 0.0 if text == "off" else _number(text, "off, or more than 0 and at most 1", 1e-9, 1)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

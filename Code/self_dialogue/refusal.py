@@ -1,4 +1,4 @@
-"""Why a command of :mod:`.self_dialogue` or :mod:`.mixture` does not go on: what, expected, found, and what to do."""
+"""Why a command does not go on: what, expected, found, and what to do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the two verbs of :mod:`.self_dialogue` do, from options to files: generate, mix, and their manifests."""
+"""What the two verbs of :mod:`.cli` do, from options to files: generate, mix, and their manifests."""
 
 from __future__ import annotations
 

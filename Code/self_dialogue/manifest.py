@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from . import __version__
+from .. import __version__
 
 PACKAGES = ("torch", "transformers", "tokenizers", "vllm", "datasketch", "datasets")
 
