@@ -7,6 +7,8 @@ The libraries themselves run in `nox -s trainers` (trl_stack.py).
 from __future__ import annotations
 
 import inspect
+import re
+from pathlib import Path
 from types import MethodType
 
 import pytest
@@ -28,6 +30,13 @@ def said(monkeypatch):
     monkeypatch.setattr(watch.logger, "warning", found.append)
     metrics.RUNNING.clear()
     return found
+
+
+def is_documented(message):
+    """Whether docs/trainers.md shows this message, whatever the files and lines in it."""
+    page = (Path(__file__).parent.parent.parent / "docs" / "trainers.md").read_text(encoding="utf-8")
+    message, page = (re.sub(r"\(\S+:\d+\)", "(FILE)", " ".join(text.split())) for text in (message, page))
+    return message in page
 
 
 def plain(data=None, **extra):
@@ -260,6 +269,7 @@ def test_a_trainer_that_goes_past_the_model_is_told_with_the_forward_that_ran(tm
     assert "OwnLoss.compute_loss (" in said[0]
     assert "Qwen2ForCausalLM.forward (" in said[0]
     assert "set SELFAUG=0" in said[0]
+    assert is_documented(said[0])
 
 
 def test_with_strict_the_same_is_an_error(tmp_path):
@@ -267,18 +277,19 @@ def test_with_strict_the_same_is_an_error(tmp_path):
         run(tmp_path, OwnLoss, steps=3)
 
 
+def no_loss(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
+    return CausalLMOutputWithPast(logits=self.lm_head(self.model(input_ids)[0]))
+
+
 def test_a_forward_without_a_loss_is_told(said):
     model = with_lora(base())
     inner = model.get_base_model()
-
-    def no_loss(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
-        return CausalLMOutputWithPast(logits=self.lm_head(self.model(input_ids)[0]))
-
     inner.forward = MethodType(no_loss, inner)
     model(**batch())
     assert len(said) == 1
     assert "a forward returned without a loss that the term could be added to" in said[0]
     assert "no_loss (" in said[0]
+    assert is_documented(said[0])
 
 
 def test_losses_that_nobody_uses_are_told(said):
@@ -287,6 +298,7 @@ def test_losses_that_nobody_uses_are_told(said):
         model(**batch())
     assert len(said) == 1
     assert "the losses that the model returned were never backpropagated" in said[0]
+    assert is_documented(said[0])
 
 
 class Preferences(Run):
