@@ -184,3 +184,13 @@ def full_labels(labels: Tensor, logits_to_keep: int | Tensor, total: int) -> Ten
         kept = logits_to_keep.nonzero().squeeze(-1) if logits_to_keep.dtype == torch.bool else logits_to_keep
         full[:, kept[:-1] + 1] = labels[:, 1:]
     return full
+
+
+def kept_targets(selection: Selection, rows: int, logits_to_keep: int | Tensor) -> Tensor:
+    """(B, K) long: what the logits at the positions in ``logits_to_keep`` are scored against; an int k keeps the last
+    k, and 0 keeps all.
+    """
+    targets = torch.full((rows * selection.total,), IGNORE_INDEX)
+    targets[selection.index] = selection.targets
+    columns = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep.cpu()
+    return targets.view(rows, selection.total)[:, columns]

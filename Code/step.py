@@ -130,7 +130,7 @@ def _around(
     terms = _terms(model, hidden, reference_hidden, positions.aligned_only(chosen), settings, keep)
     divisor = _divisor(chosen, num_items, hidden.device)
     if owed:
-        _acted(model, settings, _nll_sum(outputs, chosen), terms, chosen)
+        _acted(model, settings, _nll_sum(outputs, chosen, kept), terms, chosen)
         owed.owe(terms.total, chosen.supervised)
         return outputs
     _acted(model, settings, stock_loss.detach() * divisor, terms, chosen)
@@ -143,15 +143,17 @@ def _around(
 
 
 @torch.no_grad()
-def _nll_sum(outputs: Any, chosen: positions.Selection) -> Tensor:
-    """For the logs: NLL summed over supervised tokens, from what a forward without a loss has computed anyway."""
+def _nll_sum(outputs: Any, chosen: positions.Selection, kept: int | Tensor) -> Tensor:
+    """For the logs: NLL summed over supervised tokens, from what a forward without a loss has computed anyway, at the
+    positions ``kept`` (its ``logits_to_keep``).
+    """
     log_probs = getattr(outputs, "log_probs", None)
     if log_probs is not None:
         return -log_probs.float().sum()
     logits = outputs[0] if isinstance(outputs, tuple) else outputs.logits
-    supervised = chosen.targets != positions.IGNORE_INDEX
-    index, targets = chosen.index[supervised].to(logits.device), chosen.targets[supervised].to(logits.device)
-    return nn.functional.cross_entropy(logits.flatten(0, 1)[index].float(), targets, reduction="sum")
+    targets = positions.kept_targets(chosen, len(logits), kept).flatten().to(logits.device)
+    supervised = targets != positions.IGNORE_INDEX
+    return nn.functional.cross_entropy(logits.flatten(0, 1)[supervised].float(), targets[supervised], reduction="sum")
 
 
 class _Frame:

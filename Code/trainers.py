@@ -1,9 +1,9 @@
 """The HF Trainer and its subclasses (TRL, LLaMA-Factory, ms-swift): what a step needs to know of them, and they of it.
 
 Most trainers backpropagate ``outputs.loss``. Two kinds do not: those that keep the labels from the model (label
-smoothing, ``compute_loss_func``, TRL's "dft" until 1.14), and TRL from 1.15 on, which reads ``outputs.log_probs``
-instead. For these the term is added to what ``Trainer.compute_loss`` returns. Both that and the logs are wrapped in
-memory; no file is touched.
+smoothing, ``compute_loss_func``, TRL's "dft" until 1.14, ms-swift's weighted losses), and TRL from 1.15 on, which
+reads ``outputs.log_probs`` instead. For these the term is added to what ``Trainer.compute_loss`` returns. Both that and
+the logs are wrapped in memory; no file is touched.
 """
 
 from __future__ import annotations
@@ -25,9 +25,7 @@ class Step:
 
     def __init__(self, trainer: Any, inputs: Any, num_items: Any) -> None:
         self.labels = inputs.get("labels") if isinstance(inputs, Mapping) else None  # (B, T), or None: not SFT
-        self.keeps_labels = (
-            trainer.label_smoother is not None or getattr(trainer, "compute_loss_func", None) is not None
-        )
+        self.keeps_labels = _keeps_labels(trainer, inputs)
         self.num_items = num_items
         self.acted = False
         self.term: Tensor | None = None  # () sum of weighted KL, to be added to the trainer's loss
@@ -50,6 +48,16 @@ class Step:
             tensor_parallel = trainer.get_tp_size() if hasattr(trainer, "get_tp_size") else 1
             share = share * (trainer.accelerator.num_processes // tensor_parallel)
         return share
+
+
+def _keeps_labels(trainer: Any, inputs: Any) -> bool:
+    """Whether the trainer takes the labels out of ``inputs`` before it calls the model."""
+    return (
+        trainer.label_smoother is not None
+        or getattr(trainer, "compute_loss_func", None) is not None
+        or (isinstance(inputs, Mapping) and "loss_scale" in inputs)  # ms-swift: swift/trainers/seq2seq_trainer.py
+        or any(getattr(trainer.args, name, False) for name in ("enable_dft_loss", "enable_channel_loss"))
+    )
 
 
 _current: Step | None = None

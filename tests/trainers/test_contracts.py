@@ -7,6 +7,8 @@ The libraries themselves run in `nox -s trainers` (trl_stack.py).
 from __future__ import annotations
 
 import inspect
+import re
+from pathlib import Path
 from types import MethodType
 
 import pytest
@@ -28,6 +30,13 @@ def said(monkeypatch):
     monkeypatch.setattr(watch.logger, "warning", found.append)
     metrics.RUNNING.clear()
     return found
+
+
+def is_documented(message):
+    """Whether docs/trainers.md shows this message, whatever the files and lines in it."""
+    page = (Path(__file__).parent.parent.parent / "docs" / "trainers.md").read_text(encoding="utf-8")
+    message, page = (re.sub(r"\(\S+:\d+\)", "(FILE)", " ".join(text.split())) for text in (message, page))
+    return message in page
 
 
 def plain(data=None, **extra):
@@ -165,8 +174,9 @@ def run(tmp_path, cls=Run, steps=1, model=None, compute_loss_func=None, **argume
     extra = {"compute_loss_func": compute_loss_func} if compute_loss_func else {}
     trainer = cls(
         model or with_lora(base()),
-        TrainingArguments(tmp_path, max_steps=steps, per_device_train_batch_size=4, logging_steps=1, report_to=[],
-                          save_strategy="no", disable_tqdm=True, use_cpu=True, label_names=["labels"], **arguments),
+        TrainingArguments(tmp_path, max_steps=steps, logging_steps=1, report_to=[], save_strategy="no",
+                          disable_tqdm=True, use_cpu=True, label_names=["labels"],
+                          **{"per_device_train_batch_size": 4, **arguments}),
         train_dataset=Rows(),
         **extra,
     )  # fmt: skip
@@ -183,13 +193,63 @@ def mean_loss(outputs, labels, num_items_in_batch=None):
 def test_a_trainer_that_keeps_the_labels_gets_the_term_all_the_same(tmp_path, how, said):
     """The stock loss of such a trainer plus alpha * KL: what the plain trainer's gradients differ by."""
     options = {"label_smoothing_factor": 0.1} if how == "label smoothing" else {"compute_loss_func": mean_loss}
-    term = {n: run(tmp_path).found[n] - g for n, g in stock_gradients(lambda: run(tmp_path).found).items()}
+    with_term, without = run(tmp_path).found, stock_gradients(lambda: run(tmp_path).found)
+    term = {n: with_term[n] - without[n] for n in without}
     stock = stock_gradients(lambda: run(tmp_path, **options).found)
     metrics.RUNNING.clear()
     trainer = run(tmp_path, **options)
     # label smoothing makes a mean of the micro-batch, which here is the whole batch
     assert worst_error(trainer.found, {n: stock[n] + term[n] for n in stock}) < 1e-3
     assert trainer.state.log_history[0]["selfaug/kl"] > 1e-4
+    assert said == []
+
+
+class Swift(Run):
+    """ms-swift's Seq2SeqTrainer: it cuts the labels, and for its dft and weighted losses takes them from the model."""
+
+    cut, scale = True, False
+
+    def _prepare_inputs(self, inputs):
+        inputs = super()._prepare_inputs(inputs)
+        if self.scale:
+            inputs["loss_scale"] = (inputs["labels"] != -100).float()
+        return swift_inputs(inputs) if self.cut else inputs
+
+    def compute_loss(self, model, inputs, num_items_in_batch=None, **kwargs):
+        if inputs.pop("loss_scale", None) is None:
+            return super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch, **kwargs)
+        labels = inputs.pop("labels")
+        logits = model(**inputs).logits[:, :-1].flatten(0, 1)
+        return torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten(), reduction="sum") / num_items_in_batch
+
+
+@pytest.mark.parametrize("rows", [1, 4], ids=["bool mask", "int suffix"])
+@pytest.mark.parametrize("how", ["label smoothing", "loss_scale"])
+def test_ms_swift_acts_where_it_cuts_the_labels_and_keeps_them_too(tmp_path, how, rows, said):
+    class Whole(Swift):
+        cut = False
+        scale = how == "loss_scale"
+
+    class Cut(Swift):
+        scale = how == "loss_scale"
+
+    class Plain(Swift):
+        cut = False
+
+    def one(cls, **arguments):
+        smoothing = {"label_smoothing_factor": 0.1} if how == "label smoothing" and cls is not Plain else {}
+        return run(tmp_path, cls, per_device_train_batch_size=rows, **smoothing, **arguments)
+
+    with_term, without = one(Plain).found, stock_gradients(lambda: one(Plain).found)
+    term = {n: with_term[n] - without[n] for n in without}
+    stock = stock_gradients(lambda: one(Whole).found)
+    metrics.RUNNING.clear()
+    cut = one(Cut)
+    assert worst_error(cut.found, {n: stock[n] + term[n] for n in stock}) < 1e-3
+    metrics.RUNNING.clear()
+    whole = one(Whole)
+    for name in ("selfaug/kl", "selfaug/nll"):
+        assert cut.state.log_history[0][name] == pytest.approx(whole.state.log_history[0][name], rel=1e-5)
     assert said == []
 
 
@@ -209,6 +269,7 @@ def test_a_trainer_that_goes_past_the_model_is_told_with_the_forward_that_ran(tm
     assert "OwnLoss.compute_loss (" in said[0]
     assert "Qwen2ForCausalLM.forward (" in said[0]
     assert "set SELFAUG=0" in said[0]
+    assert is_documented(said[0])
 
 
 def test_with_strict_the_same_is_an_error(tmp_path):
@@ -216,18 +277,19 @@ def test_with_strict_the_same_is_an_error(tmp_path):
         run(tmp_path, OwnLoss, steps=3)
 
 
+def no_loss(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
+    return CausalLMOutputWithPast(logits=self.lm_head(self.model(input_ids)[0]))
+
+
 def test_a_forward_without_a_loss_is_told(said):
     model = with_lora(base())
     inner = model.get_base_model()
-
-    def no_loss(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
-        return CausalLMOutputWithPast(logits=self.lm_head(self.model(input_ids)[0]))
-
     inner.forward = MethodType(no_loss, inner)
     model(**batch())
     assert len(said) == 1
     assert "a forward returned without a loss that the term could be added to" in said[0]
     assert "no_loss (" in said[0]
+    assert is_documented(said[0])
 
 
 def test_losses_that_nobody_uses_are_told(said):
@@ -236,6 +298,7 @@ def test_losses_that_nobody_uses_are_told(said):
         model(**batch())
     assert len(said) == 1
     assert "the losses that the model returned were never backpropagated" in said[0]
+    assert is_documented(said[0])
 
 
 class Preferences(Run):
