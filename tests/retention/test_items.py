@@ -46,6 +46,9 @@ def test_a_file_that_is_not_ours_is_measured_anew(file, text):
     assert Items(file).keys == {}
 
 
-def test_a_key_tells_what_it_was_made_of():
+def test_a_key_tells_what_it_was_made_of(monkeypatch):
     assert key([1, 2], "x") == key([1, 2], "x")
     assert len({key([1, 2], "x"), key([1], [2], "x"), key([1, 2, "x"])}) == 3
+    before = key("x")
+    monkeypatch.setattr("selfaug.retention.items.FORMAT", 0)
+    assert key("x") != before

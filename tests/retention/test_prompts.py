@@ -30,7 +30,7 @@ def file(tmp_path):
         pytest.param({"messages": [USER, ASSISTANT]}, [USER], ("oak",), id="messages with the answer"),
         pytest.param({"messages": [USER, ASSISTANT], "answer": "elm"}, [USER], ("elm",), id="the column counts more"),
         pytest.param({"messages": [USER], "answer": "oak"}, [USER], ("oak",), id="messages without the answer"),
-        pytest.param({"prompt": "Q?\nA:", "completion": " oak"}, "Q?\nA:", (" oak",), id="completion: the prompt as it stands"),
+        pytest.param({"prompt": "Q?\nA:", "completion": " oak"}, "Q?\nA:", (" oak",), id="prompt and completion"),
         pytest.param({"prompt": [USER], "completion": [ASSISTANT]}, [USER], ("oak",), id="conversational completion"),
     ],
 )  # fmt: skip
