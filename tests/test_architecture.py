@@ -56,13 +56,21 @@ def test_the_runtime_never_imports_the_patcher_and_needs_peft_only_in_its_self_t
         assert "Code" not in found, name
 
 
-def test_self_dialogues_share_nothing_with_the_loss():
+def test_self_dialogues_and_retention_share_nothing_with_the_loss():
     for name, found in modules("Code").items():
-        own = {other[1:] for other in found if other.startswith(".")}
-        if name.startswith("self_dialogue."):
-            assert {other for other in own if not other.startswith("self_dialogue.")} <= {"__version__"}, name
-        else:
-            assert not {other for other in own if other.startswith("self_dialogue")}, name
+        package = name.rpartition(".")[0]
+        allowed = {"": ["__version__"], "self_dialogue": [], "retention": ["self_dialogue"]}
+        for other in (other[1:].split(".")[0] for other in found if other.startswith(".")):
+            if package:
+                assert other in (package, "__version__", *allowed[package]), name
+            else:
+                assert other not in allowed, name
+
+
+def test_retention_loads_what_is_optional_only_when_it_is_needed():
+    for name, found in modules("Code").items():
+        if name.startswith("retention."):
+            assert not found & {"selfaug", "peft", "matplotlib"} or name == "retention.plots", name
 
 
 @pytest.mark.parametrize("folder", ["Code", "selfaug_patcher"])
