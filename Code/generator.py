@@ -33,18 +33,13 @@ class TransformersGenerator:
     def __init__(
         self, model: str, dtype: str, device: str, revision: str | None, sampling: Sampling, seed: int
     ) -> None:
-        import torch
-        import transformers
-        from packaging.version import Version
-        from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+        from transformers import AutoTokenizer, GenerationConfig
 
         self.tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
-        keyword = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
-        kind = dtype if dtype == "auto" else getattr(torch, dtype)
-        self.model = AutoModelForCausalLM.from_pretrained(model, revision=revision, **{keyword: kind}).to(device).eval()
+        self.model = load_model(model, dtype, device, revision)
         own = self.model.generation_config
-        self.eos = _listed(own.eos_token_id)
-        self.pad = next(iter([*_listed(self.tokenizer.pad_token_id), *_listed(own.pad_token_id), *self.eos]), 0)
+        self.eos = listed(own.eos_token_id)
+        self.pad = next(iter([*listed(self.tokenizer.pad_token_id), *listed(own.pad_token_id), *self.eos]), 0)
         self.model.generation_config = GenerationConfig(do_sample=False, pad_token_id=self.pad)
         self.sampling, self.seed = sampling, seed
         self.limit = getattr(self.model.config, "max_position_embeddings", None)
@@ -88,7 +83,7 @@ class VllmGenerator:
         self.vllm = optional("vllm", "--backend vllm")
         self.engine = self.vllm.LLM(model=model, revision=revision, dtype=dtype, seed=seed)
         self.tokenizer = self.engine.get_tokenizer()
-        self.eos = _listed(self.tokenizer.eos_token_id)
+        self.eos = listed(self.tokenizer.eos_token_id)
         self.sampling, self.seed = sampling, seed
         config = self.engine.llm_engine.model_config
         self.limit = config.max_model_len
@@ -122,6 +117,29 @@ class VllmGenerator:
 BACKENDS = {"transformers": TransformersGenerator, "vllm": VllmGenerator}
 
 
+def load_model(model: str, dtype: str, device: str, revision: str | None = None) -> Any:
+    """A causal language model on ``device``, in eval mode. ``dtype``: a torch type by name, or auto for the
+    checkpoint's own.
+    """
+    import torch
+    import transformers
+    from packaging.version import Version
+
+    keyword = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
+    kind = dtype if dtype == "auto" else getattr(torch, dtype)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(model, revision=revision, **{keyword: kind})
+    return loaded.to(device).eval()
+
+
+def default_device() -> str:
+    """The accelerator if there is one."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
 def weights_hash(model: str) -> str | None:
     """sha256 over the weight files of a local folder, in the order of their names; None for a name on the hub."""
     if not Path(model).is_dir():
@@ -137,5 +155,6 @@ def weights_hash(model: str) -> str | None:
     return whole.hexdigest()
 
 
-def _listed(value: Any) -> list[int]:
+def listed(value: Any) -> list[int]:
+    """Token ids, of which configs hold none, one or several."""
     return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]

@@ -15,7 +15,7 @@ from .chat import Chat
 from .dialogue_log import DialogueLog
 from .dialogues import Plan, Writer, Written
 from .filters import Filters, Limits
-from .generator import BACKENDS
+from .generator import BACKENDS, default_device
 from .nucleus import Sampling
 from .overlap import EvaluationSets
 from .refusal import Refusal
@@ -51,7 +51,7 @@ def generate(args: Namespace) -> dict[str, Any]:
     )
     Filters(limits)  # near duplicates need a library: know before the model is loaded
     generator = BACKENDS[args.backend](
-        args.model, args.dtype, args.device or _device(), args.revision, sampling, args.seed
+        args.model, args.dtype, args.device or default_device(), args.revision, sampling, args.seed
     )
     chat = Chat(generator.tokenizer, args.template, generator.eos)
     filters = Filters(limits, chat.special_texts(), evaluation)
@@ -158,14 +158,6 @@ def _goal(args: Namespace, tokenizer: Any) -> tuple[str, float]:
     for file in args.task:
         task += tally(file, tokenizer)
     return mixture.BY[args.by], max(1, round(mixture.wanted(args.ratio, task, args.by)))
-
-
-def _device() -> str:
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def _tokenizer(args: Namespace) -> Any:

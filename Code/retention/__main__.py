@@ -1,0 +1,140 @@
+"""Measure what adapters have learned from a task, and what the base model's own behaviour they have kept.
+
+    python -m selfaug.retention --base MODEL --adapter lora=DIR --adapter selfaug=DIR --task task.jsonl --out DIR
+
+Writes items/NAME.json (every single answer), retention.json, retention.md and plots into --out. A second run measures
+only what is new; docs/retention.md says what each figure means.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..refusal import Refusal
+from . import prompts, report, summary
+
+NAME = re.compile(r"[\w.+-]+")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; 0 done, 1 refused, 2 usage, 130 interrupted."""
+    args = parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        run(args)
+    except Refusal as refusal:
+        print(refusal, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\nstopped; {args.out} has what was measured. The same command goes on from here.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    whole = argparse.ArgumentParser(
+        prog=f"python -m {__package__}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    whole.add_argument("--base", required=True, metavar="MODEL", help="name on the hub, or a folder")
+    whole.add_argument(
+        "--adapter", required=True, action="append", metavar="[NAME=]DIR", help="once per adapter; the first is the "
+        "one that others are compared with",
+    )  # fmt: skip
+    whole.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the figures")
+
+    kept = whole.add_argument_group("kept")
+    kept.add_argument("--general", type=Path, metavar="FILE", help="general instructions (default: our own)")
+    kept.add_argument("--general-count", type=_whole, metavar="N", help="take N of them, evenly (default: all)")
+    kept.add_argument("--answer-limit", type=_whole, default=128, metavar="N", help="tokens (default: 128)")
+
+    learned = whole.add_argument_group("learned")
+    learned.add_argument("--task", type=Path, metavar="FILE", help="questions with answers, JSONL")
+    learned.add_argument("--task-count", type=_whole, metavar="N", help="take N of them, evenly (default: all)")
+    learned.add_argument("--task-answer-limit", type=_whole, default=32, metavar="N", help="tokens (default: 32)")
+    learned.add_argument("--no-input-kl", action="store_true", help="leave out the KL at the task's input positions")
+
+    model = whole.add_argument_group("model")
+    model.add_argument("--batch-size", type=_whole, default=24, metavar="N", help="answers at a time (default: 24)")
+    model.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
+    model.add_argument("--device", help="default: the accelerator if there is one, else the CPU")
+    model.add_argument("--template", help="chat template instead of the tokenizer's: plain, or a file with Jinja")
+    return whole
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure, and write everything.
+
+    Raises:
+        Refusal: before the model is loaded wherever it can be.
+    """
+    adapters = named(args.adapter)
+    general = prompts.general(args.general, args.general_count)
+    task = prompts.task(args.task, args.task_count) if args.task else []
+
+    from ..generator import default_device
+    from .bench import Bench, adapter_hash
+    from .measurement import Measurement, Plan
+
+    hashes = {name: adapter_hash(folder) for name, folder in adapters.items()}
+    bench = Bench(args.base, args.dtype, args.device or default_device(), args.template)
+    plan = Plan(general, task, args.answer_limit, args.task_answer_limit, args.batch_size, not args.no_input_kl)
+    measurement = Measurement(bench, plan, args.out / "items")
+    base = measurement.base()
+    models = {summary.BASE: base}
+    for name, folder in adapters.items():
+        models[name] = measurement.adapter(name, folder, base)
+        measurement.complete(base, models[name])
+    settings = {
+        "base": args.base,
+        "adapters": {name: {"folder": str(folder), "sha256": hashes[name]} for name, folder in adapters.items()},
+        "compared_with": next(iter(adapters)),
+        "general": {"file": args.general and str(args.general), "count": len(general), "limit": plan.answer_limit},
+        "task": {"file": args.task and str(args.task), "count": len(task), "limit": plan.task_answer_limit},
+        "dtype": args.dtype,
+        "batch_size": args.batch_size,
+    }
+    result: dict[str, Any] = {"settings": settings, **summary.summarise(models, task)}
+    write(args.out, result)
+
+
+def write(folder: Path, result: dict[str, Any]) -> None:
+    files = {"retention.json": json.dumps(result, indent=1) + "\n", "retention.md": report.markdown(result)}
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+        print(folder / name)
+
+
+def named(given: Sequence[str]) -> dict[str, Path]:
+    """Adapter folders by name: NAME=DIR, or the folder's own name.
+
+    Raises:
+        Refusal: a name is taken, or is none.
+    """
+    found: dict[str, Path] = {}
+    for one in given:
+        name, equals, folder = one.partition("=")
+        if not equals or not NAME.fullmatch(name):
+            name, folder = Path(one).resolve().name, one
+        if not NAME.fullmatch(name) or name.startswith("."):
+            raise Refusal("bad-name", "this is no name for an adapter", "letters, digits, . _ + -", name, "NAME=DIR")
+        if name in found or name == summary.BASE:
+            raise Refusal("bad-name", f"the name {name} is taken", do="--adapter NAME=DIR with another NAME")
+        found[name] = Path(folder)
+    return found
+
+
+def _whole(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

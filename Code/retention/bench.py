@@ -1,0 +1,165 @@
+"""The base model, its tokenizer, and one adapter at a time on the same weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..chat import Chat, Ending
+from ..generator import listed, load_model, weights_hash
+from ..manifest import sha256
+from ..refusal import Refusal, optional
+from .prompts import Prompt
+
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+PROBE = 8  # tokens
+
+
+class Bench:
+    """Prompts can be encoded and checked at once; the weights are loaded when they are first needed.
+
+    Raises:
+        Refusal: there is no such model.
+    """
+
+    def __init__(self, base: str, dtype: str, device: str, template: str | None = None) -> None:
+        from transformers import AutoConfig, AutoTokenizer
+
+        self.base, self.dtype, self.device = base, dtype, device
+        try:
+            self.config = AutoConfig.from_pretrained(base)
+            self.tokenizer = AutoTokenizer.from_pretrained(base)
+        except (OSError, ValueError) as error:
+            raise Refusal(
+                "no-model", f"cannot load {base}", "a folder, or a name on the hub", _first_line(error)
+            ) from None
+        self.eos = [*listed(self.config.eos_token_id), *_generation_eos(base)]
+        self._template = template
+
+    @cached_property
+    def identity(self) -> list[str | None]:
+        """What tells this base model from others: its weights, its config, and the type they are loaded as."""
+        revision = getattr(self.config, "_commit_hash", None)
+        local = Path(self.base).is_dir()
+        weights = weights_hash(self.base) if local else f"{self.base}@{revision}"
+        return [weights, sha256(Path(self.base) / "config.json") if local else None, self.dtype]
+
+    @cached_property
+    def chat(self) -> Chat:
+        return Chat(self.tokenizer, self._template, self.eos)
+
+    @cached_property
+    def ending(self) -> Ending:
+        """What ends an answer: the chat template's marker, or the end of text for a model without one."""
+        if self.tokenizer.chat_template or self._template:
+            return self.chat.assistant_ending
+        return Ending(tuple(sorted({*self.eos, *listed(self.tokenizer.eos_token_id)})))
+
+    def encode(self, prompts: Sequence[Prompt], limit: int) -> list[list[int]]:
+        """Token ids, with the chat template around conversations.
+
+        Raises:
+            Refusal: with an answer of ``limit`` tokens, a prompt does not fit into the model.
+        """
+        window = getattr(self.config, "max_position_embeddings", None)
+        found = [self._ids(prompt) for prompt in prompts]
+        for prompt, ids in zip(prompts, found):
+            if not ids:
+                raise Refusal("malformed-row", f"{prompt.where}: the prompt has no tokens")
+            if window and len(ids) + limit > window:
+                raise Refusal(
+                    "too-long", f"{prompt.where or prompt.text()[:60]}: prompt and answer do not fit into the model",
+                    f"at most {window} tokens", f"{len(ids)} and {limit}", "a shorter prompt, or a lower answer limit",
+                )  # fmt: skip
+        return found
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        if not isinstance(prompt.content, str):
+            return self.chat.assistant_prompt(prompt.content)
+        begins = bool(self.tokenizer.bos_token) and prompt.content.startswith(self.tokenizer.bos_token)
+        return list(self.tokenizer(prompt.content, add_special_tokens=not begins)["input_ids"])
+
+    @cached_property
+    def model(self) -> Any:
+        from transformers import GenerationConfig
+
+        model = load_model(self.base, self.dtype, self.device)
+        pad = (self.ending.tokens or (0,))[0]
+        # a model's own sampling defaults and penalties must not enter a greedy answer
+        model.generation_config = GenerationConfig(
+            do_sample=False, eos_token_id=list(self.ending.tokens) or None, pad_token_id=pad
+        )
+        return model
+
+    @contextmanager
+    def adapter(self, folder: Path) -> Iterator[Any]:
+        """The base model with the adapter on it, which is taken off afterwards.
+
+        Raises:
+            Refusal: it cannot be loaded, or with it switched off the model is not the base model any more.
+        """
+        peft = optional("peft", "measuring an adapter")
+        before = self._probe(self.model)
+        try:
+            tuned = peft.PeftModel.from_pretrained(self.model, str(folder)).eval()
+        except Exception as error:  # peft has no error of its own for an adapter that does not fit
+            raise Refusal(
+                "no-adapter", f"cannot load {folder}", f"a PEFT adapter for {self.base}", _first_line(error)
+            ) from error
+        if tuned.active_peft_config.is_prompt_learning:
+            raise Refusal(
+                "other-adapter", f"{folder} is a prompt, not weights", "LoRA or another adapter of weights",
+                str(tuned.active_peft_config.peft_type.value),
+            )  # fmt: skip
+        with tuned.disable_adapter():
+            difference = (self._probe(tuned.get_base_model()) - before).abs().max().item()
+        if difference > 1e-5 * before.abs().max().item():
+            raise Refusal(
+                "not-the-base", f"{folder}: with the adapter switched off, this is not the base model",
+                f"the same logits as {self.base} without an adapter", f"logits that differ by up to {difference:.2g}",
+                "measure an adapter that leaves the base weights alone (bias='none'; not PiSSA, OLoRA, LoftQ)",
+            )  # fmt: skip
+        yield tuned
+        self.__dict__["model"] = tuned.unload()
+
+    @torch.no_grad()
+    def _probe(self, model: Any) -> Tensor:
+        return model(input_ids=torch.arange(PROBE, device=model.device)[None]).logits.float()
+
+
+def adapter_hash(folder: Path) -> str:
+    """sha256 of an adapter's weights and its config.
+
+    Raises:
+        Refusal: the folder holds no adapter.
+    """
+    weights = [folder / name for name in ADAPTER_WEIGHTS if (folder / name).is_file()]
+    config = folder / "adapter_config.json"
+    if not weights or not config.is_file():
+        raise Refusal(
+            "no-adapter", f"{folder} holds no adapter", f"adapter_config.json and {ADAPTER_WEIGHTS[0]}",
+            "no such folder" if not folder.is_dir() else "neither or one of them",
+            "the folder that model.save_pretrained wrote",
+        )  # fmt: skip
+    return hashlib.sha256(json.dumps([sha256(file) for file in (weights[0], config)]).encode()).hexdigest()
+
+
+def _generation_eos(base: str) -> list[int]:
+    from transformers import GenerationConfig
+
+    try:
+        return listed(GenerationConfig.from_pretrained(base).eos_token_id)
+    except (OSError, ValueError):
+        return []
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"

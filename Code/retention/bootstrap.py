@@ -1,0 +1,91 @@
+"""Standard errors and paired bootstrap intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from math import sqrt
+from statistics import fmean, pstdev
+from typing import Any, NamedTuple
+
+RESAMPLES = 10_000
+_BLOCK = 1000
+
+
+class Interval(NamedTuple):
+    """A mean and the bounds of its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def excludes_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Standard error of the mean: s / sqrt(n), with the sample's s (n - 1 below the line). 0 for a single value."""
+    if len(values) < 2:
+        return 0.0
+    return pstdev(values) / sqrt(len(values) - 1)
+
+
+def ratio_error(values: Sequence[float], weights: Sequence[float]) -> float:
+    """Standard error of sum(values * weights) / sum(weights) over items that were drawn at random, both with their
+    weight: that of the residuals (linearisation).
+    """
+    whole = sum(weights)
+    mean = sum(v * w for v, w in zip(values, weights)) / whole
+    return standard_error([(v - mean) * w * len(weights) / whole for v, w in zip(values, weights)])
+
+
+def paired_difference(ours: Sequence[float], theirs: Sequence[float], seed: int = 0) -> Interval:
+    """Mean of ``ours[i] - theirs[i]`` with its 95 % percentile interval.
+
+    Both were measured on the same items, so items are resampled, not values: what makes an item hard or easy for both
+    cancels out.
+
+    Raises:
+        ValueError: the two differ in length, or are empty.
+    """
+    if len(ours) != len(theirs):
+        raise ValueError(f"not paired: {len(ours)} values against {len(theirs)}")
+    return mean_interval([a - b for a, b in zip(ours, theirs)], seed)
+
+
+def mean_interval(values: Sequence[float], seed: int = 0) -> Interval:
+    """Mean of ``values`` with its 95 % percentile interval over ``RESAMPLES`` resamples with replacement."""
+    return bounds(fmean(values) if values else 0.0, resampled([values], seed)[:, 0] / max(1, len(values)))
+
+
+def resampled(columns: Sequence[Sequence[float]], seed: int = 0) -> Any:
+    """Sums of each column over resampled items: (RESAMPLES, columns) float64. The same items in all columns.
+
+    Raises:
+        ValueError: a column is empty.
+    """
+    import numpy
+
+    if not columns or not len(columns[0]):
+        raise ValueError("no values to resample")
+    values = numpy.asarray(columns, dtype=numpy.float64).T
+    drawn = _drawn(len(values), seed)
+    return numpy.concatenate([drawn[at : at + _BLOCK] @ values for at in range(0, RESAMPLES, _BLOCK)])
+
+
+def bounds(mean: float, means: Any) -> Interval:
+    """The 95 % percentile interval of resampled means."""
+    ordered = sorted(means.tolist())
+    return Interval(mean, ordered[round(0.025 * len(ordered))], ordered[round(0.975 * len(ordered)) - 1])
+
+
+@lru_cache(maxsize=4)
+def _drawn(items: int, seed: int) -> Any:
+    """How often each item is in each resample: (RESAMPLES, items), made once for all figures of these items."""
+    import numpy
+
+    rng = numpy.random.default_rng(seed)
+    rows = [
+        numpy.bincount(rng.integers(items, size=items), minlength=items).astype(numpy.uint16) for _ in range(RESAMPLES)
+    ]
+    return numpy.stack(rows)

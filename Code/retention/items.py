@@ -1,0 +1,80 @@
+"""The figures of every single prompt of one model, in one file, and which of them still hold."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+GENERAL, TASK = "general", "task"
+# what is measured at a time -> the rows that it belongs to, and its columns
+SECTIONS = {
+    "answers": (GENERAL, ("prompt", "answer", "length", "ended", "list", "one_word", "ids")),
+    "drift": (GENERAL, ("kl", "reverse_kl", "top1", "base_nll", "nll", "tokens", "kl_by_position")),
+    "scores": (TASK, ("answer", "exact_match", "contains", "f1")),
+    "input": (TASK, ("input_kl", "input_top1")),
+}
+
+
+def key(*parts: Any) -> str:
+    """What a section depends on, as a hash."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+class Items:
+    """``FILE``: {"keys": {section: key}, "general": [{…}, one per instruction], "task": [{…}, one per question]}.
+
+    A section that was measured before with the same key is not measured again.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.keys: dict[str, str] = {}
+        self.rows: dict[str, list[dict[str, Any]]] = {GENERAL: [], TASK: []}
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            self.keys, self.rows = dict(content["keys"]), {name: list(content[name]) for name in self.rows}
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # not there, or not ours: measure anew
+
+    def has(self, section: str, key: str) -> bool:
+        return self.keys.get(section) == key
+
+    def put(self, section: str, key: str, rows: Sequence[dict[str, Any]]) -> None:
+        """Replace the section's columns and write the file."""
+        name, _ = SECTIONS[section]
+        if len(self.rows[name]) != len(rows):
+            self.drop(name)
+            self.rows[name] = [{} for _ in rows]
+        for row, figures in zip(self.rows[name], rows):
+            row.update(figures)
+        self.keys[section] = key
+        self.write()
+
+    def keep(self, keys: dict[str, str]) -> None:
+        """Drop the sections that are not in ``keys``, or have another key."""
+        for section in [name for name, known in self.keys.items() if keys.get(name) != known]:
+            del self.keys[section]
+            name, columns = SECTIONS[section]
+            for row in self.rows[name]:
+                for column in columns:
+                    row.pop(column, None)
+        for name in self.rows:
+            if not any(SECTIONS[section][0] == name for section in self.keys):
+                self.rows[name] = []
+
+    def drop(self, name: str) -> None:
+        self.keys = {section: known for section, known in self.keys.items() if SECTIONS[section][0] != name}
+        self.rows[name] = []
+
+    def write(self) -> None:
+        """One line per row; the file is replaced whole."""
+        parts = [f'"keys": {json.dumps(self.keys)}']
+        for name, rows in self.rows.items():
+            lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+            parts.append(f'"{name}": [\n{lines}\n]')
+        temporary = self.file.with_name(f".{self.file.name}.new")
+        temporary.write_text("{" + ",\n".join(parts) + "}\n", encoding="utf-8")
+        temporary.replace(self.file)

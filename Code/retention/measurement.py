@@ -1,0 +1,141 @@
+"""Measures the base model and each adapter, section by section; what an earlier run measured is not measured again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import drift
+from .answers import Answer, greedy
+from .bench import Bench, adapter_hash
+from .drift import Stretch
+from .form import has_list, one_word
+from .items import Items, key
+from .prompts import Prompt
+from .scores import score
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every model is asked. ``batch_size``: answers that are generated at a time."""
+
+    general: list[Prompt]
+    task: list[Prompt]
+    answer_limit: int
+    task_answer_limit: int
+    batch_size: int
+    input_kl: bool
+
+
+class Measurement:
+    """Items of one model after another, in ``folder``.
+
+    Raises:
+        Refusal: a prompt does not fit into the model.
+    """
+
+    def __init__(self, bench: Bench, plan: Plan, folder: Path) -> None:
+        self.bench, self.plan, self.folder = bench, plan, folder
+        self.general = bench.encode(plan.general, plan.answer_limit)
+        self.task = bench.encode(plan.task, plan.task_answer_limit)
+        ending = bench.ending
+        common = [bench.identity, ending.tokens, ending.strings]
+        self._answers_key = key(common, self.general, plan.answer_limit)
+        accepted = [prompt.accepted for prompt in plan.task]
+        self._scores_key = key(common, self.task, plan.task_answer_limit, accepted)
+        self._input_key = key(common, self.task)
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def base(self) -> Items:
+        """The base model's own answers, which every adapter is measured on."""
+        items = Items(self.folder / "base.json")
+        keys = {"answers": self._answers_key, "scores": self._scores_key}
+        items.keep({**keys, "drift": items.keys.get("drift", "") if items.has("answers", keys["answers"]) else ""})
+        if not items.has("answers", keys["answers"]):
+            answers = self._answer(self.bench.model, self.general, self.plan.answer_limit, "base, instructions")
+            rows = [{"prompt": prompt.text(), "ids": answer.ids} for prompt, answer in zip(self.plan.general, answers)]
+            items.put("answers", keys["answers"], [{**row, **_said(one)} for row, one in zip(rows, answers)])
+        self._scores(items, keys["scores"], "base", lambda: self.bench.model)
+        return items
+
+    def adapter(self, name: str, folder: Path, base: Items) -> Items:
+        """An adapter's answers, and how far it has moved from the base."""
+        items = Items(self.folder / f"{name}.json")
+        own = adapter_hash(folder)
+        ids = [row["ids"] for row in base.rows["general"]]
+        keys = {
+            "answers": key(own, self._answers_key),
+            "drift": key(own, self._answers_key, ids),
+            "scores": key(own, self._scores_key),
+            "input": key(own, self._input_key),
+        }
+        items.keep(keys if self.plan.input_kl else {**keys, "input": ""})
+        wanted = ["answers", "drift", *(["scores"] if self.task else [])]
+        wanted += ["input"] if self.plan.input_kl and self.task else []
+        if all(items.has(section, keys[section]) for section in wanted):
+            print(f"{name}: measured before", flush=True)
+            return items
+        with self.bench.adapter(folder) as model:
+            if not items.has("answers", keys["answers"]):
+                answers = self._answer(model, self.general, self.plan.answer_limit, f"{name}, instructions")
+                items.put("answers", keys["answers"], [_said(answer) for answer in answers])
+            self._scores(items, keys["scores"], name, lambda: model)
+            if not items.has("drift", keys["drift"]):
+                stretches = [Stretch.of_answer(prompt, answer) for prompt, answer in zip(self.general, ids)]
+                found = self._drift(model, stretches, f"{name}, drift")
+                items.put("drift", keys["drift"], [_drifted(figures) for figures in found])
+            if "input" in wanted and not items.has("input", keys["input"]):
+                found = self._drift(model, [Stretch.of_input(prompt) for prompt in self.task], f"{name}, task input")
+                means = [figures.mean(0).tolist() for figures in found]
+                rows = [{"input_kl": mean[drift.KL], "input_top1": mean[drift.TOP1]} for mean in means]
+                items.put("input", keys["input"], rows)
+        return items
+
+    def complete(self, base: Items, tuned: Items) -> None:
+        """The base model's likelihood of its own answers was measured beside the first adapter's."""
+        known = key([row["ids"] for row in base.rows["general"]])
+        if not base.has("drift", known):
+            rows = [{"nll": row["base_nll"], "tokens": row["tokens"]} for row in tuned.rows["general"]]
+            same = {"kl": 0.0, "reverse_kl": 0.0, "top1": 1.0}
+            base.put("drift", known, [{**same, **row, "base_nll": row["nll"]} for row in rows])
+
+    def _answer(self, model: Any, prompts: Sequence[list[int]], limit: int, label: str) -> list[Answer]:
+        def progress(done: int) -> None:
+            print(f"{label}: {done}/{len(prompts)}", flush=True)
+
+        return greedy(model, self.bench.tokenizer, prompts, limit, self.bench.ending, self.plan.batch_size, progress)
+
+    def _scores(self, items: Items, key: str, name: str, model: Callable[[], Any]) -> None:
+        if self.task and not items.has("scores", key):
+            answers = self._answer(model(), self.task, self.plan.task_answer_limit, f"{name}, task")
+            pairs = zip(self.plan.task, answers)
+            rows = [{"answer": said.text, **score(said.text, prompt.accepted)} for prompt, said in pairs]
+            items.put("scores", key, rows)
+
+    def _drift(self, model: Any, stretches: Sequence[Stretch], label: str) -> list[Any]:
+        found: dict[int, Any] = {}
+        for index, figures in drift.measure(model, stretches, max(1, self.plan.batch_size // 3)):
+            found[index] = figures
+            print(f"{label}: {len(found)}/{len(stretches)}", flush=True)
+        return [found[index] for index in range(len(stretches))]
+
+
+def _said(answer: Answer) -> dict[str, Any]:
+    return {
+        "answer": answer.text,
+        "length": len(answer.ids),
+        "ended": answer.ended,
+        "list": has_list(answer.text),
+        "one_word": one_word(answer.text),
+    }
+
+
+def _drifted(figures: Any) -> dict[str, Any]:
+    kl, reverse_kl, top1, base_nll, nll = figures.mean(0).tolist()
+    by_position = [round(value, 6) for value in figures[:, drift.KL].tolist()]
+    return {
+        "kl": kl, "reverse_kl": reverse_kl, "top1": top1, "base_nll": base_nll, "nll": nll, "tokens": len(figures),
+        "kl_by_position": by_position,
+    }  # fmt: skip

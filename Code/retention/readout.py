@@ -1,0 +1,74 @@
+"""Logits of any causal language model at some positions at a time, so that full logits never exist."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Readout:
+    """Splits a model's forward pass in two: hidden states up to its head, and logits from them.
+
+    Most models return what their head returns; others scale or cap it (Gemma 2, Cohere, Granite). For those the logits
+    come from the model's own forward pass over a single token, with the head given the hidden states that are wanted.
+    A model whose head cannot be found keeps its logits whole.
+    """
+
+    def __init__(self, causal: Any) -> None:
+        self.causal, self.head = causal, causal.get_output_embeddings()
+        self.one = torch.ones(1, 1, dtype=torch.long, device=causal.device)
+        self.kind = "whole" if self.head is None else self._kind()
+
+    @torch.no_grad()
+    def states(self, input_ids: Tensor, attention_mask: Tensor, where: Tensor) -> Tensor:
+        """(N, H): what :meth:`logits` needs of the N positions at which ``where`` (B, T) is true."""
+        if self.kind == "whole":
+            return self._forward(input_ids, attention_mask)[where]
+        taken: list[Tensor] = []
+
+        def take(head: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            taken.append(args[0][where])
+            return (args[0][:, :1], *args[1:])
+
+        with _hooked(self.head.register_forward_pre_hook(take)):
+            self._forward(input_ids, attention_mask)
+        return taken[0]
+
+    @torch.no_grad()
+    def logits(self, states: Tensor) -> Tensor:
+        """(N, V) from (N, H)."""
+        if self.kind == "whole":
+            return states
+        if self.kind == "head":
+            return self.head(states)
+
+        def give(head: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (states[None], *args[1:])
+
+        with _hooked(self.head.register_forward_pre_hook(give)):
+            return self._forward(self.one, self.one)[0]
+
+    def _forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.causal(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+
+    @torch.no_grad()
+    def _kind(self) -> str:
+        """What lies between the head and the logits, seen on a single token."""
+        returned: list[Any] = []
+        with _hooked(self.head.register_forward_hook(lambda head, args, output: returned.append((args, output)))):
+            logits = self._forward(self.one, self.one)
+        if len(returned) != 1 or len(returned[0][0]) != 1 or returned[0][1].shape != logits.shape:
+            return "whole"
+        return "head" if torch.equal(returned[0][1].to(logits.dtype), logits) else "forward"
+
+
+class _hooked:
+    def __init__(self, handle: Any) -> None:
+        self.handle = handle
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *error: object) -> None:
+        self.handle.remove()

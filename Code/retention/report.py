@@ -1,0 +1,82 @@
+"""``retention.md``: the figures as Markdown tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .summary import KEPT, LEARNED
+
+TITLES = {
+    "exact_match": "exact match",
+    "contains": "contained",
+    "f1": "token F1",
+    "answerable": "answerable",
+    "unanswerable": "unanswerable",
+    "kl": "KL(base \\|\\| tuned)",
+    "reverse_kl": "KL(tuned \\|\\| base)",
+    "top1": "top-1 agreement",
+    "perplexity": "perplexity",
+    "input_kl": "KL, task input",
+    "input_top1": "top-1, task input",
+    "answer_length": "answer length",
+    "ended": "ended",
+    "lists": "with a list",
+    "one_word": "one word",
+}
+_DIGITS = {"kl": 3, "reverse_kl": 3, "top1": 3, "input_kl": 3, "input_top1": 3, "answer_length": 1}
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """The whole page, from what is in ``retention.json``."""
+    settings, models, differences = (result[name] for name in ("settings", "models", "differences"))
+    parts = [f"# What was learned, what was kept: {settings['base']}"]
+    groups = [
+        ("Learned", f"{settings['task']['count']} questions, greedy answers", LEARNED),
+        ("Kept", f"{settings['general']['count']} general instructions; KL in nats per token", KEPT),
+    ]
+    for title, what, metrics in groups:
+        shown = [metric for metric in metrics if any(metric in model for model in models.values())]
+        if shown:
+            parts += [f"## {title}", f"{what}. ± is a standard error.", _table("model", models, shown, _cell)]
+            if differences:
+                first = settings["compared_with"]
+                parts += [
+                    f"Difference to {first}, paired, with its 95 % bootstrap interval:",
+                    _table("adapter", differences, shown, _difference),
+                ]
+    parts += _harness(models)
+    return "\n\n".join(parts) + "\n"
+
+
+def _harness(models: Mapping[str, Any]) -> list[str]:
+    found = {name: model["lm_eval"] for name, model in models.items() if "lm_eval" in model}
+    metrics = list(dict.fromkeys(metric for model in found.values() for metric in model))
+    if not metrics:
+        return []
+    heads = {metric: metric.replace("|", "\\|") for metric in metrics}
+    return ["## lm-evaluation-harness", _table("model", found, metrics, _cell, heads)]
+
+
+def _table(
+    corner: str, rows: Mapping[str, Any], metrics: Sequence[str], cell: Any, heads: Mapping[str, str] = TITLES
+) -> str:
+    lines = [[corner, *(heads[metric] for metric in metrics)], ["-"] * (len(metrics) + 1)]
+    lines += [[name, *(cell(row.get(metric), metric) for metric in metrics)] for name, row in rows.items()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value: Mapping[str, Any] | None, metric: str) -> str:
+    if value is None:
+        return ""
+    digits = _DIGITS.get(metric, 2)
+    error = value.get("se")
+    text = f"{value['mean']:.{digits}f}" + (f" ± {error:.{digits}f}" if error is not None else "")
+    return text + (f" (median {value['median']:.0f})" if "median" in value else "")
+
+
+def _difference(value: Mapping[str, Any] | None, metric: str) -> str:
+    if value is None:
+        return ""
+    digits = _DIGITS.get(metric, 3)
+    return f"{value['mean']:+.{digits}f} [{value['low']:+.{digits}f}, {value['high']:+.{digits}f}]"

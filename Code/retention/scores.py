@@ -1,0 +1,43 @@
+"""What was learned: an answer against the accepted ones, as reading-comprehension benchmarks score it."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+
+ARTICLES = re.compile(r"\b(a|an|the)\b")
+PUNCTUATION = str.maketrans("", "", string.punctuation + "\u2019")
+
+
+def normalise(text: str) -> str:
+    """Lower case, no punctuation, no articles, single spaces (the rule of SQuAD)."""
+    return " ".join(ARTICLES.sub(" ", text.lower().translate(PUNCTUATION)).split())
+
+
+def exact_match(answer: str, expected: str) -> bool:
+    return normalise(answer) == normalise(expected)
+
+
+def contains(answer: str, expected: str) -> bool:
+    """The expected words appear in the answer, in order and whole: "1935" is not in "19350"."""
+    return f" {normalise(expected)} " in f" {normalise(answer)} "
+
+
+def f1(answer: str, expected: str) -> float:
+    """Harmonic mean of precision and recall over the normalised words, 0 to 1; two texts without words agree."""
+    ours, theirs = (normalise(text).split() for text in (answer, expected))
+    if not ours or not theirs:
+        return float(ours == theirs)
+    shared = sum((Counter(ours) & Counter(theirs)).values())
+    return 2 * shared / (len(ours) + len(theirs))
+
+
+def score(answer: str, accepted: Sequence[str]) -> dict[str, float]:
+    """Each score against the accepted answer that suits it best."""
+    return {
+        "exact_match": float(any(exact_match(answer, one) for one in accepted)),
+        "contains": float(any(contains(answer, one) for one in accepted)),
+        "f1": max(f1(answer, one) for one in accepted),
+    }

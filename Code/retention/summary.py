@@ -1,0 +1,100 @@
+"""From the figures of single items to means with standard errors, and paired differences with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import exp
+from statistics import fmean, median
+from typing import Any
+
+from .bootstrap import bounds, paired_difference, ratio_error, resampled, standard_error
+from .items import GENERAL, TASK, Items
+from .prompts import Prompt
+
+BASE = "base"
+LEARNED = ("exact_match", "contains", "f1", "answerable", "unanswerable")
+# metric -> its column in the rows of a model
+DRIFT = {"kl": "kl", "reverse_kl": "reverse_kl", "top1": "top1"}
+FORM = {"answer_length": "length", "ended": "ended", "lists": "list", "one_word": "one_word"}
+INPUT = {"input_kl": "input_kl", "input_top1": "input_top1"}
+KEPT = ("kl", "reverse_kl", "top1", "perplexity", *INPUT, *FORM)
+Columns = dict[str, list[float]]
+
+
+def summarise(models: Mapping[str, Items], task: Sequence[Prompt]) -> dict[str, Any]:
+    """``models`` (per metric a mean and its standard error, of lengths the median, too) and ``differences`` (per
+    adapter but the first, and metric: the mean paired difference to the first adapter and its 95 % interval).
+
+    Args:
+        models: the base model's items under ``base``, and those of the adapters.
+    """
+    columns = {name: _columns(items, task, name != BASE) for name, items in models.items()}
+    weighted = {name: _likelihoods(items) for name, items in models.items()}
+    first, *others = [name for name in models if name != BASE]
+    return {
+        "models": {name: _figures(columns[name], weighted[name]) for name in models},
+        "differences": {
+            name: {
+                metric: _difference(columns[name][metric], columns[first][metric])
+                for metric in columns[name]
+                if columns[name][metric] and metric in columns[first]
+            }
+            | _perplexity_difference(weighted[name], weighted[first])
+            for name in others
+        },
+    }
+
+
+def _columns(items: Items, task: Sequence[Prompt], tuned: bool) -> Columns:
+    general, questions = items.rows[GENERAL], items.rows[TASK]
+    found = {metric: [float(row[name]) for row in general] for metric, name in FORM.items()}
+    if tuned:
+        found.update({metric: [row[name] for row in general] for metric, name in DRIFT.items()})
+    if questions:
+        found.update({metric: [row[metric] for row in questions] for metric in ("exact_match", "contains", "f1")})
+        found["answerable"] = _exact(questions, task, True)
+        found["unanswerable"] = _exact(questions, task, False)
+        if "input_kl" in questions[0]:
+            found.update({metric: [row[name] for row in questions] for metric, name in INPUT.items()})
+    return found
+
+
+def _exact(rows: Sequence[Mapping[str, Any]], task: Sequence[Prompt], answerable: bool) -> list[float]:
+    return [row["exact_match"] for row, prompt in zip(rows, task) if prompt.answerable is answerable]
+
+
+def _likelihoods(items: Items) -> tuple[list[float], list[float]]:
+    """Negative log-likelihood per token, and tokens, of each of the base model's answers."""
+    rows = items.rows[GENERAL]
+    return [row["nll"] for row in rows], [float(row["tokens"]) for row in rows]
+
+
+def _figures(columns: Columns, weighted: tuple[list[float], list[float]]) -> dict[str, dict[str, float]]:
+    found = {
+        metric: {"mean": fmean(values), "se": standard_error(values)} for metric, values in columns.items() if values
+    }
+    found["answer_length"]["median"] = median(columns["answer_length"])
+    nll, tokens = weighted
+    perplexity = exp(sum(n * t for n, t in zip(nll, tokens)) / sum(tokens))
+    found["perplexity"] = {"mean": perplexity, "se": perplexity * ratio_error(nll, tokens)}
+    return found
+
+
+def _difference(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
+    """The mean difference, its interval, its standard error, and on how many of the items ours is the lower."""
+    lower = sum(a < b for a, b in zip(ours, theirs))
+    error = standard_error([a - b for a, b in zip(ours, theirs)])
+    return {**paired_difference(ours, theirs)._asdict(), "se": error, "lower": lower, "items": len(ours)}
+
+
+def _perplexity_difference(
+    ours: tuple[list[float], list[float]], theirs: tuple[list[float], list[float]]
+) -> dict[str, dict[str, float]]:
+    import numpy
+
+    tokens = theirs[1]
+    sums = [[nll * weight for nll, weight in zip(values, tokens)] for values in (ours[0], theirs[0])]
+    drawn = resampled([*sums, tokens])
+    means = numpy.exp(drawn[:, 0] / drawn[:, 2]) - numpy.exp(drawn[:, 1] / drawn[:, 2])
+    mean = exp(sum(sums[0]) / sum(tokens)) - exp(sum(sums[1]) / sum(tokens))
+    return {"perplexity": bounds(mean, means)._asdict()}
