@@ -159,6 +159,7 @@ class Study:
         command += ["--seed", str(run.seed), *training(arm, self.setting)]
         if arm.settings is not None:
             command = ["-m", "selfaug_patcher", "run", *command]
+        folder.mkdir(parents=True, exist_ok=True)
         journal = Journal(folder.with_name("steps.json"))
         if journal.begin("train", [command, dict(arm.settings or {})]):
             self.say(f"train {run.name}")
