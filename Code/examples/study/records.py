@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import fmean
 
 from sandbox import StepFailed
 
 DIGITS = 4
-GENERAL = ("kl", "reverse_kl", "top1", "base_nll", "nll", "tokens", "length", "ended")
-TASK = ("exact_match", "contains", "f1", "answerable", "input_kl")
+GENERAL = ("kl", "reverse_kl", "top1", "base_nll", "nll", "tokens", "length", "ended", "list", "one_word")
+TASK = ("exact_match", "contains", "f1", "input_kl", "input_top1")
 
 
 def columns(items: list[dict], wanted: Iterable[str]) -> dict[str, list]:
@@ -29,7 +30,17 @@ def rounded(value: object) -> object:
 
 def compact(items: dict) -> dict:
     """What ``items/NAME.json`` of the retention tool says, without texts."""
-    return {"general": columns(items["general"], GENERAL), "task": columns(items["task"], TASK)}
+    found = {"general": columns(items["general"], GENERAL), "task": columns(items["task"], TASK)}
+    curves = [item["kl_by_position"] for item in items["general"] if "kl_by_position" in item]
+    return {**found, "by_position": {"kl": by_position(curves)}}
+
+
+def by_position(curves: Sequence[Sequence[float]]) -> list:
+    """Mean at each position over those that are long enough."""
+    means = []
+    for at in range(max(map(len, curves), default=0)):
+        means.append(rounded(fmean(curve[at] for curve in curves if len(curve) > at)))
+    return means
 
 
 def write(file: Path, record: dict) -> None:

@@ -18,6 +18,7 @@ METRICS = {
     "top1": ("general", "top1"),
     "length": ("general", "length"),
     "ended": ("general", "ended"),
+    "one_word": ("general", "one_word"),
     "input_kl": ("task", "input_kl"),
 }
 OF_BASE = {"kl": 0.0, "reverse_kl": 0.0, "top1": 1.0, "input_kl": 0.0}  # by definition
@@ -44,9 +45,9 @@ def row(name: str, runs: dict, lora: dict) -> dict:
     whole = {name: matrix(list(runs.values()), read) for name, read in readers().items()}
     differences = {}
     for metric, read in readers().items():
-        if seeds and name != LORA and whole[metric] is not None:
-            difference = matrix([ours[s] for s in seeds], read) - matrix([lora[s] for s in seeds], read)
-            differences[metric] = described(difference)
+        theirs = matrix([lora[seed] for seed in seeds], read)
+        if name != LORA and theirs is not None and whole[metric] is not None:
+            differences[metric] = described(matrix([ours[seed] for seed in seeds], read) - theirs)
     return {
         "title": TITLES[name],
         "seeds": [] if name == BASE else sorted(runs),
@@ -81,9 +82,9 @@ def readers() -> dict[str, Callable[[dict], list | None]]:
 
 
 def matrix(records: Sequence[dict], read: Callable[[dict], list | None]) -> numpy.ndarray | None:
-    """(S, N) float64, seeds by items."""
+    """(S, N) float64, seeds by items; None without records, or where one has no such figure."""
     rows = [read(record) for record in records]
-    return None if any(values is None for values in rows) else numpy.array(rows, dtype=float)
+    return numpy.array(rows, dtype=float) if rows and None not in rows else None
 
 
 def described(values: numpy.ndarray) -> dict:
