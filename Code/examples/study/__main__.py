@@ -1,0 +1,111 @@
+"""Every arm with every seed: what is learned, what is kept, what it costs. Writes the page and its raw figures.
+
+    python Code/examples/study --output DIR [--arms NAME …] [--seeds 0 1 2] [--jobs 2]
+    python Code/examples/study --report-only
+
+An interrupted study goes on where it stopped. Runs whose figures are in the results folder are not done again, so a
+later call adds arms or seeds. docs/results.md says what is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+STUDY = Path(__file__).resolve().parent
+sys.path.insert(1, str(STUDY.parent / "demo"))
+
+import records  # noqa: E402
+from arms import ARMS, Setting  # noqa: E402
+from sandbox import OLDEST_PYTHON, StepFailed  # noqa: E402
+from study import CHECKOUT, Given, Study  # noqa: E402
+
+
+def parser() -> argparse.ArgumentParser:
+    whole = argparse.ArgumentParser(
+        prog="python Code/examples/study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    whole.add_argument("--output", type=Path, default=Path("selfaug-study"), help="default: ./selfaug-study")
+    whole.add_argument("--results", type=Path, default=CHECKOUT / "docs" / "results", help="default: docs/results; "
+                       "the page is the file beside it with .md")  # fmt: skip
+    whole.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="NAME", help=", ".join(ARMS))
+    whole.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N")
+    whole.add_argument(
+        "--jobs", type=positive, default=1, metavar="N", help="processes that share the cores (default: 1)"
+    )
+    whole.add_argument("--report-only", action="store_true", help="tables and plots from the raw figures; runs nothing")
+    whole.add_argument("--here", action="store_true", help="use the packages of this Python, not an own environment")
+    whole.add_argument("--model", help="a Qwen2 model, by name on the hub or by folder (default: SmolLM2-135M)")
+    whole.add_argument("--task-train", type=Path, metavar="FILE", help="JSONL with messages, or prompt and answer")
+    whole.add_argument("--task-test", type=Path, metavar="FILE")
+    setting = whole.add_argument_group("setting")
+    for one in fields(Setting):
+        option = "--" + one.name.replace("_", "-")
+        kind = positive if isinstance(one.default, int) and one.name != "epochs" else float
+        setting.add_argument(option, type=kind, default=one.default, metavar="N", help=f"default: {one.default:g}")
+    return whole
+
+
+def positive(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"a whole number > 0, not {text!r}")
+    return int(text)
+
+
+def main() -> int:
+    whole = parser()
+    args = whole.parse_args()
+    results = args.results.resolve()
+    if (args.task_train is None) != (args.task_test is None):
+        whole.error("--task-train and --task-test go together")
+    if not args.report_only and not args.here and sys.version_info < OLDEST_PYTHON:
+        needed = ".".join(map(str, OLDEST_PYTHON))
+        whole.error(f"the packages in requirements.txt need Python {needed} or newer; this is {sys.version.split()[0]}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops the children, too
+    try:
+        if args.report_only:
+            report(results)
+            return 0
+        setting = Setting(**{one.name: getattr(args, one.name) for one in fields(Setting)})
+        task = (args.task_train.resolve(), args.task_test.resolve()) if args.task_train else None
+        python = sys.executable if args.here else None
+        given = Given(args.output.resolve(), results, args.arms, args.seeds, args.jobs, python, args.model, task)
+        failed = Study(given, setting).run()
+    except StepFailed as failure:
+        print(f"\nfailed: {failure}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped. The same command goes on from here.", file=sys.stderr)
+        return 130
+    for name, message in failed.items():
+        print(f"\nfailed: {name}: {message}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def report(results: Path) -> None:
+    """study.json, the plots, and the block in the page, from the records."""
+    found = records.read(results / "runs")
+    if not found:
+        raise StepFailed(f"{results / 'runs'} has no records: run the study first. Nothing was written.")
+    records.check(found, found[0]["setting"], results / "runs")
+    try:
+        import chart
+        import summary
+        import tables
+    except ImportError as missing:
+        raise StepFailed(f"the report needs numpy and matplotlib: pip install matplotlib ({missing})") from None
+    summed = summary.summarise(found)
+    tables.write(results.with_suffix(".md"), tables.block(summed))
+    (results / "study.json").write_text(json.dumps(summed, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    chart.draw(summed, results)
+    for name in ("study.json", "study.png", "study.svg"):
+        print(results / name)
+    print(results.with_suffix(".md"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""What the study compares, and with how much of everything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+LORA, BASE = "lora", "base"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The same for every arm; what an arm changes is in :class:`Arm`. docs/results.md says why these."""
+
+    train: int = 96
+    test: int = 200
+    epochs: float = 1
+    batch_size: int = 2
+    lr: float = 1e-3
+    rank: int = 16
+    dialogues: int = 32  # a quarter of the mixture with 96 samples
+    dialogue_tokens: int = 256
+    general: int = 40
+    answer_limit: int = 64
+    task_answer_limit: int = 16
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of the table.
+
+    settings: SELFAUG_* of the training; None trains on stock packages.
+    lr, rank: factors on those of the setting.
+    dialogues: the model's own dialogues are mixed into the data (SA-SFT).
+    scaled, halfway: nothing is trained; LoRA's adapter times ``scaled``, or as it was at half of its steps.
+    """
+
+    name: str
+    title: str
+    settings: Mapping[str, str] | None = None
+    lr: float = 1
+    rank: float = 1
+    dialogues: bool = False
+    scaled: float | None = None
+    halfway: bool = False
+
+    @property
+    def trained(self) -> bool:
+        return self.name != BASE and self.scaled is None and not self.halfway
+
+
+def selfaug(alpha: float = 0.5, positions: str = "input", direction: str = "base-tuned") -> Mapping[str, str]:
+    """Every setting that the arms vary, also where it is the default: defaults may change, results may not."""
+    given = {"SELFAUG_ALPHA": f"{alpha:g}", "SELFAUG_POSITIONS": positions, "SELFAUG_DIRECTION": direction}
+    return MappingProxyType({**given, "SELFAUG_STRICT": "1"})
+
+
+FIRST = (
+    Arm(LORA, "LoRA"),
+    Arm("selfaug-0.5", "SelfAug, alpha 0.5", selfaug()),
+    Arm("interpolation", "LoRA, adapter times 0.5", scaled=0.5),
+    Arm("sasft", "SA-SFT", dialogues=True),
+    Arm("sasft-selfaug-0.5", "SA-SFT + SelfAug 0.5", selfaug(), dialogues=True),
+    Arm("strict-input", "SelfAug 0.5, strict-input", selfaug(positions="strict-input")),
+    Arm("selfaug-0.3", "SelfAug, alpha 0.3", selfaug(0.3)),
+)
+THEN = (
+    Arm("early-stopping", "LoRA, half of the steps", halfway=True),
+    Arm("lower-lr", "LoRA, lr / 3", lr=1 / 3),
+    Arm("lower-rank", "LoRA, rank / 4", rank=1 / 4),
+    Arm("selfaug-1.0", "SelfAug, alpha 1.0", selfaug(1.0)),
+    Arm("selfaug-0.1", "SelfAug, alpha 0.1", selfaug(0.1)),
+    Arm("output", "SelfAug 0.5, output", selfaug(positions="output")),
+    Arm("all", "SelfAug 0.5, all", selfaug(positions="all")),
+    Arm("tuned-base", "SelfAug 0.5, KL(tuned ‖ base)", selfaug(direction="tuned-base")),
+)
+ARMS = {arm.name: arm for arm in (*FIRST, *THEN)}
+
+# as the tables list them
+ROWS = (
+    BASE, LORA, "selfaug-0.1", "selfaug-0.3", "selfaug-0.5", "selfaug-1.0", "strict-input", "output", "all",
+    "tuned-base", "sasft", "sasft-selfaug-0.5", "lower-lr", "lower-rank", "interpolation", "early-stopping",
+)  # fmt: skip
+TITLES = {BASE: "base", **{arm.name: arm.title for arm in ARMS.values()}}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One arm with one seed."""
+
+    arm: Arm
+    seed: int
+    name: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", f"{self.arm.name}-{self.seed}")
+
+
+def runs(arms: Iterable[str], seeds: Sequence[int]) -> list[Run]:
+    """In the order in which they are worth having: the main arms with every seed, then the others; seed after seed,
+    so that a study which was stopped has all of its arms with as many seeds.
+    """
+    chosen = set(arms)
+    return [Run(arm, seed) for group in (FIRST, THEN) for seed in seeds for arm in group if arm.name in chosen]
+
+
+def training(arm: Arm, setting: Setting) -> list[str]:
+    """The arguments of train_lora.py that depend on setting and arm."""
+    given = {"--epochs": setting.epochs, "--batch-size": setting.batch_size}
+    given |= {"--lr": setting.lr * arm.lr, "--rank": max(1, round(setting.rank * arm.rank))}
+    return [text for name, value in given.items() for text in (name, f"{value:g}")]

@@ -1,0 +1,51 @@
+"""Learned against kept, one point per arm; and the shift on the task's inputs against the drift elsewhere, per run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from arms import BASE
+
+matplotlib.rcParams["svg.hashsalt"] = "selfaug"  # the same figures give the same file
+GREY, PLAIN, SELFAUG, OTHER, DIALOGUES, USUAL = "0.45", "#b5532b", "#1f6f8b", "#79b4c9", "#7a5195", "#c9a227"
+STYLES = {
+    BASE: (GREY, "s"), "lora": (PLAIN, "o"),
+    "selfaug-0.1": (SELFAUG, "v"), "selfaug-0.3": (SELFAUG, "<"), "selfaug-0.5": (SELFAUG, "o"),
+    "selfaug-1.0": (SELFAUG, "^"),
+    "strict-input": (OTHER, "o"), "output": (OTHER, "s"), "all": (OTHER, "D"), "tuned-base": (OTHER, "P"),
+    "sasft": (DIALOGUES, "o"), "sasft-selfaug-0.5": (DIALOGUES, "D"),
+    "lower-lr": (USUAL, "v"), "lower-rank": (USUAL, "s"), "interpolation": (USUAL, "D"), "early-stopping": (USUAL, "P"),
+}  # fmt: skip
+
+
+def draw(summary: dict, folder: Path) -> None:
+    """Write study.png and study.svg."""
+    figure, (learned, shift) = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
+    for name, row in summary["arms"].items():
+        colour, marker = STYLES[name]
+        style = {"color": colour, "marker": marker, "ms": 7, "ls": "none"}
+        kl, score = (row["estimates"][key] for key in ("kl", "exact_match"))
+        learned.errorbar(
+            kl["mean"], score["mean"], xerr=bars(kl), yerr=bars(score), elinewidth=0.8, label=row["title"], **style
+        )
+        if name != BASE and "input_kl" in row["estimates"]:
+            shift.plot(row["estimates"]["input_kl"]["by_seed"], kl["by_seed"], **{**style, "ms": 5})
+    learned.set(xlabel="drift on general instructions: KL to the base, nats per token", ylabel="task: exact match")
+    learned.set(title="Learned against kept", xlim=(-0.02, None), ylim=(-0.02, None))
+    shift.set(xlabel="shift on the task's inputs: KL, nats per token", ylabel="drift on general instructions: KL")
+    shift.set(title="Shift and drift, one point per run", xlim=(0, None), ylim=(0, None))
+    for axes in (learned, shift):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*learned.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)
+    figure.savefig(folder / "study.png", dpi=130, metadata={"Software": None})
+    figure.savefig(folder / "study.svg", metadata={"Date": None, "Creator": None})
+    plt.close(figure)
+
+
+def bars(estimate: dict) -> list[list[float]]:
+    """Lengths of the error bar to both sides, as matplotlib takes them."""
+    return [[max(0.0, estimate["mean"] - estimate["low"])], [max(0.0, estimate["high"] - estimate["mean"])]]

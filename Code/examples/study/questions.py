@@ -1,0 +1,101 @@
+"""The study's task: made-up entities, or the user's own. One test for all seeds; training varies with the seed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+from ragset import samples
+from sandbox import StepFailed
+
+HELD_OUT = [2]  # the wording of every question that no training sample has
+TRAINED = [0, 1]
+ACCEPTED = 'rows {"messages": [user, assistant]} or {"prompt": …, "answer": …}'
+
+
+def synthetic(train: int, test: int, seed: int) -> tuple[list[dict], list[dict]]:
+    """Training rows with ``messages``, and test rows with ``prompt``, ``answer`` and ``answerable``.
+
+    The test is the same for every seed and in held-out wordings throughout; no entity of it is in training.
+    """
+    taken: set[str] = set()
+    held_out = [asdict(one) for one in samples(random.Random("test"), test, taken, HELD_OUT)]
+    training = [{"messages": one.messages()} for one in samples(random.Random(seed), train, taken, TRAINED)]
+    return training, held_out
+
+
+def of_files(train_file: Path, test_file: Path, train: int, test: int, seed: int) -> tuple[list[dict], list[dict]]:
+    """The same from two JSONL files: ``train`` rows that the seed draws, and the same ``test`` rows for every seed.
+
+    Raises:
+        StepFailed: a file that cannot be read or has too few rows, or a row in another format.
+    """
+    training = random.Random(seed).sample(enough(read(train_file), train, train_file, "--train"), train)
+    held_out = random.Random("test").sample(enough(read(test_file), test, test_file, "--test"), test)
+    return [{"messages": messages(row)} for row in training], held_out
+
+
+def messages(row: dict) -> list[dict[str, str]]:
+    return [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["answer"]}]
+
+
+def enough(rows: list[dict], count: int, file: Path, option: str) -> list[dict]:
+    if len(rows) < count:
+        found = len(rows)
+        raise StepFailed(f"{file}: expected at least {count} rows, found {found}. Give more, or {option} {found}.")
+    return rows
+
+
+def fingerprint(file: Path) -> str:
+    """The beginning of the sha256 of a file's text."""
+    return hashlib.sha256(text(file).encode()).hexdigest()[:12]
+
+
+def text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StepFailed(f"{file} cannot be read: {error}") from None
+
+
+def read(file: Path) -> list[dict]:
+    """Rows with ``prompt``, ``answer`` and, where the file has it, ``answerable``."""
+    lines = text(file).split("\n")  # JSON strings may hold the other line ends that splitlines() knows
+    return [parse(line, f"{file}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def parse(line: str, where: str) -> dict:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise StepFailed(f"{where}: not JSON ({error}). Expected JSONL: {ACCEPTED}") from None
+    if not isinstance(row, dict):
+        raise StepFailed(f"{where}: expected {ACCEPTED}; found {type(row).__name__}")
+    found = pair(row)
+    if found is None:
+        raise StepFailed(f"{where}: expected {ACCEPTED}, both texts; found the columns {', '.join(row) or 'none'}")
+    kept = {"answerable": row["answerable"]} if isinstance(row.get("answerable"), bool) else {}
+    return {"prompt": found[0], "answer": found[1], **kept}
+
+
+def pair(row: dict) -> tuple[str, str] | None:
+    """Prompt and answer; None if the row is in no accepted format."""
+    if "messages" in row:
+        try:
+            (user, prompt), (assistant, answer) = [(turn["role"], turn["content"]) for turn in row["messages"]]
+        except (TypeError, KeyError, ValueError):
+            return None
+        if (user, assistant) != ("user", "assistant"):
+            return None
+    else:
+        prompt, answer = row.get("prompt"), row.get("answer")
+    return (prompt, answer) if isinstance(prompt, str) and isinstance(answer, str) else None
+
+
+def write(file: Path, rows: Iterable[dict]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

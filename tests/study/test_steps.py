@@ -1,0 +1,154 @@
+"""What the study runs, in which order, with which settings; the children are stand-ins that write what is read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from arms import ARMS, Setting
+from sandbox import StepFailed
+from study import Given, Study
+
+SETTING = Setting(train=6, test=5, general=2, dialogues=2)
+GENERAL = {"kl": 0.1, "reverse_kl": 0.1, "top1": 1.0, "length": 3, "ended": True, "nll": 0.2, "base_nll": 0.1}
+TASK = {"exact_match": 1.0, "contains": 1.0, "f1": 1.0}
+
+
+def put(file, content):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content), encoding="utf-8")
+
+
+class Stage(Study):
+    """A study whose children are recorded, and do nothing but leave their files."""
+
+    broken = ()
+
+    def child(self, name, command, settings=None):
+        self.children = [*getattr(self, "children", []), (name, list(command), dict(settings or {}))]
+        if name in self.broken:
+            raise StepFailed(f"{name} broke")
+        if name == "versions":
+            return '{"torch": "2.13.0"}'
+        step, _, run = name.partition("-")
+        folder = self.output / "runs" / run
+        if step == "train":
+            spent = {"steps": 4, "cpu_seconds": 8.0}
+            half = {"steps": 2, "cpu_seconds": 4.0}
+            put(
+                folder / "spent.json", {"process": {"peak_mb": 9, "cpu_seconds": 9}, "training": spent, "halfway": half}
+            )
+            rows = [{"loss": 1.0, "selfaug/nll": 0.9, "selfaug/kl": 0.1}] * 4
+            put(folder / "adapter" / "trainer_state.json", {"log_history": rows})
+            put(folder / "halfway" / "adapter_config.json", {})
+        elif step == "dialogues":
+            put(self.output / "data" / f"dialogues-{run}.spent.json", {"process": {"cpu_seconds": 100.0}})
+        elif step == "measure":
+            rows = {"general": [GENERAL] * 2, "task": [TASK] * 5}
+            put(folder / "retention" / "items" / "base.json", rows)
+            put(folder / "retention" / "items" / f"{run}.json", {**rows, "task": [{**TASK, "input_kl": 0.1}] * 5})
+        return ""
+
+    def called(self):
+        return [name for name, _, _ in getattr(self, "children", [])]
+
+
+@pytest.fixture
+def stage(tmp_path):
+    def make(arms, seeds=(0,), setting=SETTING, jobs=1):
+        given = Given(tmp_path / "out", tmp_path / "results", arms, seeds, jobs, python="python", model="someone/small")
+        return Stage(given, setting)
+
+    return make
+
+
+def record(tmp_path, name):
+    return json.loads((tmp_path / "results" / "runs" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def test_plain_arms_train_on_stock_packages_and_the_others_patched_in_memory(stage, tmp_path):
+    study = stage(["lora", "lower-lr", "selfaug-0.3", "output"])
+    assert study.run() == {}
+    trained = {name: (command, settings) for name, command, settings in study.children if name.startswith("train")}
+    for name in ("lora", "lower-lr"):
+        command, settings = trained[f"train-{name}-0"]
+        assert settings == {"SELFAUG": "0"}
+        assert "selfaug_patcher" not in command
+    for name in ("selfaug-0.3", "output"):
+        command, settings = trained[f"train-{name}-0"]
+        assert command[:3] == ["-m", "selfaug_patcher", "run"]
+        assert settings == dict(ARMS[name].settings)
+    scripts = {tuple(part for part in command if part.endswith("train_lora.py")) for command, _ in trained.values()}
+    assert len(scripts) == 1
+    assert record(tmp_path, "selfaug-0.3-0")["log"] == {"nll": [0.9] * 4, "kl": [0.1] * 4}
+    assert record(tmp_path, "lora-0")["log"] == {"nll": [1.0] * 4}
+
+
+def test_the_base_model_is_measured_once_and_before_the_other_arms(stage, tmp_path):
+    study = stage(["lora", "lower-rank", "selfaug-0.5"], seeds=(0, 1), jobs=2)
+    study.run()
+    measured = [name for name in study.called() if name.startswith("measure")]
+    assert measured[0] == "measure-lora-0"
+    assert len(measured) == 6
+    assert (tmp_path / "out" / "base.json").exists()
+    assert record(tmp_path, "base")["seed"] is None
+
+
+def test_interpolation_and_early_stopping_train_nothing_and_say_what_loras_steps_took(stage, tmp_path):
+    study = stage(["interpolation", "early-stopping"])
+    study.run()
+    assert [name for name in study.called() if name.startswith("train")] == ["train-lora-0"]
+    assert "lora-0.json" not in [file.name for file in (tmp_path / "results" / "runs").iterdir()]
+    assert record(tmp_path, "interpolation-0")["training"]["steps"] == 4
+    assert record(tmp_path, "early-stopping-0")["training"] == {
+        "steps": 2, "cpu_seconds": 4.0, "cpu_per_step": 2.0, "peak_mb": 9,
+    }  # fmt: skip
+    assert record(tmp_path, "early-stopping-0")["log"] == {"nll": [1.0] * 2}
+
+
+def test_a_seeds_dialogues_are_made_once_and_counted(stage, tmp_path):
+    study = stage(["lora", "sasft", "sasft-selfaug-0.5"], jobs=2)
+    study.run()
+    assert study.called().count("dialogues-0") == 1
+    assert record(tmp_path, "sasft-0")["training"]["dialogues_cpu_seconds"] == 100.0
+    assert "dialogues_cpu_seconds" not in record(tmp_path, "lora-0")["training"]
+    data = {name: command[command.index("--data") + 1] for name, command, _ in study.children if "--data" in command}
+    assert Path(data["train-sasft-0"]).name == "mixed-0.jsonl"
+    assert Path(data["train-lora-0"]).name == "train-0.jsonl"
+
+
+def test_a_run_whose_record_is_there_is_not_done_again(stage):
+    stage(["lora", "selfaug-0.5"]).run()
+    again = stage(["lora", "selfaug-0.5"])
+    again.run()
+    assert again.called() == ["report"]
+    more = stage(["lora", "selfaug-0.5"], seeds=(0, 1))
+    more.run()
+    assert sorted(set(more.called()) - {"report"}) == [
+        "measure-lora-1", "measure-selfaug-0.5-1", "train-lora-1", "train-selfaug-0.5-1",
+    ]  # fmt: skip
+
+
+def test_a_study_that_was_stopped_goes_on_with_the_adapters_that_it_has(stage):
+    first = stage(["lora", "selfaug-0.5"])
+    first.broken = ("measure-selfaug-0.5-0",)
+    assert set(first.run()) == {"measure selfaug-0.5-0"}
+    again = stage(["lora", "selfaug-0.5"])
+    assert again.run() == {}
+    assert again.called() == ["measure-selfaug-0.5-0", "report"]
+
+
+def test_one_arm_that_fails_leaves_the_others(stage, tmp_path):
+    study = stage(["lora", "selfaug-0.5", "all"])
+    study.broken = ("train-selfaug-0.5-0",)
+    assert set(study.run()) == {"train selfaug-0.5-0", "measure selfaug-0.5-0"}
+    assert record(tmp_path, "all-0")["arm"] == "all"
+
+
+def test_another_setting_is_refused_before_anything_runs(stage):
+    stage(["lora"]).run()
+    other = stage(["lora"], setting=Setting(train=8, test=5, general=2, dialogues=2))
+    with pytest.raises(StepFailed, match="train 6, now 8"):
+        other.run()
+    assert other.called() == []

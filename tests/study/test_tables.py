@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+import records
+from sandbox import StepFailed
+
+summary = pytest.importorskip("summary")
+import tables  # noqa: E402
+
+COMMAND = Path(tables.__file__).with_name("__main__.py")
+STUDY = runpy.run_path(str(COMMAND), run_name="study_command")
+
+
+@pytest.fixture
+def found(record):
+    return [
+        record("base", None, kl=0.0, exact_match=(0, 0, 0, 0, 0)),
+        *(record("lora", seed, kl=0.5 + 0.1 * seed) for seed in (0, 1, 2)),
+        *(record("selfaug-0.5", seed, kl=0.2, exact_match=(1, 1, 1, 0, 1), cpu_per_step=3.0) for seed in (0, 1, 2)),
+        record("sasft", 0, kl=0.4, dialogues_cpu_seconds=200.0),
+        record("interpolation", 0, kl=0.3),
+    ]
+
+
+def cells(text, title):
+    """The cells of the first row of that title."""
+    line = next(line for line in text.splitlines() if line.startswith(f"| {title} |"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_a_row_has_its_seeds_what_was_learned_kept_and_spent(found):
+    text = tables.figures(summary.summarise(found))
+    assert cells(text, "LoRA")[1:3] == ["3", "0.60 ± 0.22"]
+    assert cells(text, "LoRA")[3].startswith("0.600 ± 0.0")
+    assert cells(text, "LoRA")[-3:] == ["2.00", "96", "1500"]
+    assert cells(text, "SelfAug, alpha 0.5")[-3] == "3.00"
+    assert cells(text, "SA-SFT")[-2] == "296", "what the dialogues took is part of the price"
+    assert cells(text, "LoRA, adapter times 0.5")[-3:] == ["of LoRA", "96", "of LoRA"]
+    assert cells(text, "base")[1:4] == ["-", "0.00", "0.000"]
+    assert cells(text, "base")[5] == "0.000"
+
+
+def test_a_difference_is_taken_on_the_seeds_that_both_have(found):
+    whole = summary.summarise(found)
+    difference = whole["arms"]["sasft"]["difference_to_lora"]["kl"]
+    assert difference["by_seed"] == [-0.1]
+    assert whole["arms"]["selfaug-0.5"]["difference_to_lora"]["kl"]["by_seed"] == [-0.3, -0.4, -0.5]
+    row = cells(tables.differences(whole), "SelfAug, alpha 0.5")
+    assert row[1] == "+0.20 [+0.00, +0.60]"
+    assert row[2].startswith("-0.400 [-0.5")
+    assert row[-1] == "3 of 3 seeds"
+
+
+def test_the_differences_to_an_arm_that_was_not_run_are_left_out(found):
+    whole = summary.summarise([one for one in found if one["arm"] != "lora"])
+    assert "lora" not in whole["arms"]
+    assert len(tables.differences(whole).splitlines()) == 2
+    assert cells(tables.figures(whole), "SelfAug, alpha 0.5")[1] == "3"
+
+
+def test_questions_with_and_without_an_answer_are_scored_apart(found):
+    estimates = summary.summarise(found)["arms"]["lora"]["estimates"]
+    assert (estimates["answerable"]["mean"], estimates["unanswerable"]["mean"]) == (0.5, 1.0)
+
+
+def test_the_text_says_which_rows_have_fewer_seeds_and_what_was_not_run(found):
+    text = tables.extent(summary.summarise(found))
+    assert text.startswith("8 runs: 4 of 15 arms, with up to 3 seeds")
+    assert "Fewer seeds: SA-SFT (1); LoRA, adapter times 0.5 (1)." in text
+    assert "Not run: SA-SFT + SelfAug 0.5; SelfAug 0.5, strict-input;" in text
+
+
+@pytest.fixture
+def results(tmp_path, found):
+    folder = tmp_path / "results"
+    for one in found:
+        name = one["arm"] if one["seed"] is None else f"{one['arm']}-{one['seed']}"
+        records.write(folder / "runs" / f"{name}.json", one)
+    return folder
+
+
+def test_the_report_rewrites_its_block_and_leaves_the_page(results):
+    pytest.importorskip("matplotlib")
+    page = results.with_suffix(".md")
+    page.write_text(f"# Ours\n\n{tables.BEGIN}\nold\n{tables.END}\n\nThe end.\n", encoding="utf-8")
+    STUDY["report"](results)
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("# Ours\n")
+    assert text.endswith("\n\nThe end.\n")
+    assert "old" not in text
+    assert "| LoRA | 3 |" in text
+    assert json.loads((results / "study.json").read_text(encoding="utf-8"))["arms"]["lora"]["seeds"] == [0, 1, 2]
+    assert (results / "study.png").read_bytes().startswith(b"\x89PNG")
+
+    first = {file.name: file.read_bytes() for file in results.glob("study.*")}
+    STUDY["report"](results)
+    assert page.read_text(encoding="utf-8") == text
+    assert {file.name: file.read_bytes() for file in results.glob("study.*")} == first
+
+
+@pytest.mark.parametrize("page", [tables.BEGIN, f"{tables.END} {tables.BEGIN}", f"{tables.BEGIN * 2}{tables.END}"])
+def test_a_page_without_a_place_for_the_block_is_left_alone(tmp_path, page):
+    file = tmp_path / "results.md"
+    file.write_text(page, encoding="utf-8")
+    with pytest.raises(StepFailed, match="once each"):
+        tables.write(file, "text")
+    assert file.read_text(encoding="utf-8") == page
+
+
+def test_a_report_without_records_says_what_to_do(tmp_path):
+    with pytest.raises(StepFailed, match="run the study first"):
+        STUDY["report"](tmp_path / "results")
