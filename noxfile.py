@@ -24,6 +24,14 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def site(session: nox.Session) -> None:
+    """The project page in build/site, seen in headless Chromium where there is one. Arguments: --screenshots DIR."""
+    session.install("-r", "docs/requirements.txt")
+    session.run("mkdocs", "build", "--strict", "--clean", env={"NO_MKDOCS_2_WARNING": "1"})
+    session.run("python", "tests/site/browser.py", "build/site", *session.posargs)
+
+
+@nox.session
 def matrix(session: nox.Session) -> None:
     """Pairs of releases in real environments (an hour). Arguments: transformers==X.Y.Z peft==X.Y.Z, --resume."""
     session.install("-r", "requirements.txt")

@@ -1,18 +1,21 @@
 """README.md says what is so: its generated blocks, its settings and its test command are compared with their sources.
 
-python tests/test_readme.py      writes the generated blocks anew
+python tests/test_readme.py      writes the generated blocks anew, and the settings into docs/settings.md
 """
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
 from itertools import groupby
 from pathlib import Path
+from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
+SETTINGS = ROOT / "docs" / "settings.md"
 sys.path.insert(0, str(ROOT))
 
 from selfaug_patcher import pins  # noqa: E402
@@ -54,6 +57,13 @@ GENERATED = {
 }
 
 
+def settings_page() -> str:
+    """docs/settings.md with README's table, whose links lead from there."""
+    text = SETTINGS.read_text(encoding="utf-8")
+    begin, end = text.index("-->", text.index("<!-- settings")) + len("-->\n"), text.index("<!-- end of settings -->")
+    return text[:begin] + block("settings").replace("](docs/", "](") + text[end:]
+
+
 def test_the_hunks_shown_are_those_of_the_newest_patches():
     for name in ("transformers hunk", "peft hunk"):
         assert block(name) == GENERATED[name]()
@@ -70,6 +80,17 @@ def test_every_setting_is_listed_with_its_default():
     assert set(listed) == set(config.ENVIRONMENT)
     defaults = {name: default.strip("`") for name, default in listed.items() if default != "not set"}
     assert config.read(None, defaults) == config.Settings()
+
+
+def test_the_settings_page_has_the_table_of_the_readme():
+    assert SETTINGS.read_text(encoding="utf-8") == settings_page()
+
+
+def test_what_the_settings_page_sets_as_an_example_is_a_setting():
+    from selfaug import config
+
+    example = re.search(r"model\.config\.selfaug = (\{.*\})", SETTINGS.read_text(encoding="utf-8"))
+    assert config.read(SimpleNamespace(selfaug=ast.literal_eval(example[1])), {}).alpha == 0.3
 
 
 def test_ci_runs_the_test_command_that_the_readme_gives():
@@ -100,6 +121,7 @@ def main() -> None:
     for name, make in GENERATED.items():
         text = text.replace(f"<!-- {name} -->\n{block(name)}", f"<!-- {name} -->\n{make()}")
     README.write_text(text, encoding="utf-8")
+    SETTINGS.write_text(settings_page(), encoding="utf-8")
 
 
 if __name__ == "__main__":
