@@ -228,7 +228,9 @@ def test_pip_install_of_a_checkout_gives_the_patcher_its_patches_and_its_runtime
     ask = "from selfaug_patcher import payload, pins; print(len(pins.load().pins), len(payload.load().files))"
 
     def answer(folder: Path) -> str:
-        return subprocess.run([sys.executable, "-c", ask], cwd=folder, capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            [sys.executable, "-c", ask], cwd=folder, capture_output=True, text=True, check=True
+        ).stdout
 
     assert answer(tmp_path) == answer(ROOT)
 

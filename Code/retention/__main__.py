@@ -59,7 +59,10 @@ def parser() -> argparse.ArgumentParser:
     learned.add_argument("--task", type=Path, metavar="FILE", help="questions with answers, JSONL")
     learned.add_argument("--task-count", type=_whole, metavar="N", help="take N of them, evenly (default: all)")
     learned.add_argument("--task-answer-limit", type=_whole, default=32, metavar="N", help="tokens (default: 32)")
-    learned.add_argument("--no-input-kl", action="store_true", help="leave out the KL at the task's input positions")
+    learned.add_argument(
+        "--input-count", type=_count, metavar="N", help="measure the KL at the input positions of N of them, evenly "
+        "(default: all; 0: none)",
+    )  # fmt: skip
 
     whole.add_argument(
         "--lm-eval", action="append", default=[], metavar="NAME=FILE_OR_DIR", help="results of lm-evaluation-harness "
@@ -90,7 +93,8 @@ def run(args: argparse.Namespace) -> None:
 
     hashes = {name: adapter_hash(folder) for name, folder in adapters.items()}
     bench = Bench(args.base, args.dtype, args.device or default_device(), args.template)
-    plan = Plan(general, task, args.answer_limit, args.task_answer_limit, args.batch_size, not args.no_input_kl)
+    inputs = len(task) if args.input_count is None else args.input_count
+    plan = Plan(general, task, args.answer_limit, args.task_answer_limit, args.batch_size, inputs)
     measurement = Measurement(bench, plan, args.out / "items")
     base = measurement.base()
     models = {summary.BASE: base}
@@ -164,8 +168,14 @@ def benchmarks(given: Sequence[str], adapters: dict[str, Path]) -> dict[str, dic
     return found
 
 
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
+
+
 def _whole(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
+    if _count(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
     return int(text)
 

@@ -13,20 +13,22 @@ from .bench import Bench, adapter_hash
 from .drift import Stretch
 from .form import has_list, one_word
 from .items import Items, key
-from .prompts import Prompt
+from .prompts import Prompt, spread
 from .scores import score
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What every model is asked. ``batch_size``: answers that are generated at a time."""
+    """What every model is asked. ``batch_size``: answers that are generated at a time; ``input_count``: at the input
+    of how many of the questions, spread evenly, the drift is measured.
+    """
 
     general: list[Prompt]
     task: list[Prompt]
     answer_limit: int
     task_answer_limit: int
     batch_size: int
-    input_kl: bool
+    input_count: int
 
 
 class Measurement:
@@ -45,7 +47,8 @@ class Measurement:
         self._answers_key = key(common, self.general, plan.answer_limit)
         accepted = [prompt.accepted for prompt in plan.task]
         self._scores_key = key(common, self.task, plan.task_answer_limit, accepted)
-        self._input_key = key(common, self.task)
+        self.inputs = spread(range(len(self.task)), plan.input_count)
+        self._input_key = key(common, self.task, self.inputs)
         folder.mkdir(parents=True, exist_ok=True)
 
     def base(self) -> Items:
@@ -71,9 +74,9 @@ class Measurement:
             "scores": key(own, self._scores_key),
             "input": key(own, self._input_key),
         }
-        items.keep(keys if self.plan.input_kl else {**keys, "input": ""})
+        items.keep(keys if self.inputs else {**keys, "input": ""})
         wanted = ["answers", "drift", *(["scores"] if self.task else [])]
-        wanted += ["input"] if self.plan.input_kl and self.task else []
+        wanted += ["input"] if self.inputs else []
         if all(items.has(section, keys[section]) for section in wanted):
             print(f"{name}: measured before", flush=True)
             return items
@@ -87,9 +90,11 @@ class Measurement:
                 found = self._drift(model, stretches, f"{name}, drift")
                 items.put("drift", keys["drift"], [_drifted(figures) for figures in found])
             if "input" in wanted and not items.has("input", keys["input"]):
-                found = self._drift(model, [Stretch.of_input(prompt) for prompt in self.task], f"{name}, task input")
-                means = [figures.mean(0).tolist() for figures in found]
-                rows = [{"input_kl": mean[drift.KL], "input_top1": mean[drift.TOP1]} for mean in means]
+                stretches = [Stretch.of_input(self.task[index]) for index in self.inputs]
+                rows: list[dict[str, Any]] = [{} for _ in self.task]
+                for index, figures in zip(self.inputs, self._drift(model, stretches, f"{name}, task input")):
+                    mean = figures.mean(0).tolist()
+                    rows[index] = {"input_kl": mean[drift.KL], "input_top1": mean[drift.TOP1]}
                 items.put("input", keys["input"], rows)
         return items
 

@@ -54,8 +54,8 @@ def _columns(items: Items, task: Sequence[Prompt], tuned: bool) -> Columns:
         found.update({metric: [row[metric] for row in questions] for metric in ("exact_match", "contains", "f1")})
         found["answerable"] = _exact(questions, task, True)
         found["unanswerable"] = _exact(questions, task, False)
-        if "input_kl" in questions[0]:
-            found.update({metric: [row[name] for row in questions] for metric, name in INPUT.items()})
+        shifted = [row for row in questions if "input_kl" in row]
+        found.update({metric: [row[name] for row in shifted] for metric, name in INPUT.items() if shifted})
     return found
 
 

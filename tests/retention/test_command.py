@@ -91,7 +91,7 @@ def test_an_interrupted_run_goes_on_with_the_section_that_it_was_in(measured, ad
 
 
 def test_without_input_kl_only_those_figures_are_left_out(measured, adapters, result):
-    output = measured("--adapter", f"far={adapters['far']}", "--no-input-kl")
+    output = measured("--adapter", f"far={adapters['far']}", "--input-count", "0")
     assert "input_kl" not in result()["models"]["far"]
     assert "task input" not in output
     assert "exact_match" in result()["models"]["far"]

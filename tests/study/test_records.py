@@ -42,8 +42,8 @@ def test_a_curve_is_the_mean_over_the_answers_that_are_long_enough():
     assert records.by_position([]) == []
 
 
-def test_a_column_that_some_items_lack_is_left_out():
-    assert records.columns([{"a": 1, "b": 2}, {"a": 1}], ("a", "b", "c")) == {"a": [1, 1]}
+def test_a_column_has_the_figures_of_those_items_that_were_measured():
+    assert records.columns([{"a": 1, "b": 2}, {"a": 1}], ("a", "b", "c")) == {"a": [1, 1], "b": [2]}
 
 
 def test_the_record_of_the_whole_study_stays_below_20_kilobytes(tmp_path, record):

@@ -167,7 +167,7 @@ class Demo:
         command = ["-m", "Code.retention", "--base", self.model, "--out", str(self.output / "retention")]
         command += [f"--adapter={name}={self.output / name}" for name in (PLAIN, ALIGNED)]
         command += ["--general", str(general), "--answer-limit", str(size.answer_limit)]
-        command += ["--task", str(self.output / "test.jsonl"), "--task-answer-limit", "16", "--no-input-kl"]
+        command += ["--task", str(self.output / "test.jsonl"), "--task-answer-limit", "16", "--input-count", "0"]
         if self.begin("measure", "measure the base model and both adapters, on stock packages", command, MEASURING):
             self.sandbox.run("measure", command, cwd=CHECKOUT)
             self.journal.finish("measure")

@@ -15,6 +15,7 @@ class Setting:
 
     train: int = 96
     test: int = 200
+    inputs: int = 40  # of the questions: at whose input the shift is measured
     epochs: float = 1
     batch_size: int = 2
     lr: float = 1e-3

@@ -15,8 +15,9 @@ TASK = ("exact_match", "contains", "f1", "input_kl", "input_top1")
 
 
 def columns(items: list[dict], wanted: Iterable[str]) -> dict[str, list]:
-    """Item by item to column by column, rounded; columns that not every item has are left out."""
-    return {name: [rounded(item[name]) for item in items] for name in wanted if all(name in item for item in items)}
+    """Item by item to column by column, rounded, of those items that have it; columns that none has are left out."""
+    found = {name: [rounded(item[name]) for item in items if name in item] for name in wanted}
+    return {name: values for name, values in found.items() if values}
 
 
 def rounded(value: object) -> object:

@@ -186,6 +186,7 @@ class Study:
         command = ["-m", "Code.retention", "--base", self.model, "--adapter", f"{run.name}={self.adapter(run)}"]
         command += ["--general-count", str(setting.general), "--answer-limit", str(setting.answer_limit)]
         command += ["--task", str(self.output / "test.jsonl"), "--task-answer-limit", str(setting.task_answer_limit)]
+        command += ["--input-count", str(setting.inputs)]
         self.child(f"measure-{run.name}", [*command, "--out", str(folder)])
         if not base.exists():
             shutil.copyfile(folder / "items" / "base.json", base)
