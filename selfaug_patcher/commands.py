@@ -9,6 +9,8 @@ import shutil
 import sys
 from dataclasses import dataclass
 
+AGAIN = ("--force-reinstall", "--no-deps")  # in place of what is there, and nothing else with it
+
 
 @dataclass(frozen=True)
 class Commands:
@@ -32,10 +34,9 @@ class Commands:
         option = ["--python", shlex.quote(self.python)] if self.named else []
         return " ".join([here, *self.flags, "-m", "selfaug_patcher", verb, *option, *filter(None, [arguments])])
 
-    def install(self, requirement: str, again: bool = False) -> str:
-        """Its installer; ``again``: in place of what is there, and nothing else with it."""
-        words = ["--force-reinstall", "--no-deps"] if again else []
-        return " ".join([self.installer, *words, f'"{requirement}"'])
+    def install(self, requirement: str, *options: str) -> str:
+        """Its installer, say with `AGAIN`."""
+        return " ".join([self.installer, *options, f'"{requirement}"'])
 
     @property
     def installer(self) -> str:

@@ -157,7 +157,7 @@ def _with_problems(
 ) -> Package:
     name = package.name
     problems = []
-    reinstall = commands.install(f"{name}=={package.version}" if package.version else name, again=True)
+    reinstall = commands.install(f"{name}=={package.version}" if package.version else name, "--force-reinstall")
     if "zip" in loader.lower() or not origin.is_file():
         problems.append(
             Problem("zipped", f"{name} is imported from an archive", "a plain folder", str(origin), reinstall)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .commands import Commands
+from .commands import AGAIN, Commands
 from .difference import explain
 from .errors import MODIFIED as EXIT_MODIFIED
 from .errors import UNSUPPORTED as EXIT_UNSUPPORTED
@@ -58,7 +58,7 @@ def lost_original(target: TargetState, commands: Commands) -> Problem:
         id="lost-original",
         what=f"the stock file of {package.name} that an older SelfAug kept is gone or damaged",
         found=str(target.store.originals),
-        do=commands.install(f"{package.name}=={package.version}", again=True),
+        do=commands.install(f"{package.name}=={package.version}", *AGAIN),
     )
 
 
@@ -68,7 +68,7 @@ def _missing(target: TargetState, state: State) -> Problem:
         newest = state.table.of(target.target.name)[-1].version
         do = state.environment.commands.install(f"{package.name}<={newest}")
         return Problem("not-installed", f"{package.name} is not installed", found=state.environment.python, do=do)
-    do = state.environment.commands.install(f"{package.name}=={package.version}", again=True)
+    do = state.environment.commands.install(f"{package.name}=={package.version}", *AGAIN)
     return Problem("missing-file", f"{package.name} lacks a file that it should have", found=str(target.path), do=do)
 
 
@@ -92,7 +92,7 @@ def _unsupported(target: TargetState, state: State) -> Problem:
 def _modified(target: TargetState, state: State) -> Problem:
     package, table, commands = target.package, state.table, state.environment.commands
     pin = table.by_version(target.target.name, package.version)
-    do = f"{commands.install(f'{package.name}=={package.version}', again=True)} (this discards the edits)"
+    do = f"{commands.install(f'{package.name}=={package.version}', *AGAIN)} (this discards the edits)"
     if target.edited_after_install():
         do = f"{commands.patcher('revert', '--keep-edits DIR')} (saves the edited file, restores stock), then install"
     return Problem(
