@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from ..refusal import Refusal
-from . import prompts, report, summary
+from . import harness, history, plots, prompts, report, summary
+from .items import Items
 
 NAME = re.compile(r"[\w.+-]+")
 
@@ -60,6 +61,10 @@ def parser() -> argparse.ArgumentParser:
     learned.add_argument("--task-answer-limit", type=_whole, default=32, metavar="N", help="tokens (default: 32)")
     learned.add_argument("--no-input-kl", action="store_true", help="leave out the KL at the task's input positions")
 
+    whole.add_argument(
+        "--lm-eval", action="append", default=[], metavar="NAME=FILE_OR_DIR", help="results of lm-evaluation-harness "
+        "of the base model (base=…) or of an adapter, for the same table",
+    )  # fmt: skip
     model = whole.add_argument_group("model")
     model.add_argument("--batch-size", type=_whole, default=24, metavar="N", help="answers at a time (default: 24)")
     model.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
@@ -75,6 +80,7 @@ def run(args: argparse.Namespace) -> None:
         Refusal: before the model is loaded wherever it can be.
     """
     adapters = named(args.adapter)
+    results = benchmarks(args.lm_eval, adapters)
     general = prompts.general(args.general, args.general_count)
     task = prompts.task(args.task, args.task_count) if args.task else []
 
@@ -101,7 +107,19 @@ def run(args: argparse.Namespace) -> None:
         "batch_size": args.batch_size,
     }
     result: dict[str, Any] = {"settings": settings, **summary.summarise(models, task)}
+    for name, figures in results.items():
+        result["models"][name]["lm_eval"] = figures
     write(args.out, result)
+    draw(args.out, result, models, adapters)
+
+
+def draw(folder: Path, result: dict[str, Any], models: dict[str, Items], adapters: dict[str, Path]) -> None:
+    logs = {name: history.logs(adapter) for name, adapter in adapters.items()}
+    try:
+        for file in plots.draw(result, models, logs, folder):
+            print(file)
+    except ImportError as error:
+        print(f"no plots: they need matplotlib ({error}); pip install matplotlib, and run the same command again")
 
 
 def write(folder: Path, result: dict[str, Any]) -> None:
@@ -127,6 +145,22 @@ def named(given: Sequence[str]) -> dict[str, Path]:
         if name in found or name == summary.BASE:
             raise Refusal("bad-name", f"the name {name} is taken", do="--adapter NAME=DIR with another NAME")
         found[name] = Path(folder)
+    return found
+
+
+def benchmarks(given: Sequence[str], adapters: dict[str, Path]) -> dict[str, dict[str, dict[str, float]]]:
+    """What lm-evaluation-harness found, by the name of the model.
+
+    Raises:
+        Refusal: no such adapter, or no such results.
+    """
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    known = (summary.BASE, *adapters)
+    for one in given:
+        name, _, path = one.partition("=")
+        if name not in known or not path:
+            raise Refusal("bad-name", "--lm-eval: of which model are these results?", f"NAME=…, {known}", one)
+        found.setdefault(name, {}).update(harness.read(Path(path)))
     return found
 
 

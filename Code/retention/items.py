@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+FORMAT = 1  # of the figures: raised when a definition changes, so that they are measured anew
 GENERAL, TASK = "general", "task"
 # what is measured at a time -> the rows that it belongs to, and its columns
 SECTIONS = {
@@ -20,7 +21,7 @@ SECTIONS = {
 
 def key(*parts: Any) -> str:
     """What a section depends on, as a hash."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([FORMAT, *parts], sort_keys=True, default=str).encode()).hexdigest()
 
 
 class Items:

@@ -74,3 +74,8 @@ def test_a_demo_that_was_stopped_while_patched_is_reverted_before_it_trains_on_s
     again = DEMO["Demo"](tmp_path, str(tiny_model), DEMO["QUICK"], seed=0)
     again.make_environment()
     assert again.states() == {"stock"}
+
+
+def test_the_python_that_starts_the_demo_needs_no_packages():
+    command = [sys.executable, "-S", str(Path(sandbox.__file__).parent), "--help"]
+    assert "--quick" in subprocess.run(command, check=True, capture_output=True, text=True).stdout

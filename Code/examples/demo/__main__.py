@@ -17,15 +17,21 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import ragset
-from journal import Journal
-from report import ALIGNED, PLAIN, summarise, table, verdict
-from sandbox import MODEL_PACKAGE, OLDEST_PYTHON, PACKAGES, Sandbox, StepFailed, duration, sha256
-
 DEMO = Path(__file__).resolve().parent
 CODE = DEMO.parent.parent
 CHECKOUT = CODE.parent
+sys.path.insert(1, str(CHECKOUT))
+
+import ragset  # noqa: E402
+from journal import Journal  # noqa: E402
+from report import ALIGNED, PLAIN, summarise, table, verdict  # noqa: E402
+from sandbox import MODEL_PACKAGE, OLDEST_PYTHON, PACKAGES, Sandbox, StepFailed, duration, sha256  # noqa: E402
+
+from Code.retention.instructions import BASIC  # noqa: E402
+from Code.retention.prompts import spread  # noqa: E402
+
 TRAIN_SCRIPT = DEMO.parent / "train_lora.py"
+MEASURING = sorted((CODE / "retention").glob("*.py"))
 
 
 @dataclass(frozen=True)
@@ -156,27 +162,25 @@ class Demo:
         self.announce("reverted: both files have their stock sha256 again")
 
     def measure(self) -> None:
-        size = self.size
-        command = [str(DEMO / "measure.py"), "--model", self.model, "--task", str(self.output / "test.jsonl")]
-        command += ["--instructions", str(DEMO / "instructions.txt"), "--count", str(size.instructions)]
-        command += ["--answer-limit", str(size.answer_limit)]
+        size, general = self.size, self.output / "general.txt"
+        general.write_text("\n".join(spread(BASIC, size.instructions)) + "\n", encoding="utf-8")
+        command = ["-m", "Code.retention", "--base", self.model, "--out", str(self.output / "retention")]
         command += [f"--adapter={name}={self.output / name}" for name in (PLAIN, ALIGNED)]
-        command += ["--output", str(self.output / "measures.json")]
-        sources = [DEMO / name for name in ("measure.py", "drift.py", "instructions.txt")]
-        if self.begin("measure", "measure the base model and both adapters, on stock packages", command, sources):
-            self.sandbox.run("measure", command)
+        command += ["--general", str(general), "--answer-limit", str(size.answer_limit)]
+        command += ["--task", str(self.output / "test.jsonl"), "--task-answer-limit", "16", "--no-input-kl"]
+        if self.begin("measure", "measure the base model and both adapters, on stock packages", command, MEASURING):
+            self.sandbox.run("measure", command, cwd=CHECKOUT)
             self.journal.finish("measure")
 
     def report(self) -> None:
-        states = {name: self.output / name / "trainer_state.json" for name in (PLAIN, ALIGNED)}
-        measures, results = self.output / "measures.json", self.output / "results.json"
-        training = {name: spent(read(file)) for name, file in states.items()}
-        summary = summarise(read(measures), training)
+        retention, results = self.output / "retention", self.output / "results.json"
+        training = {name: spent(read(self.output / name / "trainer_state.json")) for name in (PLAIN, ALIGNED)}
+        summary = summarise(read(retention / "retention.json"), training)
         summary["settings"] = {"model": self.own_model or MODEL_PACKAGE, "seed": self.seed, **asdict(self.size)}
         results.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         self.announce("write the table and the plot")
-        plot = [str(DEMO / "plot.py"), *map(str, (measures, results, *states.values(), self.output / "results.png"))]
-        self.sandbox.run("plot", plot)
+        files = [retention, self.output / PLAIN, self.output / ALIGNED, self.output / "results.png"]
+        self.sandbox.run("plot", ["-m", "Code.examples.demo.plot", *map(str, files)], cwd=CHECKOUT)
         print(f"\n{table(summary)}\n\n{verdict(summary)}")
         print(f"\n{results}\n{self.output / 'results.png'}")
         print(f"Whole time: {duration(time.monotonic() - self.started)}")

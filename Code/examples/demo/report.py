@@ -1,85 +1,11 @@
-"""From the figures of single items to the summary, the table and the verdict."""
+"""From the figures that Code/retention measured to the demo's table and verdict."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from statistics import fmean, median
-
-from bootstrap import Interval, mean_interval, paired_difference, standard_error
-from scores import contains, exact_match
+from collections.abc import Sequence
 
 PLAIN, ALIGNED = "lora", "selfaug"
 TITLES = {"base": "base", PLAIN: "LoRA", ALIGNED: "LoRA + SelfAug"}
-
-
-def summarise(figures: dict, training: dict[str, dict]) -> dict:
-    """All that the table and ``results.json`` say: per model means with standard errors, and the paired differences.
-
-    Args:
-        figures: what measure.py wrote.
-        training: per adapter, ``seconds_per_step`` and ``steps``.
-    """
-    task, models = figures["task"], figures["models"]
-    items = {name: task_items(task, model["task"]) for name, model in models.items()}
-    for name, model in models.items():
-        if "drift" in model:
-            items[name].update({key: [row[key] for row in model["drift"]] for key in ("kl", "top1")})
-    summary = {
-        name: {
-            **{key: estimate(values) for key, values in items[name].items()},
-            **kept_figures(model, models),
-            **training.get(name, {}),
-        }
-        for name, model in models.items()
-    }
-    differences = {key: difference(items[ALIGNED][key], items[PLAIN][key]) for key in items[PLAIN] if items[PLAIN][key]}
-    plain, aligned = items[PLAIN]["kl"], items[ALIGNED]["kl"]
-    return {
-        "questions": len(task),
-        "instructions": len(figures["instructions"]),
-        "models": summary,
-        "differences": differences,
-        "kl_change": fmean(aligned) / fmean(plain) - 1 if fmean(plain) else 0.0,
-        "kl_lower_on": sum(a < b for a, b in zip(aligned, plain)),
-    }
-
-
-def task_items(task: Sequence[dict], answers: Sequence[str]) -> dict[str, list[float]]:
-    """0 or 1 per question, for each of the task's scores."""
-
-    def score(right: Callable[[str, str], bool], answerable: bool | None = None) -> list[float]:
-        pairs = zip(task, answers)
-        return [float(right(a, q["answer"])) for q, a in pairs if answerable in (None, q["answerable"])]
-
-    return {
-        "exact_match": score(exact_match),
-        "contains": score(contains),
-        "answerable": score(exact_match, True),
-        "unanswerable": score(exact_match, False),
-    }
-
-
-def kept_figures(model: dict, models: dict) -> dict[str, float]:
-    """Perplexity of the base model's own answers, and the median length of this model's."""
-    drift = model.get("drift") or models[PLAIN]["drift"]
-    nll = "nll" if "drift" in model else "base_nll"
-    total = sum(row[nll] * row["tokens"] for row in drift)
-    return {
-        "perplexity": math.exp(total / sum(row["tokens"] for row in drift)),
-        "answer_length": median(model["lengths"]),
-    }
-
-
-def estimate(values: Sequence[float]) -> dict[str, float]:
-    return {"mean": fmean(values), "se": standard_error(values)} if values else {}
-
-
-def difference(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
-    interval = paired_difference(ours, theirs)
-    return {**interval._asdict(), "se": standard_error([a - b for a, b in zip(ours, theirs)])}
-
-
 ROWS = (
     ("learned", None),
     ("exact match", "exact_match"),
@@ -94,6 +20,27 @@ ROWS = (
     ("spent", None),
     ("seconds per training step", "seconds_per_step"),
 )
+ALONE = {"perplexity": "mean", "answer_length": "median"}  # rows without an error and a difference
+
+
+def summarise(retention: dict, training: dict[str, dict]) -> dict:
+    """What ``results.json`` says: the figures of ``retention.json``, with what each training took beside them.
+
+    Args:
+        retention: what Code/retention wrote.
+        training: per adapter, ``seconds_per_step`` and ``steps``.
+    """
+    models = {name: {**figures, **training.get(name, {})} for name, figures in retention["models"].items()}
+    drift = retention["differences"][ALIGNED]["kl"]
+    plain = models[PLAIN]["kl"]["mean"]
+    return {
+        "questions": retention["settings"]["task"]["count"],
+        "instructions": retention["settings"]["general"]["count"],
+        "models": models,
+        "differences": retention["differences"][ALIGNED],
+        "kl_change": drift["mean"] / plain if plain else 0.0,
+        "kl_lower_on": drift["lower"],
+    }
 
 
 def table(summary: dict) -> str:
@@ -109,7 +56,8 @@ def table(summary: dict) -> str:
             lines.append(headings[title])
         else:
             cells = [cell(summary["models"].get(name, {}).get(key), key) for name in TITLES]
-            lines.append(columns(f"  {title}", [*cells, difference_cell(summary["differences"].get(key))]))
+            difference = None if key in ALONE else summary["differences"].get(key)
+            lines.append(columns(f"  {title}", [*cells, difference_cell(difference)]))
     return "\n".join(lines)
 
 
@@ -119,12 +67,13 @@ def columns(first: str, others: Sequence[str]) -> str:
 
 
 def cell(value: dict | float | None, key: str) -> str:
-    if value is None or value == {}:
+    if value is None:
         return ""
-    if isinstance(value, dict):
+    if isinstance(value, dict) and key not in ALONE:
         digits = 3 if key in ("kl", "top1") else 2
         return f"{value['mean']:.{digits}f}" + (f" ± {value['se']:.{digits}f}" if value["se"] else "")
-    return f"{value:.0f}" if key == "answer_length" else f"{value:.2f}"
+    number = value[ALONE[key]] if isinstance(value, dict) else value
+    return f"{number:.0f}" if key == "answer_length" else f"{number:.2f}"
 
 
 def difference_cell(value: dict | None) -> str:
@@ -133,9 +82,8 @@ def difference_cell(value: dict | None) -> str:
 
 def verdict(summary: dict) -> str:
     """What the figures show, and what they do not, in words."""
-    drift = Interval(*(summary["differences"]["kl"][bound] for bound in ("mean", "low", "high")))
-    task = summary["differences"]["exact_match"]
-    if not drift.excludes_zero():
+    drift, task = summary["differences"]["kl"], summary["differences"]["exact_match"]
+    if drift["low"] <= 0 <= drift["high"]:
         kept = "Drift: no difference that this test resolves"
     else:
         kept = f"Drift: {summary['kl_change']:+.0%} with SelfAug"
@@ -146,8 +94,3 @@ def verdict(summary: dict) -> str:
     else:
         learned = f"Task: exact match {task['mean']:+.3f}, which is more than its standard error {error:.3f}."
     return f"{kept}\n{learned}\nOne training seed: the intervals cover the choice of questions, not of seeds."
-
-
-def mean_bars(figures: dict, key: str) -> dict[str, Interval]:
-    """Per adapter, the mean of a drift figure with its 95 % interval, for the plot."""
-    return {name: mean_interval([row[key] for row in figures["models"][name]["drift"]]) for name in (PLAIN, ALIGNED)}

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from scores import contains, exact_match
+
+from selfaug.retention.scores import contains, exact_match, f1, score
 
 
 @pytest.mark.parametrize(
@@ -21,3 +22,22 @@ from scores import contains, exact_match
 def test_answers_are_scored_as_reading_comprehension_benchmarks_do(answer, expected, exact, within):
     assert exact_match(answer, expected) is exact
     assert contains(answer, expected) is within
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "found"),
+    [
+        pytest.param("red brick", "brick", 2 / 3, id="precision 1/2, recall 1"),
+        pytest.param("the big big dog", "a big dog", 4 / 5, id="repeated words count once each"),
+        pytest.param("oak", "elm", 0, id="nothing shared"),
+        pytest.param("", "elm", 0, id="no answer"),
+        pytest.param("The.", "a", 1, id="no words on both sides"),
+    ],
+)
+def test_f1_is_the_overlap_of_words(answer, expected, found):
+    assert f1(answer, expected) == pytest.approx(found)
+
+
+def test_the_accepted_answer_that_suits_best_counts():
+    assert score("New York City", ["NYC", "New York"]) == {"exact_match": 0, "contains": 1, "f1": pytest.approx(0.8)}
+    assert score("nyc", ["NYC", "New York"]) == {"exact_match": 1, "contains": 1, "f1": 1}

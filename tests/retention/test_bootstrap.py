@@ -3,7 +3,16 @@ from __future__ import annotations
 import random
 
 import pytest
-from bootstrap import Interval, mean_interval, paired_difference, standard_error
+
+from selfaug.retention.bootstrap import (
+    Interval,
+    bounds,
+    mean_interval,
+    paired_difference,
+    ratio_error,
+    resampled,
+    standard_error,
+)
 
 
 def test_standard_error_of_two_values_is_half_their_distance():
@@ -59,3 +68,21 @@ def test_the_same_seed_gives_the_same_interval():
 def test_lists_that_are_not_paired_or_empty_are_refused(ours, theirs):
     with pytest.raises(ValueError, match=r"not paired|no values"):
         paired_difference(ours, theirs)
+
+
+def test_a_ratio_of_equal_weights_has_the_standard_error_of_the_mean():
+    assert ratio_error([1, 1, 1, 0], [7, 7, 7, 7]) == pytest.approx(standard_error([1, 1, 1, 0]))
+
+
+def test_the_error_of_a_weighted_mean_agrees_with_the_spread_of_its_resamples():
+    rng = random.Random(2)
+    weights = [rng.randint(1, 60) for _ in range(300)]
+    values = [rng.gauss(1, 0.3) + 0.01 * weight for weight in weights]
+    sums = resampled([[v * w for v, w in zip(values, weights)], weights])
+    found = bounds(0.0, sums[:, 0] / sums[:, 1])
+    assert (found.high - found.low) / (2 * 1.96) == pytest.approx(ratio_error(values, weights), rel=0.05)
+
+
+def test_columns_are_resampled_together():
+    sums = resampled([[1.0, 2.0, 5.0], [3.0, 4.0, 7.0]])
+    assert sums[:, 1] - sums[:, 0] == pytest.approx(6.0)

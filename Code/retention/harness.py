@@ -1,0 +1,60 @@
+"""Result files of lm-evaluation-harness, read for the same table: IFEval, MMLU, GSM8K and the like are its work."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..refusal import Refusal
+
+_PATTERN = "results*.json"
+_EXPECTED = "what lm_eval --output_path wrote (results_*.json)"
+
+
+def read(path: Path) -> dict[str, dict[str, float]]:
+    """``{"task/metric": {"mean", "se"}}`` of a result file, or of all below a folder: where several have a task, the
+    one with the latest name counts, and the names end in the time. A standard error that the harness does not give is
+    left out.
+
+    Raises:
+        Refusal: there is no result, or a file is none.
+    """
+    files = sorted(path.rglob(_PATTERN), key=lambda file: file.name) if path.is_dir() else [path]
+    if not files or not files[0].is_file():
+        found = "a folder without one" if path.is_dir() else "no such file"
+        raise Refusal("no-results", f"{path} has no results of lm-evaluation-harness", _EXPECTED, found)
+    tasks: dict[str, dict[str, dict[str, float]]] = {}
+    for file in files:
+        for task, values in _results(file).items():
+            tasks[task] = _metrics(task, values)
+    return {name: figures for metrics in tasks.values() for name, figures in metrics.items()}
+
+
+def _results(file: Path) -> Mapping[str, Mapping[str, Any]]:
+    try:
+        results = json.loads(file.read_text(encoding="utf-8"))["results"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        what = f"{file} is no result file of lm-evaluation-harness"
+        raise Refusal("no-results", what, _EXPECTED, f"{type(error).__name__}: {error}") from None
+    if not isinstance(results, dict) or not all(isinstance(values, dict) for values in results.values()):
+        raise Refusal("no-results", f"{file} is no result file of lm-evaluation-harness", _EXPECTED)
+    return results
+
+
+def _metrics(task: str, values: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """The harness names a figure ``metric,filter`` and its error ``metric_stderr,filter``."""
+    found = {}
+    for name, value in values.items():
+        metric, comma, kind = name.partition(",")
+        if not comma or metric.endswith("_stderr") or not _is_number(value):
+            continue
+        shown = f"{task}/{metric}" + (f" ({kind})" if kind != "none" else "")
+        error = values.get(f"{metric}_stderr,{kind}")
+        found[shown] = {"mean": value, **({"se": error} if _is_number(error) else {})}
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,35 @@
+"""What a Trainer logged while an adapter was trained: ``trainer_state.json``, where it is still beside the adapter."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def logs(folder: Path) -> list[Row]:
+    """``log_history`` of the adapter's folder or, without one, of the last checkpoint in it; else empty."""
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=_step, reverse=True)
+    for place in (folder, *checkpoints):
+        try:
+            history = json.loads((place / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        return [row for row in history if isinstance(row, dict) and "step" in row]
+    return []
+
+
+def series(rows: list[Row], *names: str) -> tuple[list[int], list[float]]:
+    """Steps and values of the first of ``names`` that was logged."""
+    for name in names:
+        found = [(row["step"], row[name]) for row in rows if isinstance(row.get(name), (int, float))]
+        if found:
+            return [step for step, _ in found], [value for _, value in found]
+    return [], []
+
+
+def _step(folder: Path) -> int:
+    number = folder.name.rpartition("-")[2]
+    return int(number) if number.isdigit() else -1

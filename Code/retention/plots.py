@@ -1,0 +1,142 @@
+"""The plots, each as PNG and SVG. Needs matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import sqrt
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from .bootstrap import standard_error
+from .history import Row, series
+from .items import GENERAL, Items
+from .summary import BASE
+
+FEWEST = 3  # items at a position, for its mean to be drawn
+COLOURS = ("#b5532b", "#1f6f8b", "#7a9a2e", "#7b4b94", "#c79a1b", "#3c7d5a", "#a33b5c", "#5b6b7a")
+_NAMED = 10  # with more adapters than this, points have their name beside them and there is no legend
+
+
+def draw(
+    result: Mapping[str, Any], items: Mapping[str, Items], logs: Mapping[str, Sequence[Row]], folder: Path
+) -> list[Path]:
+    """Write every plot that there are figures for; the files.
+
+    Args:
+        result: what ``retention.json`` holds.
+        items: of every adapter, and of the base model.
+        logs: the Trainer's rows of each adapter, empty where there are none.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    from matplotlib.figure import Figure
+
+    names = [name for name in result["models"] if name != BASE]
+    colours = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(names)}
+    written = []
+    for plot in (learned_against_kept, kl_by_position, training, shift_against_forgetting):
+        figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+        axes = figure.add_subplot()
+        axes.spines[["top", "right"]].set_visible(False)
+        if plot(axes, colours, result["models"], items, logs):
+            for kind in ("png", "svg"):
+                written.append(folder / f"{plot.__name__}.{kind}")
+                figure.savefig(written[-1], dpi=150, metadata={"Date": None} if kind == "svg" else None)
+    return written
+
+
+def learned_against_kept(
+    axes: Any, colours: Mapping[str, str], models: Mapping[str, Any], items: Any, logs: Any
+) -> bool:
+    """Exact match over KL to the base, with 95 % intervals; the base model is at 0."""
+    if "exact_match" not in models[BASE]:
+        return False
+    for name, colour in colours.items():
+        _point(axes, name, colour, models[name]["kl"], models[name]["exact_match"], len(colours))
+    base = models[BASE]["exact_match"]
+    axes.errorbar(0, base["mean"], yerr=1.96 * base["se"], fmt="o", color="0.4", capsize=3, label=BASE)
+    axes.set(xlabel="drift: KL(base || tuned), nats per token", ylabel="task: exact match", ylim=(-0.03, 1.03))
+    axes.set_title("Learned against kept")
+    _legend(axes, len(colours))
+    return True
+
+
+def kl_by_position(axes: Any, colours: Mapping[str, str], models: Any, items: Mapping[str, Items], logs: Any) -> bool:
+    """Mean KL at the n-th token of the answers, with a 95 % band; positions that few answers reach are left out."""
+    for name, colour in colours.items():
+        rows = [row["kl_by_position"] for row in items[name].rows[GENERAL]]
+        columns = [[row[at] for row in rows if at < len(row)] for at in range(max(map(len, rows)))]
+        columns = [column for column in columns if len(column) >= min(FEWEST, len(rows))]
+        means = [fmean(column) for column in columns]
+        spread = [1.96 * standard_error(column) for column in columns]
+        places = range(1, len(means) + 1)
+        axes.plot(places, means, color=colour, lw=1.2, label=name)
+        low, high = ([mean + sign * s for mean, s in zip(means, spread)] for sign in (-1, 1))
+        axes.fill_between(places, [max(0.0, value) for value in low], high, color=colour, alpha=0.15, lw=0)
+    axes.set(xlabel="token of the base model's answer", ylabel="KL(base || tuned), nats", ylim=(0, None))
+    axes.set_title("Drift by position")
+    _legend(axes, 0)
+    return True
+
+
+def training(axes: Any, colours: Mapping[str, str], models: Any, items: Any, logs: Mapping[str, Sequence[Row]]) -> bool:
+    """NLL (solid) and SelfAug's KL at its positions (dashed) over the training steps, as the Trainer logged them."""
+    drawn = False
+    for name, colour in colours.items():
+        rows = list(logs.get(name, ()))
+        for style, what, keys in (("-", "NLL", ("selfaug/nll", "loss")), ("--", "KL", ("selfaug/kl",))):
+            steps, values = series(rows, *keys)
+            if steps:
+                axes.plot(steps, values, style, color=colour, lw=1.2, label=f"{name}: {what}")
+                drawn = True
+    axes.set(xlabel="training step", ylabel="nats per token", ylim=(0, None))
+    axes.set_title("Both terms of the loss")
+    if drawn:
+        _legend(axes, 0)
+    return drawn
+
+
+def shift_against_forgetting(
+    axes: Any, colours: Mapping[str, str], models: Mapping[str, Any], items: Any, logs: Any
+) -> bool:
+    """The paper's Figure 2: forgetting over the shift of the output distribution at the task's input.
+
+    Forgetting is what the first benchmark that all models have has lost; without one, the share of the base model's
+    tokens that are no longer the likeliest.
+    """
+    if not all("input_kl" in models[name] for name in colours):
+        return False
+    common = [
+        metric for metric in models[BASE].get("lm_eval", {}) if all(metric in _harness(models[n]) for n in colours)
+    ]
+    for name, colour in colours.items():
+        if common:
+            ours, base = _harness(models[name])[common[0]], _harness(models[BASE])[common[0]]
+            lost = {"mean": base["mean"] - ours["mean"], "se": sqrt(base.get("se", 0) ** 2 + ours.get("se", 0) ** 2)}
+        else:
+            lost = {"mean": 1 - models[name]["top1"]["mean"], "se": models[name]["top1"]["se"]}
+        _point(axes, name, colour, models[name]["input_kl"], lost, len(colours))
+    axes.plot(0, 0, "o", color="0.4", label=BASE)
+    axes.set(xlabel="shift: KL at the task's input, nats per token")
+    axes.set_ylabel(f"forgetting: loss of {common[0]}" if common else "forgetting: top-1 tokens that changed")
+    axes.set_title("Shift against forgetting")
+    _legend(axes, len(colours))
+    return True
+
+
+def _harness(model: Mapping[str, Any]) -> Mapping[str, Any]:
+    return model.get("lm_eval", {})
+
+
+def _point(axes: Any, name: str, colour: str, x: Mapping[str, float], y: Mapping[str, float], of: int) -> None:
+    spread = {"xerr": 1.96 * x["se"], "yerr": 1.96 * y["se"]}
+    axes.errorbar(x["mean"], y["mean"], **spread, fmt="o", ms=6, capsize=3, color=colour, label=name)
+    if of > _NAMED:
+        axes.annotate(name, (x["mean"], y["mean"]), xytext=(4, 4), textcoords="offset points", fontsize=6)
+
+
+def _legend(axes: Any, of: int) -> None:
+    if of <= _NAMED:
+        axes.legend(frameon=False, fontsize=8)

@@ -1,0 +1,78 @@
+"""The files here are laid out as those that lm-evaluation-harness 0.4 writes; see docs/retention.md for a real run."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from selfaug.refusal import Refusal
+from selfaug.retention import harness
+
+IFEVAL = {
+    "alias": "ifeval",
+    "prompt_level_strict_acc,none": 0.18,
+    "prompt_level_strict_acc_stderr,none": 0.038,
+    "inst_level_strict_acc,none": 0.27,
+    "inst_level_strict_acc_stderr,none": "N/A",
+}
+GSM8K = {
+    "alias": "gsm8k",
+    "exact_match,strict-match": 0.05,
+    "exact_match_stderr,strict-match": 0.01,
+    "exact_match,flexible-extract": 0.07,
+    "exact_match_stderr,flexible-extract": 0.012,
+}
+
+
+@pytest.fixture
+def results(tmp_path):
+    def write(name, **tasks):
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        content = {"results": tasks, "configs": {}, "versions": {}, "n-shot": {}, "config": {"model": "hf"}}
+        file.write_text(json.dumps(content), encoding="utf-8")
+        return file
+
+    return write
+
+
+def test_metrics_have_their_errors_and_filters_are_named(results):
+    assert harness.read(results("results_2026-01-02T03-04-05.json", ifeval=IFEVAL, gsm8k=GSM8K)) == {
+        "ifeval/prompt_level_strict_acc": {"mean": 0.18, "se": 0.038},
+        "ifeval/inst_level_strict_acc": {"mean": 0.27},
+        "gsm8k/exact_match (strict-match)": {"mean": 0.05, "se": 0.01},
+        "gsm8k/exact_match (flexible-extract)": {"mean": 0.07, "se": 0.012},
+    }
+
+
+def test_in_a_folder_the_latest_result_of_each_task_counts(results, tmp_path):
+    results("z/results_2026-01-01T00-00-00.json", ifeval={"prompt_level_strict_acc,none": 0.1}, gsm8k=GSM8K)
+    results("a/results_2026-01-02T00-00-00.json", ifeval=IFEVAL)
+    found = harness.read(tmp_path)
+    assert found["ifeval/prompt_level_strict_acc"]["mean"] == 0.18
+    assert "gsm8k/exact_match (strict-match)" in found
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"results": 3}', '{"results": {"ifeval": 3}}', "{}"])
+def test_other_files_are_refused(tmp_path, text):
+    file = tmp_path / "results.json"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(Refusal, match="is no result file of lm-evaluation-harness"):
+        harness.read(file)
+
+
+def test_no_file_and_an_empty_folder_are_refused(tmp_path):
+    with pytest.raises(Refusal, match="no such file"):
+        harness.read(tmp_path / "results.json")
+    with pytest.raises(Refusal, match="a folder without one"):
+        harness.read(tmp_path)
+
+
+def test_the_figures_are_in_the_table_of_the_command(results, measured, adapters, result, files):
+    base = results("base/results_1.json", ifeval=IFEVAL)
+    far = results("far/results_1.json", ifeval={**IFEVAL, "prompt_level_strict_acc,none": 0.11}).parent
+    measured("--adapter", f"far={adapters['far']}", "--lm-eval", f"base={base}", "--lm-eval", f"far={far}")
+    assert result()["models"]["far"]["lm_eval"]["ifeval/prompt_level_strict_acc"] == {"mean": 0.11, "se": 0.038}
+    page = (files / "out" / "retention.md").read_text(encoding="utf-8")
+    assert "| far | 0.11 ± 0.04 | 0.27 |" in page

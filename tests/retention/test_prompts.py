@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from selfaug.refusal import Refusal
+from selfaug.retention import prompts
+
+SEVERAL = ["oak", "Oak tree"]
+USER, ASSISTANT = {"role": "user", "content": "Which tree?"}, {"role": "assistant", "content": "oak"}
+
+
+@pytest.fixture
+def file(tmp_path):
+    def write(*rows, name="task.jsonl"):
+        path = tmp_path / name
+        path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows), "utf-8")
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("row", "content", "accepted"),
+    [
+        pytest.param({"prompt": "Which tree?", "answer": "oak"}, [USER], ("oak",), id="prompt and answer"),
+        pytest.param({"prompt": "Which tree?", "answer": SEVERAL}, [USER], tuple(SEVERAL), id="several accepted"),
+        pytest.param({"prompt": [USER], "answer": "oak"}, [USER], ("oak",), id="prompt of messages"),
+        pytest.param({"messages": [USER, ASSISTANT]}, [USER], ("oak",), id="messages with the answer"),
+        pytest.param({"messages": [USER, ASSISTANT], "answer": "elm"}, [USER], ("elm",), id="the column counts more"),
+        pytest.param({"messages": [USER], "answer": "oak"}, [USER], ("oak",), id="messages without the answer"),
+        pytest.param({"prompt": "Q?\nA:", "completion": " oak"}, "Q?\nA:", (" oak",), id="prompt and completion"),
+        pytest.param({"prompt": [USER], "completion": [ASSISTANT]}, [USER], ("oak",), id="conversational completion"),
+    ],
+)  # fmt: skip
+def test_a_question_can_be_written_in_each_of_these_ways(file, row, content, accepted):
+    (found,) = prompts.task(file(row))
+    assert (found.content, found.accepted, found.answerable) == (content, accepted, None)
+
+
+def test_answerable_is_read_and_a_count_takes_rows_evenly(file):
+    rows = [{"prompt": str(n), "answer": "x", "answerable": n % 2 == 0} for n in range(6)]
+    found = prompts.task(file(*rows), 3)
+    assert [(one.text(), one.answerable) for one in found] == [("0", True), ("2", True), ("4", True)]
+
+
+def test_a_plain_text_has_an_instruction_per_line(file):
+    found = prompts.general(file("Name a bird.\n\n  Write a poem. \n", name="general.txt"))
+    assert [(one.text(), one.where.rpartition(":")[2]) for one in found] == [
+        ("Name a bird.", "1"),
+        ("Write a poem.", "3"),
+    ]
+
+
+def test_rows_of_instructions_need_no_answer(file):
+    found = prompts.general(file({"prompt": "Name a bird."}, {"messages": [USER, ASSISTANT]}))
+    assert [one.text() for one in found] == ["Name a bird.", "Which tree?"]
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        pytest.param({"question": "?"}, "columns question: expected prompt and answer", id="other columns"),
+        pytest.param({"prompt": "?"}, "no answer", id="no answer"),
+        pytest.param({"prompt": "?", "answer": 5}, "answer is a text", id="a number"),
+        pytest.param({"prompt": "?", "answer": []}, "answer is a text", id="no accepted answers"),
+        pytest.param({"prompt": " ", "answer": "x"}, "prompt is no text", id="empty prompt"),
+        pytest.param(
+            {"prompt": "?", "answer": "x", "answerable": "yes"}, "answerable is true or false", id="answerable"
+        ),
+        pytest.param({"messages": [ASSISTANT]}, "nothing asks for it", id="an answer only"),
+        pytest.param({"messages": [{"role": "poet", "content": ""}]}, "without a known role", id="role"),
+        pytest.param(
+            {"messages": [{"role": "user", "content": None}]}, "content of a message is no text", id="content"
+        ),
+        pytest.param({"messages": []}, "not a list with something in it", id="no messages"),
+        pytest.param({"prompt": "?", "completion": 5}, "completion is no text", id="completion"),
+        pytest.param("[1]\n", "a row is an object", id="a list"),
+        pytest.param("{\n", "no JSON", id="no JSON"),
+    ],
+)
+def test_a_bad_row_is_refused_with_its_file_and_line(file, row, problem):
+    path = file({"prompt": "?", "answer": "x"}, row)
+    with pytest.raises(Refusal) as caught:
+        prompts.task(path)
+    assert f"{path}:2: " in str(caught.value)
+    assert problem in str(caught.value)
+
+
+def test_bad_rows_are_reported_together_up_to_ten(file):
+    with pytest.raises(Refusal) as caught:
+        prompts.task(file(*[{"prompt": "?"}] * 12))
+    assert str(caught.value).count("no answer") == 10
+
+
+@pytest.mark.parametrize("text", ["", "\n\n"])
+def test_a_file_without_rows_and_one_that_is_not_there_are_refused(file, tmp_path, text):
+    with pytest.raises(Refusal, match="no rows"):
+        prompts.general(file(text, name="general.txt"))
+    with pytest.raises(Refusal, match="there is no file"):
+        prompts.general(tmp_path / "none.txt")
