@@ -1,8 +1,8 @@
-"""nox: `nox -s lint tests` is what README.md and CI run; `nox -s matrix` proves releases in real environments."""
+"""nox: `nox -s lint tests site` is what README.md and CI run; `nox -s matrix` proves releases in real environments."""
 
 import nox
 
-nox.options.sessions = ["lint", "tests"]
+nox.options.sessions = ["lint", "tests", "site"]
 nox.options.reuse_existing_virtualenvs = True
 
 

@@ -62,13 +62,14 @@ class Accepted(BaseException):
     """A program has read its arguments and would begin its work now."""
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def imported():
     """What the children would import one by one."""
     for name in ("torch", "transformers", "peft", "accelerate"):
         pytest.importorskip(name)
 
 
+@pytest.mark.usefixtures("imported")
 @pytest.mark.parametrize("command", COMMANDS, ids=str)
 def test_a_program_accepts_the_command_as_it_stands(command):
     for name, value in command.variables:
@@ -211,10 +212,10 @@ def test_a_block_that_says_no_language_is_commands_or_named_above():
         for block in pages.blocks(page):
             if block.language in ("", *pages.SHELLS):
                 others = [text for _, text in pages.lines(block) if text.strip() and not pages.is_command(text)]
-                others = [text for text in others if not text.startswith("#")]
+                others = [text for text in others if text.startswith("$" if block.language == "console" else "")]
                 named = [begin for begin in NO_COMMANDS.get(block.page, ()) if others and others[0].startswith(begin)]
                 found.setdefault(block.page, []).extend(named)
-                if others and not named and block.language != "console":
+                if others and not named:
                     unknown.append(f"{block.page}:{block.line}: {others[0]}")
     assert unknown == [], "say the language of the block, or add the program to pages.PROGRAMS or the block above"
     assert {name: begins for name, begins in found.items() if begins} == NO_COMMANDS
@@ -251,7 +252,7 @@ print("loss", model(input_ids=tokens, labels=labels).loss.item())
 
 
 @pytest.fixture
-def environment(tmp_path):
+def environment(tmp_path, imported):
     """A virtual environment with transformers and peft of its own, and all else from the one that runs the tests.
 
     Its files are links to the ones here, as uv makes them; SelfAug puts new files in the place of such.
