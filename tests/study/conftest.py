@@ -38,7 +38,7 @@ def record():
                 "exact_match": list(exact_match),
                 "contains": list(exact_match),
                 "f1": list(exact_match),
-                **({} if arm == "base" else {"input_kl": [0.3] * 5}),
+                **({} if arm == "base" else {"input_kl": [0.3] * 3}),  # measured on fewer questions
                 "answerable": [1, 1, 1, 1, 0],
             },
         }

@@ -31,7 +31,7 @@ def test_the_commands_on_the_page_are_accepted():
 
 
 def test_the_defaults_on_the_page_are_those_of_the_setting():
-    rows = re.findall(r"^\| (`--train`.*|`--dialogues`.*|`--general`.*) \| (.*) \| .*\|$", TEXT, re.MULTILINE)
+    rows = re.findall(r"^\| (`--train`.*|`--dialogues`.*|`--inputs`.*) \| (.*) \| .*\|$", TEXT, re.MULTILINE)
     listed = {}
     for options, defaults in rows:
         names = re.findall(r"--([a-z-]+)", options)

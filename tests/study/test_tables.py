@@ -62,6 +62,12 @@ def test_the_differences_to_an_arm_that_was_not_run_are_left_out(found):
     assert cells(tables.figures(whole), "SelfAug, alpha 0.5")[1] == "3"
 
 
+def test_the_base_model_has_no_shift_at_the_input_however_many_were_measured(found):
+    arms = summary.summarise(found)["arms"]
+    assert arms["base"]["estimates"]["input_kl"]["mean"] == 0
+    assert arms["base"]["difference_to_lora"]["input_kl"]["mean"] == pytest.approx(-0.3)
+
+
 def test_questions_with_and_without_an_answer_are_scored_apart(found):
     estimates = summary.summarise(found)["arms"]["lora"]["estimates"]
     assert (estimates["answerable"]["mean"], estimates["unanswerable"]["mean"]) == (0.5, 1.0)

@@ -15,13 +15,13 @@ class Setting:
 
     train: int = 96
     test: int = 200
-    inputs: int = 40  # of the questions: at whose input the shift is measured
     epochs: float = 1
     batch_size: int = 2
     lr: float = 1e-3
     rank: int = 16
     dialogues: int = 32  # a quarter of the mixture with 96 samples
     dialogue_tokens: int = 256
+    inputs: int = 40  # of the test questions: at whose input the shift is measured
     general: int = 40
     answer_limit: int = 64
     task_answer_limit: int = 16
