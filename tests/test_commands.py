@@ -26,7 +26,7 @@ import pages
 import pytest
 from pages import ROOT
 
-from selfaug_patcher import run
+from selfaug_patcher import pins, run
 
 YOUR_OWN = ("your_training_script.py", "train.py")  # in examples: the reader's
 IMAGE = {"/opt/SelfAug": "."}  # where the Dockerfile of docs/installing.md puts the checkout
@@ -176,9 +176,16 @@ def _until_accepted(answer, start, folder: Path, argv: list[str], ends: bool) ->
 
 
 def collects(arguments: list[str], folder: Path) -> None:
-    pytest_ = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *arguments]
-    found = subprocess.run(pytest_, cwd=folder, capture_output=True, text=True, check=False)
-    assert found.returncode == 0, found.stdout + found.stderr
+    """pytest takes the words and finds tests for them."""
+    words = ["--collect-only", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *arguments]
+
+    def start() -> None:
+        code = pytest.main(words)
+        if code:
+            raise RuntimeError(f"pytest: {code!r}")
+
+    refused = in_child(start, folder, ends=True)
+    assert not refused, refused
 
 
 def known_variable(name: str, value: str) -> None:
@@ -237,17 +244,21 @@ def test_pip_install_of_a_checkout_gives_the_patcher_its_patches_and_its_runtime
 
 
 YOUR_SCRIPT = """
+import os
+
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 torch.manual_seed(0)
 sizes = dict(vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
-model = Qwen2ForCausalLM(Qwen2Config(**sizes, num_key_value_heads=2))
-model = get_peft_model(model, LoraConfig(target_modules=["q_proj"], init_lora_weights=False)).train()
+model = Qwen2ForCausalLM(Qwen2Config(**sizes, num_key_value_heads=2, initializer_range=0.5))
+model = get_peft_model(model, LoraConfig(target_modules=["v_proj", "up_proj"], init_lora_weights=False)).train()
 tokens = torch.tensor([[1, 2, 3, 4, 5, 6]])
 labels = torch.tensor([[-100, -100, -100, 4, 5, 6]])
-print("loss", model(input_ids=tokens, labels=labels).loss.item())
+aligned = model(input_ids=tokens, labels=labels).loss.item()
+os.environ["SELFAUG"] = "0"
+print(aligned, model(input_ids=tokens, labels=labels).loss.item())
 """
 
 
@@ -278,19 +289,17 @@ def link(source: str, target: str) -> None:
 
 def test_the_three_commands_of_the_readme_do_what_it_says(environment, tmp_path):
     (tmp_path / "your_training_script.py").write_text(YOUR_SCRIPT)
-    block = next(
-        block for block in pages.blocks(ROOT / "README.md") if "\npython your_training_script.py" in block.text
-    )
-    install, train, revert = block.text.splitlines()
+    texts = (block.text for block in pages.blocks(ROOT / "README.md"))
+    install, train, revert = next(text for text in texts if "\npython your_training_script.py" in text).splitlines()
+    files = [next(environment.glob(f"lib/python*/site-packages/{target.path}")) for target in pins.TARGETS]
+    stock = [file.read_bytes() for file in files]
 
-    def loss() -> float:
-        return float(shell(environment, tmp_path, train).split("loss ")[1])
-
-    stock = loss()
-    assert "is installed" in shell(environment, tmp_path, install)
-    assert loss() > stock
+    shell(environment, tmp_path, install)
+    assert all(file.read_bytes() != content for file, content in zip(files, stock))
+    aligned, plain = map(float, shell(environment, tmp_path, train).split())
+    assert aligned > plain
     shell(environment, tmp_path, revert)
-    assert loss() == stock
+    assert [file.read_bytes() for file in files] == stock
 
 
 def shell(environment: Path, folder: Path, line: str) -> str:
@@ -298,4 +307,4 @@ def shell(environment: Path, folder: Path, line: str) -> str:
     variables = {**os.environ, "PATH": f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(line, shell=True, cwd=folder, env=variables, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    return done.stdout

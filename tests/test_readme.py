@@ -61,7 +61,7 @@ def settings_page() -> str:
     """docs/settings.md with README's table, whose links lead from there."""
     text = SETTINGS.read_text(encoding="utf-8")
     begin, end = text.index("-->", text.index("<!-- settings")) + len("-->\n"), text.index("<!-- end of settings -->")
-    return text[:begin] + block("settings").replace("](docs/", "](") + text[end:]
+    return text[:begin] + block("settings").replace("[docs/", "[").replace("](docs/", "](") + text[end:]
 
 
 def test_the_hunks_shown_are_those_of_the_newest_patches():
