@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from markdown_it import MarkdownIt
@@ -29,13 +29,17 @@ class Block:
 
 @dataclass(frozen=True)
 class Command:
-    """One simple command of a page, in words, with the folder that it runs in and the variables set for it."""
+    """One simple command of a page, in words, with the folder that it runs in and the variables set for it.
+
+    prose: it stands within a sentence, where a program may be named without what it is given.
+    """
 
     page: str
     line: int
     words: tuple[str, ...]
     folder: str = "."
     variables: tuple[tuple[str, str], ...] = ()
+    prose: bool = False
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}: {' '.join(self.words)}"
@@ -91,7 +95,8 @@ def commands(page: Path) -> Iterator[Command]:
                     yield from simple(block.page, number, line)
     for number, text in spans(page):
         if is_command(text) and len(text.split()) > 1:
-            yield from simple(str(page.relative_to(ROOT)), number, text)
+            for command in simple(str(page.relative_to(ROOT)), number, text):
+                yield replace(command, prose=True)
 
 
 def simple(page: str, number: int, line: str) -> Iterator[Command]:
