@@ -66,4 +66,5 @@ def test_an_interrupt_ends_what_is_running_and_starts_nothing_more():
     tasks = [Task("a", long), Task("b", lambda: done.append("b"), ("a",)), Task("c", lambda: done.append("c"), ("b",))]
     with pytest.raises(KeyboardInterrupt):
         Schedule(tasks, jobs=2).run(killed.set)
+    assert killed.is_set()
     assert done == []

@@ -87,6 +87,8 @@ def test_plain_arms_train_on_stock_packages_and_the_others_patched_in_memory(sta
 
 def test_the_base_model_is_measured_once_and_before_the_other_arms(stage, tmp_path):
     study = stage(["lora", "lower-rank", "selfaug-0.5"], seeds=(0, 1), jobs=2)
+    others = [task for task in study.tasks(study.runs) if task.name.startswith("measure")][1:]
+    assert all("measure lora-0" in task.needs for task in others)
     study.run()
     measured = [name for name in study.called() if name.startswith("measure")]
     assert measured[0] == "measure-lora-0"

@@ -48,6 +48,7 @@ def test_a_difference_is_taken_on_the_seeds_that_both_have(found):
     whole = summary.summarise(found)
     difference = whole["arms"]["sasft"]["difference_to_lora"]["kl"]
     assert difference["by_seed"] == [-0.1]
+    assert whole["arms"]["lora"]["difference_to_lora"] == {}
     assert whole["arms"]["selfaug-0.5"]["difference_to_lora"]["kl"]["by_seed"] == [-0.3, -0.4, -0.5]
     row = cells(tables.differences(whole), "SelfAug, alpha 0.5")
     assert row[1] == "+0.20 [+0.00, +0.60]"

@@ -35,9 +35,9 @@ class Schedule:
     def run(self, stop: Callable[[], None]) -> dict[str, str]:
         """Do all tasks; the failed ones. ``stop`` ends what is running when this thread is interrupted."""
         threads = [threading.Thread(target=self.worker, daemon=True) for _ in range(self.jobs)]
-        for thread in threads:
-            thread.start()
         try:
+            for thread in threads:
+                thread.start()
             for thread in threads:
                 while thread.is_alive():  # join without a timeout would not let an interrupt through everywhere
                     thread.join(1)
@@ -46,7 +46,7 @@ class Schedule:
                 self.stopped = True
                 self.change.notify_all()
             stop()
-            for thread in threads:
+            for thread in filter(threading.Thread.is_alive, threads):
                 thread.join()
             raise
         if self.error is not None:

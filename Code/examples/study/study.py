@@ -223,7 +223,7 @@ class Study:
         of = run if run.arm.trained else lora(run.seed)
         spent = read(self.spent(of))
         steps = spent["halfway" if run.arm.halfway else "training"]
-        took = {"steps": steps["steps"], "cpu_seconds": round(steps["cpu_seconds"], 1)}
+        took = {"steps": steps["steps"], "cpu_seconds": round(steps["cpu_seconds"], 2)}
         took["cpu_per_step"] = round(steps["cpu_seconds"] / steps["steps"], 3)
         took["peak_mb"] = round(spent["process"]["peak_mb"])
         if run.arm.dialogues:

@@ -19,7 +19,8 @@ def block(summary: dict) -> str:
         figures(summary),
         "**Differences to plain LoRA** on the same seeds and items, with 95 % intervals:",
         differences(summary),
-        "![learned against kept](results/study.png)",
+        "![learned against kept, and shift against drift](results/study.png)",
+        "Raw figures, one file per run: [results/runs](results/runs). Summary: [study.json](results/study.json).",
     ]
     return "\n\n".join(parts)
 
