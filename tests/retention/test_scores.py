@@ -40,4 +40,5 @@ def test_f1_is_the_overlap_of_words(answer, expected, found):
 
 def test_the_accepted_answer_that_suits_best_counts():
     assert score("New York City", ["NYC", "New York"]) == {"exact_match": 0, "contains": 1, "f1": pytest.approx(0.8)}
+    assert score("New York", ["NYC", "New York"]) == {"exact_match": 1, "contains": 1, "f1": 1}
     assert score("nyc", ["NYC", "New York"]) == {"exact_match": 1, "contains": 1, "f1": 1}

@@ -76,7 +76,7 @@ def test_differences_are_paired_and_signed_later_minus_first(found):
 
 def test_questions_that_do_not_say_whether_they_can_be_answered_are_in_neither_score(models):
     found = summary.summarise(models, [Prompt("?", ("oak",)) for _ in TASK])
-    assert "answerable" not in found["models"]["lora"]
+    assert not {"answerable", "unanswerable"} & set(found["models"]["lora"])
     assert "exact_match" in found["models"]["lora"]
 
 
