@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import LAYER, MODEL, Place, put_package
 from snapshots import snapshot
+from stand_ins import LAYER, MODEL, Place, put_package
 
 
 def loaded(place, *flags: str, **variables: str) -> str:

@@ -8,9 +8,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import LAYER, MODEL, Release
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from stand_ins import LAYER, MODEL, Release
 
 from selfaug_patcher import receipt
 from selfaug_patcher.errors import PatcherError

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 
 import pytest
-from conftest import make_release
+from stand_ins import make_release
 from test_install_and_revert import outcome_of_import
 
 from selfaug_patcher import payload

@@ -8,7 +8,7 @@ import sys
 import zipfile
 
 import pytest
-from conftest import package_files
+from stand_ins import package_files
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,8 @@ import sysconfig
 import venv
 
 import pytest
-from conftest import Place
 from snapshots import snapshot
+from stand_ins import Place
 
 from selfaug_patcher import cli, wheels
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import put_package
+from stand_ins import put_package
 
 from selfaug_patcher import wheels
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import packaging
 import pytest
-from conftest import put_package
 from snapshots import snapshot
+from stand_ins import put_package
 
 import selfaug_patcher
 

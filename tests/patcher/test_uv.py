@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Place
 from snapshots import snapshot
+from stand_ins import Place
 from test_pip import wheels
 
 __all__ = ["wheels"]

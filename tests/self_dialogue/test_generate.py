@@ -10,7 +10,7 @@ import pytest
 import tiny_chat
 from transformers import AutoTokenizer
 
-from selfaug import generator, manifest
+from selfaug.self_dialogue import generator, manifest
 
 
 def test_it_writes_as_many_dialogues_of_the_model_with_itself_as_asked_for(generate, read):
@@ -127,7 +127,7 @@ def test_a_system_message_is_kept_in_the_rows(generate, read):
 
 @pytest.mark.parametrize("format", ["alpaca", "sharegpt", "prompt-completion", "prompt-completion-chat"])
 def test_every_format_holds_the_same_dialogues(generate, read, format):
-    from selfaug import rows
+    from selfaug.self_dialogue import rows
 
     expected = [row["messages"] for row in read(generate("--count", "3", out="a.jsonl"))]
     found = read(generate("--count", "3", "--format", format, out="b.jsonl"))

@@ -105,7 +105,7 @@ def test_too_few_dialogues_are_refused_with_both_numbers(files, capsys, tmp_path
 
 @pytest.mark.parametrize("format", ["alpaca", "sharegpt", "prompt-completion", "prompt-completion-chat"])
 def test_dialogues_take_the_form_of_the_task(jsonl, files, tmp_path, format):
-    from selfaug import rows as formats
+    from selfaug.self_dialogue import rows as formats
 
     task = jsonl("other.jsonl", [formats.row(row["messages"], format) for row in TASK])
     assert run(task, *files[1:]) == 0

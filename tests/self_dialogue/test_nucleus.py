@@ -8,7 +8,7 @@ import random
 import pytest
 import torch
 
-from selfaug import nucleus
+from selfaug.self_dialogue import nucleus
 from selfaug.self_dialogue.nucleus import NucleusSampler, Sampling, draws
 
 

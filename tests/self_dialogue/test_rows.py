@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from selfaug import rows
+from selfaug.self_dialogue import rows
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 ASKED, SAID = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}

@@ -1,0 +1,208 @@
+"""Environments to patch: real virtual environments with small stand-ins for transformers and peft in them, and a pin
+table and patches for those. What decides is always the content's hash, so that nothing here is less strict than with
+the real files; the real ones are in test_real_environments.py.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+from snapshots import snapshot
+
+from selfaug_patcher import cli, environment, payload, pins, udiff
+
+MODEL = "transformers/models/qwen2/modeling_qwen2.py"
+LAYER = "peft/tuners/lora/layer.py"
+
+MODEL_TEXT = """from .configuration_qwen2 import Qwen2Config
+
+RELEASE = "{version}"
+
+
+class Qwen2ForCausalLM(Qwen2Config):
+    def forward(self):
+        return "stock"
+"""
+LAYER_TEXT = """class BaseTunerLayer:
+    _disable_adapters = False
+
+
+class LoraLayer(BaseTunerLayer):
+    release = "{version}"
+"""
+PATCHES = {
+    "transformers/modeling_qwen2-1.0.patch": """Subject: a stand-in
+
+--- a/transformers/models/qwen2/modeling_qwen2.py
++++ b/transformers/models/qwen2/modeling_qwen2.py
+@@ -1,1 +1,2 @@
+ from .configuration_qwen2 import Qwen2Config
++from selfaug.hooks import SelfAligned
+@@ -6,1 +7,1 @@
+-class Qwen2ForCausalLM(Qwen2Config):
++class Qwen2ForCausalLM(SelfAligned, Qwen2Config):
+""",
+    "peft/layer-1.0.patch": """Subject: a stand-in
+
+--- a/peft/tuners/lora/layer.py
++++ b/peft/tuners/lora/layer.py
+@@ -5,1 +5,2 @@
+ class LoraLayer(BaseTunerLayer):
++    selfaug_reference = False
+""",
+}
+CODE = {
+    "__init__.py": '__version__ = "{version}"\n',
+    "hooks.py": (
+        "from .kit.part import PART\nfrom .step import VERSION\n\n\n"
+        'class SelfAligned:\n    release = "{version}"\n    step = VERSION\n    part = PART\n'
+    ),
+    "step.py": 'VERSION = "{version}"\n',
+    "kit/__init__.py": "",
+    "kit/__main__.py": "from .part import PART\n\nprint('kit', PART)\n",
+    "kit/part.py": 'PART = "{version}"\n',
+    "selftest.py": (
+        "import sys\n"
+        "from transformers.models.qwen2.modeling_qwen2 import Qwen2ForCausalLM\n"
+        'if "--digest" in sys.argv:\n    print(\'{{"forward": "\' + Qwen2ForCausalLM().forward() + \'"}}\')\n'
+        'else:\n    print(\'{{"ok": true, "checks": [{{"name": "stand-in", "ok": true, "detail": "{version}"}}]}}\')\n'
+    ),
+    "update_module.py": "raise SystemExit('not part of the runtime')\n",
+    "examples/train.py": "raise SystemExit('in no package, so not part of the runtime')\n",
+    "kit/notes.txt": "no module, so not part of the runtime\n",
+    "kit/deeper/__init__.py": "raise SystemExit('too deep to be part of the runtime')\n",
+}
+RELEASES = ("1.0", "1.1", "2.0")
+
+
+@dataclass
+class Result:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def data(self) -> dict:
+        return json.loads(self.out)
+
+
+@dataclass
+class Release:
+    """A SelfAug: its patches and its runtime."""
+
+    patches: Path
+    code: Path
+
+    def setup(self, python: str):
+        return environment.discover(python), pins.load(self.patches), payload.load(self.code)
+
+
+@dataclass
+class Place:
+    """A virtual environment, and the command line applied to it."""
+
+    root: Path
+    selfaug: Release
+
+    @property
+    def python(self) -> str:
+        return str(self.root / "bin" / "python")
+
+    @property
+    def site(self) -> Path:
+        return next(self.root.glob("lib/python*/site-packages"))
+
+    @property
+    def model(self) -> Path:
+        return self.site / MODEL
+
+    @property
+    def layer(self) -> Path:
+        return self.site / LAYER
+
+    def run(self, *arguments: str, selfaug: Release | None = None, python: str | None = None) -> Result:
+        release = selfaug or self.selfaug
+        out, err = io.StringIO(), io.StringIO()
+        with redirect_stdout(out), redirect_stderr(err):
+            try:
+                code = cli.main([*arguments, "--python", python or self.python], release.patches, release.code)
+            except SystemExit as exit:
+                code = exit.code
+        return Result(code, out.getvalue(), err.getvalue())
+
+    def done(self, *arguments: str, **options) -> Result:
+        result = self.run(*arguments, **options)
+        assert result.code == 0, result.out + result.err
+        return result
+
+    def status(self, **options) -> dict:
+        return self.run("status", "--json", **options).data
+
+    def states(self, **options) -> tuple[str, str, str]:
+        data = self.status(**options)
+        return (*(target["state"] for target in data["targets"]), data["runtime"]["state"])
+
+    def snapshot(self) -> dict:
+        return snapshot(self.site)
+
+
+def package_files(name: str, version: str) -> dict[str, str]:
+    if name == "transformers":
+        return {
+            "transformers/__init__.py": f'__version__ = "{version}"\n',
+            "transformers/models/__init__.py": "",
+            "transformers/models/qwen2/__init__.py": "",
+            "transformers/models/qwen2/configuration_qwen2.py": "class Qwen2Config:\n    pass\n",
+            MODEL: MODEL_TEXT.format(version=version),
+        }
+    return {
+        "peft/__init__.py": f'__version__ = "{version}"\n',
+        "peft/tuners/__init__.py": "",
+        "peft/tuners/lora/__init__.py": "",
+        LAYER: LAYER_TEXT.format(version=version),
+    }
+
+
+def put_package(site: Path, name: str, version: str, installer: str = "pip") -> None:
+    """What pip leaves behind: the package, and its metadata with RECORD."""
+    info = f"{name}-{version}.dist-info"
+    files = package_files(name, version)
+    files[f"{info}/METADATA"] = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+    files[f"{info}/INSTALLER"] = f"{installer}\n"
+    record = [f"{path},sha256={_urlsafe(text)},{len(text)}\n" for path, text in files.items()]
+    files[f"{info}/RECORD"] = "".join(record) + f"{info}/RECORD,,\n"
+    for path, text in files.items():
+        (site / path).parent.mkdir(parents=True, exist_ok=True)
+        (site / path).write_text(text, newline="\n")
+
+
+def _urlsafe(text: str) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
+
+
+def make_release(root: Path, version: str, releases: tuple[str, ...] = RELEASES, mark: str = "") -> Release:
+    """A SelfAug of this version. ``mark`` is something that its patches write and those of other versions do not."""
+    found = []
+    for name, text in PATCHES.items():
+        path = root / "patches" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = text.replace("import SelfAligned", f"import SelfAligned{mark}").replace("= False", f"= False{mark}")
+        path.write_text(text)
+        patch = udiff.parse(text, name)
+        target = next(target for target in pins.TARGETS if target.path == patch.target)
+        for release in releases:
+            stock = package_files(target.package, release)[target.path].encode()
+            patched = udiff.apply(patch, stock)
+            hashes = (hashlib.sha256(stock).hexdigest(), hashlib.sha256(patched).hexdigest())
+            found.append(pins.Pin(target.name, release, hashes[0], name, hashes[1]))
+    (root / "patches" / "pins.json").write_text(pins.render(found))
+    for name, text in CODE.items():
+        (root / "Code" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "Code" / name).write_text(text.format(version=version))
+    return Release(root / "patches", root / "Code")
