@@ -1,4 +1,4 @@
-"""The files here are laid out as those that lm-evaluation-harness 0.4 writes; see docs/retention.md for a real run."""
+"""The files here are laid out as those that lm-evaluation-harness 0.4.13 wrote for the recipe of docs/retention.md."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from selfaug.retention import harness
 from selfaug.self_dialogue.refusal import Refusal
 
 IFEVAL = {
+    "name": "ifeval",
     "alias": "ifeval",
+    "sample_len": 541,
     "prompt_level_strict_acc,none": 0.18,
     "prompt_level_strict_acc_stderr,none": 0.038,
     "inst_level_strict_acc,none": 0.27,

@@ -9,7 +9,7 @@ from selfaug.retention import __main__ as command
 from selfaug.retention import instructions, plots
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "retention.md").read_text(encoding="utf-8")
-HARNESS = {"--model", "--model_args", "--tasks", "--apply_chat_template", "--output_path", "--include_path"}
+HARNESS = {"--model", "--model_args", "--tasks", "--apply_chat_template", "--output_path", "--include_path", "--limit"}
 
 
 def test_every_option_is_on_the_page_and_every_one_on_the_page_exists():
