@@ -44,3 +44,20 @@ def trainers(session: nox.Session, trl: str) -> None:
     """The table of docs/trainers.md for one TRL: gradients and metrics, stock against SelfAug."""
     session.install("-r", "requirements.txt", f"trl=={trl}", "datasets==4.4.1", "pytest")
     session.run("python", "tests/trainers/trl_stack.py", env={"OMP_NUM_THREADS": "1"})
+
+
+STACKS = {
+    "ms-swift": ("tests/trainers/swift_stack.py", ["ms-swift==4.6.0", "transformers==5.19.0", "peft==0.20.0"]),
+    "LLaMA-Factory": ("tests/trainers/llamafactory_stack.py", ["llamafactory==0.9.5"]),
+    "Liger": ("tests/trainers/liger_stack.py", ["-r", "requirements.txt", "liger-kernel==0.8.5", "triton"]),
+    "DeepSpeed": ("tests/distributed/deepspeed_run.py", ["-r", "requirements.txt", "deepspeed==0.19.8"]),
+}
+
+
+@nox.session
+@nox.parametrize("stack", list(STACKS))
+def stacks(session: nox.Session, stack: str) -> None:
+    """The other rows of docs/trainers.md, each with its real package."""
+    script, packages = STACKS[stack]
+    session.install("torch==2.13.0", *packages, "pytest")
+    session.run("python", script, env={"OMP_NUM_THREADS": "1"})

@@ -44,10 +44,20 @@ def _sharded_linear(head: nn.Module) -> nn.Linear | None:
         inner = inner._modules["_fsdp_wrapped_module"]  # type: ignore[assignment]
     if not isinstance(inner, nn.Linear) or hasattr(type(inner), "adapter_layer_names") or "forward" in vars(inner):
         return None
-    fsdp1 = inner is not head
-    fsdp2 = any(cls.__name__ == "FSDPModule" for cls in type(inner).__mro__)
-    zero3 = hasattr(inner.weight, "ds_id") and inner.weight.numel() == 0
-    return inner if fsdp1 or fsdp2 or zero3 else None
+    return inner if inner is not head or _gathers(inner) else None
+
+
+def _gathers(module: nn.Module) -> bool:
+    """Whether FSDP or ZeRO-3 gathers weights of this very module when it is called, if they are not there yet."""
+    fsdp = any(cls.__name__ in ("FSDPModule", "FullyShardedDataParallel") for cls in type(module).__mro__)
+    return fsdp or any(hasattr(parameter, "ds_id") for parameter in module.parameters(recurse=False))
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether modules within ``model`` gather weights when they are called. Then every process has to call the same
+    ones, or they wait for each other forever.
+    """
+    return any(_gathers(module) for module in model.modules())
 
 
 def _plain(linear: nn.Linear) -> nn.Linear:

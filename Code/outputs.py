@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, Callable
 
 from torch import Tensor
@@ -41,17 +42,20 @@ class SelfAugOutput(CausalLMOutputWithPast):
         value = super().__getattribute__(name)
         if not isinstance(value, LazyLogits) or "_selfaug_made" not in super().__getattribute__("__dict__"):
             return value
-        if sys._getframe(1).f_globals.get("__name__", "").partition(".")[0] in _WALKERS:
-            return value
-        value = value.compute()
-        self.logits = value
-        return value
+        return self._read(value, sys._getframe(1))
 
     def __getitem__(self, key: Any) -> Any:
         if isinstance(key, str):
             value = dict(self.items())[key]
-            return self.logits if isinstance(value, LazyLogits) else value
+            return self._read(value, sys._getframe(1)) if isinstance(value, LazyLogits) else value
         return self.to_tuple()[key]
+
+    def _read(self, value: LazyLogits, reader: FrameType) -> Any:
+        """The logits, made now; a library that only walks the output gets the stand-in."""
+        if reader.f_globals.get("__name__", "").partition(".")[0] in _WALKERS:
+            return value
+        self.logits = value.compute()
+        return self.logits
 
     def to_tuple(self) -> tuple[Any, ...]:
         return tuple(self[name] for name in self.keys())

@@ -201,6 +201,9 @@ def _reference_hidden(
 ) -> Tensor | None:
     """(A, H) hidden states of the aligned positions with LoRA off; None if there are none."""
     if chosen.aligned == 0:
+        if head.is_sharded(model):  # other processes make the pass
+            with reference.switched_off(model):
+                reference.hidden_states(model.model, arguments, 1)
         return None
 
     def compute(index: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from selfaug import metrics
 ROWS = 4
 RAGGED = {"prompts": (6, 4, 7, 2), "B": ROWS, "padding": "right"}
 ALIKE = {"prompts": (5, 5, 5, 5), "B": ROWS, "padding": None}
+UNPROMPTED = {"prompts": (6, 4, 0, 0), "B": ROWS, "padding": None}  # no aligned token on rank 1
 
 
 def rank():

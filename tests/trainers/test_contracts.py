@@ -349,14 +349,18 @@ def test_evaluation_between_steps_is_no_false_alarm(tmp_path, said):
 # Layouts that need no second process
 
 
-def test_a_head_that_zero3_has_partitioned_is_gathered_once():
-    """DeepSpeed ZeRO-3 leaves an empty weight with a ds_id, filled by a hook before the module's forward."""
+@pytest.mark.parametrize("prefetched", [False, True])
+def test_a_head_that_zero3_has_partitioned_is_called_once(prefetched):
+    """DeepSpeed ZeRO-3: a weight with a ds_id, filled by a hook before the module's forward (or earlier: prefetched)
+    and emptied after it (parameter_offload.py; `tests/distributed/deepspeed_run.py` runs it).
+    """
     wanted = plain()
     model = with_lora(base())
     head = model.get_base_model().lm_head
     whole, gathered = head.weight.data, []
     head.weight.ds_id = 7
-    head.weight.data = torch.empty(0)
+    if not prefetched:
+        head.weight.data = torch.empty(0)
 
     def gather(module, args):
         gathered.append(1)
@@ -374,6 +378,18 @@ def test_a_head_that_zero3_has_partitioned_is_gathered_once():
     assert gathered == [1]
     check(output.loss, model, wanted)
     assert "forward" not in vars(head)
+
+
+def test_deepspeed_walks_the_output_and_makes_no_logits(monkeypatch):
+    """deepspeed/runtime/zero/utils.py:apply_to_tensors_only, after every module's forward."""
+    walk = {"__name__": "deepspeed.runtime.zero.utils"}
+    exec("def walked(value):\n    for key in value.keys():\n        value[key] = value[key]", walk)
+    output = with_lora(base())(**batch())
+    head = torch.nn.Linear.forward
+    monkeypatch.setattr(torch.nn.Linear, "forward", lambda *args: pytest.fail("logits were made"))
+    walk["walked"](output)
+    monkeypatch.setattr(torch.nn.Linear, "forward", head)
+    assert output.logits.shape == (3, 11, 61)
 
 
 def test_activation_offloading_gives_the_same_gradients():

@@ -1,0 +1,71 @@
+"""Liger-Kernel's own forward and kernels, on a CPU by Triton's interpreter: `python tests/trainers/liger_stack.py`.
+
+Put on the instance by the HF Trainer (`use_liger_kernel=True`), and on the class by `apply_liger_kernel_to_qwen2()`
+before the model is made. Gradients with SelfAug against stock's (`parity.py`), the term from transformers' own modules.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import tempfile
+from importlib.metadata import version
+
+os.environ["TRITON_INTERPRET"] = "1"
+import parity
+import torch
+from liger_kernel.transformers import apply_liger_kernel_to_qwen2
+from liger_kernel.transformers.model import qwen2 as liger_qwen2
+from tiny import base, batch, with_lora
+from transformers import Qwen2ForCausalLM, Trainer, TrainingArguments
+from transformers.models.qwen2 import modeling_qwen2
+
+STOCK = {name: getattr(modeling_qwen2, name) for name in ("apply_rotary_pos_emb", "Qwen2RMSNorm", "Qwen2MLP")}
+STOCK_FORWARD = Qwen2ForCausalLM.forward
+FUSED_LOSS = liger_qwen2.LigerForCausalLMLoss
+CALLS = []
+
+
+@functools.wraps(FUSED_LOSS)
+def counted_loss(*args, **kwargs):
+    CALLS.append(1)
+    return FUSED_LOSS(*args, **kwargs)
+
+
+liger_qwen2.LigerForCausalLMLoss = counted_loss
+
+
+def plain_model():
+    """Also takes Liger out of transformers again."""
+    for name, value in STOCK.items():
+        setattr(modeling_qwen2, name, value)
+    Qwen2ForCausalLM.forward = STOCK_FORWARD
+    return with_lora(base())
+
+
+def trainer(level):
+    if level == "class":
+        apply_liger_kernel_to_qwen2()
+    arguments = TrainingArguments(
+        tempfile.mkdtemp(), max_steps=1, per_device_train_batch_size=3, logging_steps=1, report_to=[],
+        save_strategy="no", disable_tqdm=True, use_cpu=True, label_names=["labels"],
+        use_liger_kernel=level == "instance",
+    )  # fmt: skip
+    data = batch()
+    rows = [{name: value[i] for name, value in data.items()} for i in range(3)]
+    return Trainer(with_lora(base()), arguments, train_dataset=rows)
+
+
+def measure(level):
+    CALLS.clear()
+    found = parity.compare(lambda: trainer(level), plain_model)
+    assert len(CALLS) == 2, f"Liger's loss ran {len(CALLS)} times in two steps"
+    return found
+
+
+if __name__ == "__main__":
+    if not torch.cuda.is_available():  # its RMSNorm asks how many processors there are
+        torch.cuda.get_device_properties = lambda device: type("One", (), {"multi_processor_count": 1})
+    cases = {level: functools.partial(measure, level) for level in ("instance", "class")}
+    sys.exit(parity.report("liger-kernel", version("liger-kernel"), cases))
