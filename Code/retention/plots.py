@@ -31,6 +31,7 @@ def draw(
     Raises:
         ImportError: matplotlib is not installed.
     """
+    import matplotlib
     from matplotlib.figure import Figure
 
     names = [name for name in result["models"] if name != BASE]
@@ -43,7 +44,8 @@ def draw(
         if plot(axes, colours, result["models"], items, logs):
             for kind in ("png", "svg"):
                 written.append(folder / f"{plot.__name__}.{kind}")
-                figure.savefig(written[-1], dpi=150, metadata={"Date": None} if kind == "svg" else None)
+                with matplotlib.rc_context({"svg.hashsalt": "selfaug"}):  # the same figures, the same file
+                    figure.savefig(written[-1], dpi=150, metadata={"Date": None} if kind == "svg" else None)
     return written
 
 

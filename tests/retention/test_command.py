@@ -137,6 +137,9 @@ def test_plots_are_written_as_png_and_svg(measured, adapters, files):
         assert (files / "out" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert "<svg" in (files / "out" / f"{name}.svg").read_text(encoding="utf-8")
         assert f"{name}.svg" in output
+    first = {file.name: file.read_bytes() for file in (files / "out").glob("*.svg")}
+    measured("--adapter", f"far={adapters['far']}", "--adapter", f"near={adapters['near']}")
+    assert first == {file.name: file.read_bytes() for file in (files / "out").glob("*.svg")}
 
 
 @pytest.mark.parametrize(
