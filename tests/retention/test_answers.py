@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from selfaug.retention import answers
 from selfaug.retention.answers import greedy
 from selfaug.retention.bench import Bench
 from selfaug.self_dialogue.chat import Ending
@@ -52,3 +53,10 @@ def test_a_template_that_spells_its_markers_out_ends_an_answer_with_a_string(ben
     assert found[0].text == text[: text.index(text[2])]
     assert text[2] in bench.tokenizer.decode(found[0].ids)
     assert text[2] not in bench.tokenizer.decode(found[0].ids[:-1])
+
+
+def test_what_follows_the_string_that_ended_an_answer_is_cut_from_its_tokens_too(bench):
+    row = bench.tokenizer("yes.User: no", add_special_tokens=False)["input_ids"]
+    found = answers._answer(bench.tokenizer, row, Ending((), ("User:",)))
+    assert (found.text, found.ended) == ("yes.", True)
+    assert bench.tokenizer.decode(found.ids) == "yes.User:"
