@@ -1,7 +1,7 @@
 """Two real processes (gloo, CPU) give the gradients and the logs of one process with the whole batch, under DDP, FSDP1
 and FSDP2.
 
-All layouts run in one launch of `worker.py`, because starting two interpreters costs more than everything else: four of
+All layouts run in one launch of `worker.py`, because starting two interpreters costs more than everything else: five of
 them by default, every one with ALL_LAYOUTS=1.
 """
 
@@ -20,7 +20,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import worker
 
-CASES = ["DDP, accumulation 2", "FSDP1, sharded head", "FSDP2, sharded head", "Trainer"]
+CASES = [
+    "DDP, accumulation 2",
+    "FSDP1, sharded head",
+    "FSDP2, sharded head",
+    "FSDP2, no aligned token on rank 1",
+    "Trainer",
+]
 if os.environ.get("ALL_LAYOUTS") == "1":
     CASES = list(worker.CASES)
 

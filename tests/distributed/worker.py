@@ -26,9 +26,11 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 from selfaug import metrics
 
 ROWS = 4
-RAGGED = {"prompts": (6, 4, 7, 2), "B": ROWS, "padding": "right"}
-ALIKE = {"prompts": (5, 5, 5, 5), "B": ROWS, "padding": None}
-UNPROMPTED = {"prompts": (6, 4, 0, 0), "B": ROWS, "padding": None}  # no aligned token on rank 1
+ROWS_OF = {
+    "ragged": {"prompts": (6, 4, 7, 2), "B": ROWS, "padding": "right"},
+    "alike": {"prompts": (5, 5, 5, 5), "B": ROWS, "padding": None},
+    "no aligned token on rank 1": {"prompts": (6, 4, 0, 0), "B": ROWS, "padding": None},
+}
 
 
 def rank():
@@ -46,9 +48,9 @@ def supervised(data):
 
 
 @functools.cache
-def alone(reduction, ragged, tied=False):
+def alone(reduction, rows, tied=False):
     """(gradients, logs) of one process with the whole batch."""
-    data, model = batch(**(RAGGED if ragged else ALIKE)), with_lora(base(tie_word_embeddings=tied))
+    data, model = batch(**ROWS_OF[rows]), with_lora(base(tie_word_embeddings=tied))
     metrics.RUNNING.clear()
     with settings(SELFAUG_REDUCTION=reduction):
         model(**data, num_items_in_batch=supervised(data)).loss.backward()
@@ -81,10 +83,10 @@ def names(found):
     return found
 
 
-def compared(model, reduction, ragged, gradients=None, tied=False):
+def compared(model, reduction, rows, gradients=None, tied=False):
     found = names(taken_gradients(model) if gradients is None else gradients)
     said = metrics.RUNNING.take()
-    wanted, logs = alone(reduction, ragged, tied)
+    wanted, logs = alone(reduction, rows, tied)
     return {
         "error": worst_error(found, wanted),
         "logs": max(abs(said[name] / logs[name] - 1) for name in ("selfaug/nll", "selfaug/kl")),
@@ -92,7 +94,7 @@ def compared(model, reduction, ragged, gradients=None, tied=False):
     }
 
 
-def ddp(accumulation=1, reduction="sequence", ragged=True, checkpointing=None, compiled=False):
+def ddp(accumulation=1, reduction="sequence", rows="ragged", checkpointing=None, compiled=False):
     model = with_lora(base())
     if checkpointing is not None:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": checkpointing})
@@ -100,11 +102,11 @@ def ddp(accumulation=1, reduction="sequence", ragged=True, checkpointing=None, c
     model = DistributedDataParallel(model, find_unused_parameters=False)
     if compiled:
         model = torch.compile(model, backend="aot_eager")
-    step(model, batch(**(RAGGED if ragged else ALIKE)), accumulation, reduction)
-    return compared(model, reduction, ragged)
+    step(model, batch(**ROWS_OF[rows]), accumulation, reduction)
+    return compared(model, reduction, rows)
 
 
-def fsdp1(own_head=False, use_orig_params=True, accumulation=1):
+def fsdp1(own_head=False, use_orig_params=True, accumulation=1, rows="ragged"):
     from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
     from torch.distributed.fsdp.wrap import lambda_auto_wrap_policy
 
@@ -122,14 +124,14 @@ def fsdp1(own_head=False, use_orig_params=True, accumulation=1):
     calls = []
     head = model.get_base_model().lm_head
     head.register_forward_pre_hook(lambda *_: calls.append(1))
-    step(model, batch(**RAGGED), accumulation, "sequence")
+    step(model, batch(**ROWS_OF[rows]), accumulation, "sequence")
     with FSDP.summon_full_params(model, with_grads=True):
         # FSDP1 has gradients of frozen parameters, too, that share a flat one with LoRA; no optimizer sees them
         gradients = {name: grad for name, grad in taken_gradients(model).items() if "lora_" in name}
-    return {**compared(model, "sequence", True, gradients), "head calls": len(calls)}
+    return {**compared(model, "sequence", rows, gradients), "head calls": len(calls)}
 
 
-def fsdp2(own_head=False, accumulation=1, tied=False):
+def fsdp2(own_head=False, accumulation=1, tied=False, rows="ragged"):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -143,9 +145,9 @@ def fsdp2(own_head=False, accumulation=1, tied=False):
         fully_shard(inner.lm_head, mesh=mesh)
         inner.lm_head.register_forward_pre_hook(lambda *_: calls.append(1))
     fully_shard(model, mesh=mesh)
-    step(model, batch(**RAGGED), accumulation, "sequence")
+    step(model, batch(**ROWS_OF[rows]), accumulation, "sequence")
     gradients = {name: p.grad.full_tensor().double() for name, p in model.named_parameters() if p.grad is not None}
-    return {**compared(model, "sequence", True, gradients, tied), "head calls": len(calls)}
+    return {**compared(model, "sequence", rows, gradients, tied), "head calls": len(calls)}
 
 
 def trainer(tmp, rows_each=ROWS // 2):
@@ -156,7 +158,7 @@ def trainer(tmp, rows_each=ROWS // 2):
 
     made, compute = [], outputs.LazyLogits.__init__
     outputs.LazyLogits.__init__ = lambda self, function: compute(self, lambda: made.append(1) or function())
-    data = batch(**RAGGED)
+    data = batch(**ROWS_OF["ragged"])
     rows = [{name: value[i] for name, value in data.items()} for i in range(ROWS)]
     metrics.RUNNING.clear()
     arguments = TrainingArguments(
@@ -173,8 +175,8 @@ def trainer(tmp, rows_each=ROWS // 2):
 CASES = {
     "DDP": ddp,
     "DDP, accumulation 2": functools.partial(ddp, accumulation=2),
-    "DDP, token reduction, rows alike": functools.partial(ddp, reduction="token", ragged=False),
-    "DDP, token reduction, rows alike, accumulation 2": functools.partial(ddp, 2, "token", False),
+    "DDP, token reduction, rows alike": functools.partial(ddp, reduction="token", rows="alike"),
+    "DDP, token reduction, rows alike, accumulation 2": functools.partial(ddp, 2, "token", "alike"),
     "DDP, checkpointing": functools.partial(ddp, checkpointing=False),
     "DDP, reentrant checkpointing": functools.partial(ddp, checkpointing=True),
     "DDP, compiled": functools.partial(ddp, compiled=True),
@@ -185,6 +187,8 @@ CASES = {
     "FSDP2, accumulation 2": functools.partial(fsdp2, accumulation=2),
     "FSDP2, sharded head": functools.partial(fsdp2, own_head=True),
     "FSDP2, tied head": functools.partial(fsdp2, tied=True),
+    "FSDP1, no aligned token on rank 1": functools.partial(fsdp1, rows="no aligned token on rank 1"),
+    "FSDP2, no aligned token on rank 1": functools.partial(fsdp2, rows="no aligned token on rank 1"),
     "Trainer": trainer,
 }
 
