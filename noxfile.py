@@ -41,15 +41,16 @@ def matrix(session: nox.Session) -> None:
 @nox.session
 @nox.parametrize("trl", ["1.16.0", "1.9.2", "1.6.0"])
 def trainers(session: nox.Session, trl: str) -> None:
-    """The table of docs/trainers.md for one TRL: gradients and metrics, stock against SelfAug."""
-    session.install("-r", "requirements.txt", f"trl=={trl}", "datasets==4.4.1", "pytest")
+    """Rows of docs/trainers.md for one TRL: gradients and metrics, stock against SelfAug; then a script, unchanged."""
+    session.install("-r", "requirements.txt", f"trl=={trl}", "pytest")
     session.run("python", "tests/trainers/trl_stack.py", env={"OMP_NUM_THREADS": "1"})
+    session.run("python", "tests/trainers/installed.py", env={"OMP_NUM_THREADS": "1"})
 
 
 STACKS = {
     "ms-swift": ("tests/trainers/swift_stack.py", ["ms-swift==4.6.0", "transformers==5.19.0", "peft==0.20.0"]),
     "LLaMA-Factory": ("tests/trainers/llamafactory_stack.py", ["llamafactory==0.9.5"]),
-    "Liger": ("tests/trainers/liger_stack.py", ["-r", "requirements.txt", "liger-kernel==0.8.5", "triton"]),
+    "Liger": ("tests/trainers/liger_stack.py", ["-r", "requirements.txt", "liger-kernel==0.8.5", "triton==3.7.0"]),
     "DeepSpeed": ("tests/distributed/deepspeed_run.py", ["-r", "requirements.txt", "deepspeed==0.19.8"]),
 }
 
