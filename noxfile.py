@@ -61,4 +61,6 @@ def stacks(session: nox.Session, stack: str) -> None:
     """The other rows of docs/trainers.md, each with its real package."""
     script, packages = STACKS[stack]
     session.install("torch==2.13.0", *packages, "pytest")
+    # for pictures and sound, and only if built for this very torch
+    session.run("python", "-m", "pip", "uninstall", "--yes", "torchvision", "torchaudio")
     session.run("python", script, env={"OMP_NUM_THREADS": "1"})

@@ -2,7 +2,7 @@
 once.
 
 FSDP and DeepSpeed ZeRO-3 gather a module's weight when the module is called and let go of it afterwards. Calling the
-head once per chunk would gather the vocabulary matrix once per chunk.
+head once per chunk would gather the vocabulary matrix once per chunk, and as often on each process as it has chunks.
 """
 
 from __future__ import annotations
@@ -58,6 +58,13 @@ def is_sharded(model: nn.Module) -> bool:
     ones, or they wait for each other forever.
     """
     return any(_gathers(module) for module in model.modules())
+
+
+def trains_sharded(head: nn.Module) -> bool:
+    """Whether ``head`` has something to train (LoRA, ``modules_to_save``) in modules that gather their weights. Its
+    gradient is then the sharding library's business, in one call of the module within autograd's own graph.
+    """
+    return any(parameter.requires_grad for parameter in head.parameters()) and is_sharded(head)
 
 
 def _plain(linear: nn.Linear) -> nn.Linear:

@@ -206,6 +206,7 @@ def _reference_hidden(
                 reference.hidden_states(model.model, arguments, 1)
         return None
 
+    @eager_around
     def compute(index: Tensor) -> Tensor:
         row, column = index // chosen.total, index % chosen.total
         with reference.switched_off(model, keep or frozenset()):
@@ -237,13 +238,21 @@ def _terms(
             return model.lm_head(h)
 
     device = hidden.device
+    targets = chosen.targets.to(device)
+    kl_weight = (settings.alpha * chosen.kl_weight).to(device, torch.float32 if device.type == "mps" else torch.float64)
+    selected = hidden.flatten(0, 1)[chosen.index.to(device)]
+    if reference_hidden is None:
+        reference_hidden = selected.detach()[:0]
+    if head.trains_sharded(model.lm_head):
+        reference_logits = reference_head(reference_hidden.to(selected.dtype))
+        return loss.plain_loss(model.lm_head(selected), reference_logits, targets, kl_weight, settings.direction)
 
     def terms(its_head: nn.Module, selected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         found = loss.chunked_loss(
             selected,
-            selected.detach()[:0] if reference_hidden is None else reference_hidden.to(selected.dtype),
-            chosen.targets.to(device),
-            (settings.alpha * chosen.kl_weight).to(device, torch.float32 if device.type == "mps" else torch.float64),
+            reference_hidden.to(selected.dtype),
+            targets,
+            kl_weight,
             its_head,
             reference_head if its_head is model.lm_head else its_head,
             settings.chunk_size or loss.auto_chunk_size(model.config.vocab_size, device),
@@ -251,7 +260,7 @@ def _terms(
         )
         return found.total, found.nll_sum, found.kl_sum
 
-    return loss.Terms(*head.once_gathered(model.lm_head, hidden.flatten(0, 1)[chosen.index.to(device)], terms))
+    return loss.Terms(*head.once_gathered(model.lm_head, selected, terms))
 
 
 @eager

@@ -22,7 +22,7 @@ import conftest  # noqa: F401  (patches transformers and peft in memory)
 
 os.environ.update(DS_ACCELERATOR="cpu", SELFAUG_REDUCTION="sequence", SELFAUG_CHUNK_SIZE="3", OMP_NUM_THREADS="1")
 import torch
-from tiny import base, batch, with_lora
+from tiny import ALL_LINEAR, base, batch, with_lora
 from transformers import Trainer, TrainingArguments
 
 from selfaug import metrics
@@ -33,6 +33,7 @@ ZERO3 = {
     "train_micro_batch_size_per_gpu": "auto",
     "gradient_accumulation_steps": "auto",
     "zero_allow_untested_optimizer": True,
+    "gradient_clipping": "auto",  # DeepSpeed clips to 1 if nothing is said
 }
 CASES = {
     "ZeRO-3": {},
@@ -40,6 +41,7 @@ CASES = {
     "checkpointing": {"gradient_checkpointing": True},
     "tied head": {"tied": True},
     "no aligned token on one process": {"prompts": (6, 4, 0, 0)},
+    "LoRA on the head, too": {"modules": [*ALL_LINEAR, "lm_head"]},
 }
 
 
@@ -54,7 +56,7 @@ def lora(model):
         return {name: p.detach().double().clone() for name, p in named.items()}
 
 
-def step(processes, zero3=None, tied=False, prompts=(6, 4, 7, 2), **arguments):
+def step(processes, zero3=None, tied=False, prompts=(6, 4, 7, 2), modules=ALL_LINEAR, **arguments):
     """(what LoRA moved by, the log, how often the head was called) of one step of the HF Trainer."""
     data = batch(prompts=prompts, B=ROWS)
     rows = [{name: value[i] for name, value in data.items()} for i in range(ROWS)]
@@ -66,10 +68,10 @@ def step(processes, zero3=None, tied=False, prompts=(6, 4, 7, 2), **arguments):
         options.update(use_cpu=True)
     config = TrainingArguments(
         tempfile.mkdtemp(), max_steps=1, logging_steps=1, report_to=[], save_strategy="no", disable_tqdm=True,
-        label_names=["labels"], optim="sgd", learning_rate=1.0, lr_scheduler_type="constant", max_grad_norm=0.0,
+        label_names=["labels"], optim="sgd", learning_rate=1.0, lr_scheduler_type="constant", max_grad_norm=1e9,
         bf16=False, **options,
     )  # fmt: skip
-    model = with_lora(base(tie_word_embeddings=tied))
+    model = with_lora(base(tie_word_embeddings=tied), target_modules=modules)
     before, calls = lora(model), []
     model.get_base_model().lm_head.register_forward_pre_hook(lambda *_: calls.append(1))
     trainer = Trainer(model, config, train_dataset=rows)
@@ -130,7 +132,7 @@ def main():
         if "failed" in case:
             found[name] = case
             continue
-        model_and_rows = {k: v for k, v in CASES[name].items() if k in ("tied", "prompts")}
+        model_and_rows = {k: v for k, v in CASES[name].items() if k in ("tied", "prompts", "modules")}
         alone, logs, _ = step(1, **model_and_rows)
         moved = {n: torch.tensor(t, dtype=torch.double) for n, t in case["moved"].items()}
         found[name] = {

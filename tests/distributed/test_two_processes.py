@@ -1,7 +1,7 @@
 """Two real processes (gloo, CPU) give the gradients and the logs of one process with the whole batch, under DDP, FSDP1
 and FSDP2.
 
-All layouts run in one launch of `worker.py`, because starting two interpreters costs more than everything else: five of
+All layouts run in one launch of `worker.py`, because starting two interpreters costs more than everything else: six of
 them by default, every one with ALL_LAYOUTS=1.
 """
 
@@ -24,6 +24,7 @@ CASES = [
     "DDP, accumulation 2",
     "FSDP1, sharded head",
     "FSDP2, sharded head",
+    "FSDP2, sharded head with LoRA",
     "FSDP2, no aligned token on rank 1",
     "Trainer",
 ]

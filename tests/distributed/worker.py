@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import conftest  # noqa: F401  (patches transformers and peft in memory)
 import torch
 import torch.distributed as dist
-from tiny import base, batch, settings, taken_gradients, with_lora, worst_error
+from tiny import ALL_LINEAR, base, batch, settings, taken_gradients, with_lora, worst_error
 from torch.nn.parallel import DistributedDataParallel
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
@@ -47,10 +47,14 @@ def supervised(data):
     return int((data["labels"][:, 1:] != -100).sum())
 
 
+def lora(tied=False, on_head=False):
+    return with_lora(base(tie_word_embeddings=tied), target_modules=ALL_LINEAR + ["lm_head"] * on_head)
+
+
 @functools.cache
-def alone(reduction, rows, tied=False):
+def alone(reduction, rows, tied=False, head_lora=False):
     """(gradients, logs) of one process with the whole batch."""
-    data, model = batch(**ROWS_OF[rows]), with_lora(base(tie_word_embeddings=tied))
+    data, model = batch(**ROWS_OF[rows]), lora(tied, head_lora)
     metrics.RUNNING.clear()
     with settings(SELFAUG_REDUCTION=reduction):
         model(**data, num_items_in_batch=supervised(data)).loss.backward()
@@ -83,10 +87,10 @@ def names(found):
     return found
 
 
-def compared(model, reduction, rows, gradients=None, tied=False):
+def compared(model, reduction, rows, gradients=None, tied=False, head_lora=False):
     found = names(taken_gradients(model) if gradients is None else gradients)
     said = metrics.RUNNING.take()
-    wanted, logs = alone(reduction, rows, tied)
+    wanted, logs = alone(reduction, rows, tied, head_lora)
     return {
         "error": worst_error(found, wanted),
         "logs": max(abs(said[name] / logs[name] - 1) for name in ("selfaug/nll", "selfaug/kl")),
@@ -131,11 +135,11 @@ def fsdp1(own_head=False, use_orig_params=True, accumulation=1, rows="ragged"):
     return {**compared(model, "sequence", rows, gradients), "head calls": len(calls)}
 
 
-def fsdp2(own_head=False, accumulation=1, tied=False, rows="ragged"):
+def fsdp2(own_head=False, accumulation=1, tied=False, rows="ragged", head_lora=False):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    model = with_lora(base(tie_word_embeddings=tied))
+    model = lora(tied, head_lora)
     mesh = init_device_mesh("cpu", (2,))
     inner = model.get_base_model()
     for layer in inner.model.layers:
@@ -147,7 +151,7 @@ def fsdp2(own_head=False, accumulation=1, tied=False, rows="ragged"):
     fully_shard(model, mesh=mesh)
     step(model, batch(**ROWS_OF[rows]), accumulation, "sequence")
     gradients = {name: p.grad.full_tensor().double() for name, p in model.named_parameters() if p.grad is not None}
-    return {**compared(model, "sequence", rows, gradients, tied), "head calls": len(calls)}
+    return {**compared(model, "sequence", rows, gradients, tied, head_lora), "head calls": len(calls)}
 
 
 def trainer(tmp, rows_each=ROWS // 2):
@@ -186,6 +190,7 @@ CASES = {
     "FSDP2": fsdp2,
     "FSDP2, accumulation 2": functools.partial(fsdp2, accumulation=2),
     "FSDP2, sharded head": functools.partial(fsdp2, own_head=True),
+    "FSDP2, sharded head with LoRA": functools.partial(fsdp2, own_head=True, head_lora=True),
     "FSDP2, tied head": functools.partial(fsdp2, tied=True),
     "FSDP1, no aligned token on rank 1": functools.partial(fsdp1, rows="no aligned token on rank 1"),
     "FSDP2, no aligned token on rank 1": functools.partial(fsdp2, rows="no aligned token on rank 1"),
