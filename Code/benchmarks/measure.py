@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from selfaug import loss, reference
+from selfaug import loss, metrics, reference
 
 from . import slice as sliced
 
@@ -100,6 +100,7 @@ def _stopwatch(module: Any, name: str) -> Iterator[list[float]]:
 def flops(T: int, names: list[str], shape: str, layers: int | None, checkpointing: bool) -> dict[str, float]:
     """Floating-point operations of a step's matrix products, on the meta device: nothing is computed."""
     model, data = _without_content(T, shape, layers, checkpointing, torch.float32)
+    metrics.RUNNING.clear()  # sums of steps that were on another device
     found = {}
     for name in names:
         with FlopCounterMode(display=False) as counter:
