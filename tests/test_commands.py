@@ -38,10 +38,10 @@ ELSEWHERE = {
         "noxfile.py",
         "tests/trainers/trl_stack.py",
     ),
-    "python tests/trainers/llamafactory_stack.py": (
-        "needs LLaMA-Factory beside other releases, and takes no arguments: by hand, with the figures on the page",
-        "docs/trainers.md",
-        "LLaMA-Factory 0.9.5",
+    "python tests/distributed/deepspeed_run.py": (
+        "needs DeepSpeed and takes no arguments",
+        "noxfile.py",
+        "tests/distributed/deepspeed_run.py",
     ),
 }
 
