@@ -25,7 +25,7 @@ sys.path.insert(1, str(CHECKOUT))
 import ragset  # noqa: E402
 from journal import Journal  # noqa: E402
 from report import ALIGNED, PLAIN, summarise, table, verdict  # noqa: E402
-from sandbox import MODEL_PACKAGE, OLDEST_PYTHON, PACKAGES, Sandbox, StepFailed, duration, sha256  # noqa: E402
+from sandbox import MODEL_PACKAGE, PACKAGES, Sandbox, StepFailed, duration, sha256, too_old  # noqa: E402
 
 from Code.retention.instructions import BASIC  # noqa: E402
 from Code.retention.prompts import spread  # noqa: E402
@@ -63,11 +63,8 @@ def main() -> int:
     parser.add_argument("--alpha", type=float, help=f"weight of the KL term (default: {FULL.alpha:g})")
     parser.add_argument("--seed", type=int, default=0, help="of the data and of both trainings")
     args = parser.parse_args()
-    if sys.version_info < OLDEST_PYTHON:
-        needed = ".".join(map(str, OLDEST_PYTHON))
-        parser.error(
-            f"the packages in requirements.txt need Python {needed} or newer; this is {sys.version.split()[0]}"
-        )
+    if too_old():
+        parser.error(too_old())
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops the child, too
     given = {key: getattr(args, key) for key in ("lr", "alpha") if getattr(args, key) is not None}
     try:

@@ -17,7 +17,7 @@ from pathlib import Path
 # "…: 7/40" of our own scripts, and " 12/24 [01:10<01:12" of tqdm
 COUNTER = re.compile(r"^(?:(?P<label>[^:|]+): |.*\|\s*)(?P<done>\d+)/(?P<total>\d+)(?:\s|$)")
 TAIL_LINES = 15
-FASTER = {  # on a CPU; a training step takes 60 % of the time
+FASTER = {  # on a CPU
     # Threads that spin as long as they wait make a busy machine many times slower; those that never do, an idle one.
     "GOMP_SPINCOUNT": "5000",
     # glibc would give every large tensor back to the kernel, and have its pages zeroed again at the next step.
@@ -34,6 +34,14 @@ CHILDREN: set[subprocess.Popen] = set()
 
 class StepFailed(Exception):
     """A child process failed. The message holds the end of its output, and where the rest is."""
+
+
+def too_old() -> str:
+    """Why this Python cannot make the environment; empty if it can."""
+    if sys.version_info >= OLDEST_PYTHON:
+        return ""
+    needed = ".".join(map(str, OLDEST_PYTHON))
+    return f"the packages in requirements.txt need Python {needed} or newer; this is {sys.version.split()[0]}"
 
 
 class Sandbox:

@@ -21,7 +21,7 @@ sys.path.insert(1, str(STUDY.parent / "demo"))
 
 import records  # noqa: E402
 from arms import ARMS, Setting  # noqa: E402
-from sandbox import OLDEST_PYTHON, StepFailed  # noqa: E402
+from sandbox import StepFailed, too_old  # noqa: E402
 from study import CHECKOUT, Given, Study  # noqa: E402
 
 
@@ -62,9 +62,8 @@ def main() -> int:
     results = args.results.resolve()
     if (args.task_train is None) != (args.task_test is None):
         whole.error("--task-train and --task-test go together")
-    if not args.report_only and not args.here and sys.version_info < OLDEST_PYTHON:
-        needed = ".".join(map(str, OLDEST_PYTHON))
-        whole.error(f"the packages in requirements.txt need Python {needed} or newer; this is {sys.version.split()[0]}")
+    if not args.report_only and not args.here and too_old():
+        whole.error(too_old())
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops the children, too
     try:
         if args.report_only:
