@@ -12,6 +12,8 @@ EXPECTED = {
     "selfaug-0.3": (0.3, "input", "base-tuned"),
     "selfaug-0.5": (0.5, "input", "base-tuned"),
     "selfaug-1.0": (1.0, "input", "base-tuned"),
+    "falling": (1.0, "input", "base-tuned"),
+    "rising": (0.0, "input", "base-tuned"),
     "strict-input": (0.5, "strict-input", "base-tuned"),
     "output": (0.5, "output", "base-tuned"),
     "all": (0.5, "all", "base-tuned"),

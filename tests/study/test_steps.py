@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from arms import ARMS, Setting
 from sandbox import StepFailed
-from study import Given, Study
+from study import STOCK, Given, Study
 
 SETTING = Setting(train=6, test=5, general=2, dialogues=2)
 GENERAL = {"kl": 0.1, "reverse_kl": 0.1, "top1": 1.0, "length": 3, "ended": True, "nll": 0.2, "base_nll": 0.1}
@@ -39,7 +39,8 @@ class Stage(Study):
             put(
                 folder / "spent.json", {"process": {"peak_mb": 9, "cpu_seconds": 9}, "training": spent, "halfway": half}
             )
-            rows = [{"loss": 1.0, "selfaug/nll": 0.9, "selfaug/kl": 0.1}] * 4
+            patched = {} if settings == STOCK else {"selfaug/nll": 0.9, "selfaug/kl": 0.1}
+            rows = [{"loss": 1.0, **patched}] * 4
             put(folder / "adapter" / "trainer_state.json", {"log_history": rows})
             put(folder / "halfway" / "adapter_config.json", {})
         elif step == "dialogues":
@@ -83,6 +84,14 @@ def test_plain_arms_train_on_stock_packages_and_the_others_patched_in_memory(sta
     assert len(scripts) == 1
     assert record(tmp_path, "selfaug-0.3-0")["log"] == {"nll": [0.9] * 4, "kl": [0.1] * 4}
     assert record(tmp_path, "lora-0")["log"] == {"nll": [1.0] * 4}
+
+
+def test_alphas_end_is_given_to_the_runner_and_stands_in_the_record(stage, tmp_path):
+    study = stage(["falling"])
+    study.run()
+    command = next(command for name, command, _ in study.children if name == "train-falling-0")
+    assert command[command.index("--alpha-to") + 1] == "0"
+    assert record(tmp_path, "falling-0")["alpha_to"] == 0
 
 
 def test_the_base_model_is_measured_once_and_before_the_other_arms(stage, tmp_path):

@@ -32,6 +32,7 @@ class Arm:
     """One row of the table.
 
     settings: SELFAUG_* of the training; None trains on stock packages.
+    alpha_to: alpha at the last step, on a straight line from that of ``settings``; None keeps it.
     lr, rank: factors on those of the setting.
     dialogues: the model's own dialogues are mixed into the data (SA-SFT).
     scaled, halfway: nothing is trained; LoRA's adapter times ``scaled``, or as it was at half of its steps.
@@ -40,6 +41,7 @@ class Arm:
     name: str
     title: str
     settings: Mapping[str, str] | None = None
+    alpha_to: float | None = None
     lr: float = 1
     rank: float = 1
     dialogues: bool = False
@@ -72,6 +74,8 @@ THEN = (
     Arm("lower-rank", "LoRA, rank / 4", rank=1 / 4),
     Arm("selfaug-1.0", "SelfAug, alpha 1.0", selfaug(1.0)),
     Arm("selfaug-0.1", "SelfAug, alpha 0.1", selfaug(0.1)),
+    Arm("falling", "SelfAug, alpha 1 to 0", selfaug(1.0), alpha_to=0),
+    Arm("rising", "SelfAug, alpha 0 to 1", selfaug(0), alpha_to=1),
     Arm("output", "SelfAug 0.5, output", selfaug(positions="output")),
     Arm("all", "SelfAug 0.5, all", selfaug(positions="all")),
     Arm("tuned-base", "SelfAug 0.5, KL(tuned ‖ base)", selfaug(direction="tuned-base")),
@@ -80,8 +84,9 @@ ARMS = {arm.name: arm for arm in (*FIRST, *THEN)}
 
 # as the tables list them
 ROWS = (
-    BASE, LORA, "selfaug-0.1", "selfaug-0.3", "selfaug-0.5", "selfaug-1.0", "strict-input", "output", "all",
-    "tuned-base", "sasft", "sasft-selfaug-0.5", "lower-lr", "lower-rank", "interpolation", "early-stopping",
+    BASE, LORA, "selfaug-0.1", "selfaug-0.3", "selfaug-0.5", "selfaug-1.0", "falling", "rising",
+    "strict-input", "output", "all", "tuned-base", "sasft", "sasft-selfaug-0.5",
+    "lower-lr", "lower-rank", "interpolation", "early-stopping",
 )  # fmt: skip
 TITLES = {BASE: "base", **{arm.name: arm.title for arm in ARMS.values()}}
 

@@ -15,7 +15,7 @@ GREY, PLAIN, SELFAUG, OTHER, DIALOGUES, USUAL = "0.45", "#b5532b", "#1f6f8b", "#
 STYLES = {
     BASE: (GREY, "s"), "lora": (PLAIN, "o"),
     "selfaug-0.1": (SELFAUG, "v"), "selfaug-0.3": (SELFAUG, "<"), "selfaug-0.5": (SELFAUG, "o"),
-    "selfaug-1.0": (SELFAUG, "^"),
+    "selfaug-1.0": (SELFAUG, "^"), "falling": (SELFAUG, "1"), "rising": (SELFAUG, "2"),
     "strict-input": (OTHER, "o"), "output": (OTHER, "s"), "all": (OTHER, "D"), "tuned-base": (OTHER, "P"),
     "sasft": (DIALOGUES, "o"), "sasft-selfaug-0.5": (DIALOGUES, "D"),
     "lower-lr": (USUAL, "v"), "lower-rank": (USUAL, "s"), "interpolation": (USUAL, "D"), "early-stopping": (USUAL, "P"),

@@ -1,16 +1,18 @@
 """Run a script or a module in this process, unchanged, and write down what it took.
 
-    python runner.py RECORD.json [--halfway DIR] SCRIPT ARGS...
+    python runner.py RECORD.json [--halfway DIR] [--alpha-to X] SCRIPT ARGS...
     python runner.py RECORD.json -m MODULE ARGS...
 
 CPU time, not wall time: the machine may be shared. If the command trains with a Trainer, the record has its steps and
 the CPU time between the first and the last of them, without imports and loading; ``--halfway`` saves the adapter as it
-is at half of the steps: early stopping, under the schedule of the whole training.
+is at half of the steps: early stopping, under the schedule of the whole training. ``--alpha-to`` moves SelfAug's alpha
+from SELFAUG_ALPHA at the first step to X at the last.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import resource
 import runpy
 import sys
@@ -43,12 +45,27 @@ class Meter(TrainerCallback):
         return {"steps": state.global_step, "cpu_seconds": time.process_time() - Meter.began}
 
 
+class Ramp(TrainerCallback):
+    """Alpha on a straight line over the steps."""
+
+    end = 0.0
+
+    def on_step_begin(self, args, state, control, model=None, **given):
+        start = float(os.environ["SELFAUG_ALPHA"])
+        share = state.global_step / max(1, state.max_steps - 1)
+        model.config.selfaug = {"alpha": start + (Ramp.end - start) * share}
+
+
 def main(record: str, *command: str) -> None:
     arguments = list(command)
+    trainer.DEFAULT_CALLBACKS.append(Meter)
     if arguments[0] == "--halfway":
         Meter.halfway = Path(arguments[1])
         del arguments[:2]
-    trainer.DEFAULT_CALLBACKS.append(Meter)
+    if arguments[0] == "--alpha-to":
+        Ramp.end = float(arguments[1])
+        trainer.DEFAULT_CALLBACKS.append(Ramp)
+        del arguments[:2]
     as_module = arguments[0] == "-m"
     sys.argv = arguments[1:] if as_module else arguments
     try:

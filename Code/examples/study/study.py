@@ -155,8 +155,9 @@ class Study:
 
     def train(self, run: Run) -> None:
         folder, arm = self.adapter(run), run.arm
-        halfway = ["--halfway", str(folder.with_name("halfway"))] if arm.name == LORA else []
-        command = [str(RUNNER), str(self.spent(run)), *halfway, str(TRAIN_SCRIPT), "--model", self.model]
+        options = ["--halfway", str(folder.with_name("halfway"))] if arm.name == LORA else []
+        options += [] if arm.alpha_to is None else ["--alpha-to", f"{arm.alpha_to:g}"]
+        command = [str(RUNNER), str(self.spent(run)), *options, str(TRAIN_SCRIPT), "--model", self.model]
         command += ["--data", str(self.data(run.seed, arm.dialogues)), "--output", str(folder)]
         command += ["--seed", str(run.seed), *training(arm, self.setting)]
         if arm.settings is not None:
@@ -207,6 +208,7 @@ class Study:
             "seed": seed,
             "setting": self.described(),
             "settings": dict(arm.settings or {}) if arm else {},
+            "alpha_to": arm.alpha_to if arm else None,
             "arguments": training(arm, self.setting) if arm and arm.trained else [],
             "versions": self.versions,
             "training": spent,
@@ -230,8 +232,10 @@ class Study:
             dialogues = read(self.output / "data" / f"dialogues-{run.seed}.spent.json")["process"]
             took["dialogues_cpu_seconds"] = round(dialogues["cpu_seconds"], 1)
         history = read(self.adapter(of) / "trainer_state.json")["log_history"][: steps["steps"]]
-        names = {"nll": "selfaug/nll", "kl": "selfaug/kl"} if of.arm.settings else {"nll": "loss"}
-        logs = {name: [round(row[key], 4) for row in history if key in row] for name, key in names.items()}
+        rows = [row for row in history if "loss" in row]
+        logs = {"nll": [round(row.get("selfaug/nll", row["loss"]), 4) for row in rows]}
+        if of.arm.settings:  # a step at alpha 0 is a stock one: without a KL, and its loss is the NLL
+            logs["kl"] = [round(row["selfaug/kl"], 4) if "selfaug/kl" in row else None for row in rows]
         return took, logs
 
     def adapter(self, run: Run) -> Path:
