@@ -65,6 +65,35 @@ def test_the_demo_trains_twice_reverts_and_goes_on_where_it_stopped(tiny_model, 
 
 
 @pytest.mark.environments
+def test_with_sa_sft_two_adapters_more_are_trained_on_dialogues_of_the_models_own(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(Sandbox, "create", create)
+    monkeypatch.setattr(Sandbox, "run", with_dialogues(Sandbox.run))
+    size = replace(DEMO["QUICK"], train=6, test=4, instructions=3, answer_limit=4)
+    DEMO["Demo"](tmp_path, str(tiny_model), size, seed=0, sa_sft=True).run()
+
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    steps = {name: figures["steps"] for name, figures in results["models"].items() if name != "base"}
+    assert steps == {"lora": 3, "selfaug": 3, "sa-sft": 4, "sa-sft-selfaug": 4}
+    logs = {name: (tmp_path / "logs" / f"train-{name}.log").read_text(encoding="utf-8") for name in steps}
+    assert {name for name, log in logs.items() if "selfaug/kl" in log} == {"selfaug", "sa-sft-selfaug"}
+    assert set(results["dialogue_differences"]) == {"sa-sft", "sa-sft-selfaug"}
+
+
+def with_dialogues(run):
+    """The tiny model writes nothing that passes the filters: two rows stand for its dialogues; the mixing is real."""
+
+    def instead(self, name, command, *args, **kwargs):
+        if name != "dialogues":
+            return run(self, name, command, *args, **kwargs)
+        turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ana."}]
+        out = Path(command[command.index("--out") + 1])
+        out.write_text(f"{json.dumps({'messages': turns})}\n" * 2, encoding="utf-8")
+        return ""
+
+    return instead
+
+
+@pytest.mark.environments
 def test_a_demo_that_was_stopped_while_patched_is_reverted_before_it_trains_on_stock(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr(Sandbox, "create", create)
     demo = DEMO["Demo"](tmp_path, str(tiny_model), DEMO["QUICK"], seed=0)

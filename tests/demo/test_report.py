@@ -4,7 +4,7 @@ import copy
 import json
 
 import pytest
-from report import summarise, table, verdict
+from report import dialogue_table, summarise, table, verdict
 
 
 def figure(mean, se=0.1):
@@ -73,6 +73,18 @@ def test_what_the_trainings_took_is_beside_the_figures(summary):
     assert summary["models"]["lora"]["steps"] == 3
     assert summary["kl_change"] == pytest.approx(-0.5)
     assert json.loads(json.dumps(summary))["kl_lower_on"] == 1
+
+
+def test_rows_of_sa_sft_stand_below_with_their_difference_to_lora(summary):
+    assert dialogue_table(summary) == ""
+    retention, training = copy.deepcopy(RETENTION), {**TRAINING, "sa-sft": {"steps": 4, "seconds_per_step": 5.0}}
+    retention["models"]["sa-sft"] = model(0.5, 1.5, 40, kl=figure(0.2))
+    retention["differences"]["sa-sft"] = {"kl": difference(-0.1, -0.2, 0.05), "exact_match": difference(-0.25, -0.5, 0)}
+    heading, figures, minus = dialogue_table(summarise(retention, training)).splitlines()[:3]
+    assert heading.split() == ["exact", "match", "KL,", "nats/token", "median", "answer", "s/step"]
+    assert figures.split() == "SA-SFT 0.50 ± 0.10 0.200 ± 0.100 40 5.00".split()
+    assert minus.split() == "minus LoRA -0.250 [-0.500, +0.000] -0.100 [-0.200, +0.050]".split()
+    assert heading.index("exact match") + 11 == minus.index("]") + 1
 
 
 def test_the_verdict_claims_less_drift_only_if_the_interval_excludes_zero(summary):

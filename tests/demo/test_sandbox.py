@@ -12,12 +12,19 @@ DEMO = Path(sandbox.__file__).parent
 
 
 @pytest.mark.skipif(sys.version_info < (3, 10), reason="sys.stdlib_module_names came with Python 3.10")
-@pytest.mark.parametrize("name", ["__main__", "sandbox", "journal", "ragset", "report"])
+@pytest.mark.parametrize("name", ["__main__", "sandbox", "journal", "ragset", "report", "dialogues"])
 def test_what_runs_in_the_users_python_needs_the_standard_library_alone(name):
     tree = ast.parse((DEMO / f"{name}.py").read_text(encoding="utf-8"))
     imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     imported |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    siblings = {"sandbox", "journal", "ragset", "report", "Code"}  # test_demo.py starts it without packages
+    siblings = {
+        "sandbox",
+        "journal",
+        "ragset",
+        "report",
+        "dialogues",
+        "Code",
+    }  # as test_demo.py shows
     assert {module.split(".")[0] for module in imported} - siblings <= sys.stdlib_module_names
 
 

@@ -1,6 +1,6 @@
 """Train one ordinary LoRA script twice, on stock packages and on patched ones, and see what the model has kept.
 
-    python Code/examples/demo [--quick] [--model NAME_OR_PATH] [--output DIR]
+    python Code/examples/demo [--quick] [--sa-sft] [--model NAME_OR_PATH] [--output DIR]
 
 Everything goes into the output folder: a virtual environment with the pinned packages, the model, the data, both
 adapters, the figures. Your own environment is not touched. A run that was interrupted goes on where it stopped; to
@@ -22,9 +22,10 @@ CODE = DEMO.parent.parent
 CHECKOUT = CODE.parent
 sys.path.insert(1, str(CHECKOUT))
 
+import dialogues  # noqa: E402
 import ragset  # noqa: E402
 from journal import Journal  # noqa: E402
-from report import ALIGNED, PLAIN, summarise, table, verdict  # noqa: E402
+from report import ALIGNED, BOTH, DIALOGUES, PLAIN, dialogue_table, summarise, table, verdict  # noqa: E402
 from sandbox import MODEL_PACKAGE, PACKAGES, Sandbox, StepFailed, duration, sha256, too_old  # noqa: E402
 
 from Code.retention.instructions import BASIC  # noqa: E402
@@ -32,6 +33,7 @@ from Code.retention.prompts import spread  # noqa: E402
 
 TRAIN_SCRIPT = DEMO.parent / "train_lora.py"
 MEASURING = sorted((CODE / "retention").glob("*.py"))
+ANSWER_TOKENS = 256  # of a self-dialogue
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,9 @@ def main() -> int:
         prog="python Code/examples/demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="a third of the training, a smaller test")
+    parser.add_argument(
+        "--sa-sft", action="store_true", help="also train with dialogues of the model's own, alone and with SelfAug"
+    )
     parser.add_argument("--model", help="a Qwen2 model, by name on the hub or by folder (default: SmolLM2-135M)")
     parser.add_argument("--output", type=Path, default=Path("selfaug-demo"), help="default: ./selfaug-demo")
     parser.add_argument("--lr", type=float, help=f"learning rate (default: {FULL.lr:g})")
@@ -68,7 +73,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops the child, too
     given = {key: getattr(args, key) for key in ("lr", "alpha") if getattr(args, key) is not None}
     try:
-        Demo(args.output.resolve(), args.model, replace(QUICK if args.quick else FULL, **given), args.seed).run()
+        size = replace(QUICK if args.quick else FULL, **given)
+        Demo(args.output.resolve(), args.model, size, args.seed, args.sa_sft).run()
     except StepFailed as failure:
         print(f"\nfailed: {failure}", file=sys.stderr)
         return 1
@@ -79,8 +85,9 @@ def main() -> int:
 
 
 class Demo:
-    def __init__(self, output: Path, model: str | None, size: Size, seed: int) -> None:
-        self.output, self.size, self.seed = output, size, seed
+    def __init__(self, output: Path, model: str | None, size: Size, seed: int, sa_sft: bool = False) -> None:
+        self.output, self.size, self.seed, self.sa_sft = output, size, seed, sa_sft
+        self.adapters = [PLAIN, ALIGNED, DIALOGUES, BOTH] if sa_sft else [PLAIN, ALIGNED]
         self.own_model = model
         if model is None:
             self.model = str(output / "model")
@@ -97,6 +104,9 @@ class Demo:
         self.make_model()
         self.make_data()
         self.train(PLAIN, "train LoRA on stock transformers and peft")
+        if self.sa_sft:
+            self.make_dialogues()
+            self.train(DIALOGUES, "train LoRA on the mixed data, on stock packages: SA-SFT")
         self.train_patched()
         self.measure()
         self.report()
@@ -109,7 +119,8 @@ class Demo:
 
     def announce(self, title: str) -> None:
         self.number += 1
-        print(f"[{self.number}/8] {duration(time.monotonic() - self.started)}  {title}", flush=True)
+        steps = 11 if self.sa_sft else 8
+        print(f"[{self.number}/{steps}] {duration(time.monotonic() - self.started)}  {title}", flush=True)
 
     def make_environment(self) -> None:
         requirements = CHECKOUT / "requirements.txt"
@@ -136,24 +147,39 @@ class Demo:
             ragset.write(self.output, size.train, size.test, self.seed)
             self.journal.finish("data")
 
+    def make_dialogues(self) -> None:
+        """A quarter of the rows of mixed.jsonl are dialogues that the model wrote with itself."""
+        made, mixed, count = self.output / "dialogues.jsonl", self.output / "mixed.jsonl", self.size.train // 3
+        generate = dialogues.generate(self.model, made, count, ANSWER_TOKENS, self.seed)
+        share = count / (count + self.size.train)
+        mix = dialogues.mix(self.output / "train.jsonl", made, mixed, share, self.seed)
+        sources = sorted((CODE / "self_dialogue").glob("*.py"))
+        if self.begin("dialogues", f"the model writes {count} dialogues with itself", [generate, mix], sources):
+            for name, arguments in (("dialogues", generate), ("mix", mix)):
+                self.sandbox.run(name, [*dialogues.MODULE, *arguments], cwd=CHECKOUT)
+            self.journal.finish("dialogues")
+
     def train(self, name: str, title: str) -> None:
-        size = self.size
-        command = [str(TRAIN_SCRIPT), "--model", self.model, "--data", str(self.output / "train.jsonl")]
+        size, patched = self.size, name in (ALIGNED, BOTH)
+        data = "mixed.jsonl" if name in (DIALOGUES, BOTH) else "train.jsonl"
+        command = [str(TRAIN_SCRIPT), "--model", self.model, "--data", str(self.output / data)]
         command += ["--output", str(self.output / name), "--epochs", str(size.epochs), "--lr", str(size.lr)]
         command += ["--batch-size", str(size.batch_size), "--seed", str(self.seed)]
-        settings = {"SELFAUG_ALPHA": str(size.alpha)} if name == ALIGNED else {}
-        runtime = list(CODE.glob("*.py")) if name == ALIGNED else []
+        settings = {"SELFAUG_ALPHA": str(size.alpha)} if patched else {}
+        runtime = list(CODE.glob("*.py")) if patched else []
         if self.begin(name, title, [command, settings], [TRAIN_SCRIPT, *runtime]):
-            if name == ALIGNED:
+            if patched:
                 self.patcher("install")
                 self.hashes(expected="patched")
             self.sandbox.run(f"train-{name}", command, settings=settings)
-            if name == ALIGNED:
+            if patched:
                 self.patcher("revert")
             self.journal.finish(name)
 
     def train_patched(self) -> None:
         self.train(ALIGNED, f"patch both, train again: same script, data, seed; SELFAUG_ALPHA={self.size.alpha:g}")
+        if self.sa_sft:
+            self.train(BOTH, "patch both, train on the mixed data: SA-SFT with SelfAug")
         if self.hashes(expected="stock") != self.journal.facts("environment")["stock"]:
             raise StepFailed("after revert, the files differ from those that pip installed")
         self.announce("reverted: both files have their stock sha256 again")
@@ -162,23 +188,24 @@ class Demo:
         size, general = self.size, self.output / "general.txt"
         general.write_text("\n".join(spread(BASIC, size.instructions)) + "\n", encoding="utf-8")
         command = ["-m", "Code.retention", "--base", self.model, "--out", str(self.output / "retention")]
-        command += [f"--adapter={name}={self.output / name}" for name in (PLAIN, ALIGNED)]
+        command += [f"--adapter={name}={self.output / name}" for name in self.adapters]
         command += ["--general", str(general), "--answer-limit", str(size.answer_limit)]
         command += ["--task", str(self.output / "test.jsonl"), "--task-answer-limit", "16", "--input-count", "0"]
-        if self.begin("measure", "measure the base model and both adapters, on stock packages", command, MEASURING):
+        title = f"measure the base model and {len(self.adapters)} adapters, on stock packages"
+        if self.begin("measure", title, command, MEASURING):
             self.sandbox.run("measure", command, cwd=CHECKOUT)
             self.journal.finish("measure")
 
     def report(self) -> None:
         retention, results = self.output / "retention", self.output / "results.json"
-        training = {name: spent(read(self.output / name / "trainer_state.json")) for name in (PLAIN, ALIGNED)}
+        training = {name: spent(read(self.output / name / "trainer_state.json")) for name in self.adapters}
         summary = summarise(read(retention / "retention.json"), training)
         summary["settings"] = {"model": self.own_model or MODEL_PACKAGE, "seed": self.seed, **asdict(self.size)}
         results.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         self.announce("write the table and the plot")
-        files = [retention, self.output / PLAIN, self.output / ALIGNED, self.output / "results.png"]
+        files = [retention, self.output / "results.png", *(self.output / name for name in self.adapters)]
         self.sandbox.run("plot", ["-m", "Code.examples.demo.plot", *map(str, files)], cwd=CHECKOUT)
-        print(f"\n{table(summary)}\n\n{verdict(summary)}")
+        print(f"\n{table(summary)}\n\n{dialogue_table(summary)}{verdict(summary)}")
         print(f"\n{results}\n{self.output / 'results.png'}")
         print(f"Whole time: {duration(time.monotonic() - self.started)}")
 

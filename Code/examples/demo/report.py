@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-PLAIN, ALIGNED = "lora", "selfaug"
+PLAIN, ALIGNED, DIALOGUES, BOTH = "lora", "selfaug", "sa-sft", "sa-sft-selfaug"
 TITLES = {"base": "base", PLAIN: "LoRA", ALIGNED: "LoRA + SelfAug"}
 ROWS = (
     ("learned", None),
@@ -20,6 +20,7 @@ ROWS = (
     ("spent", None),
     ("seconds per training step", "seconds_per_step"),
 )
+BESIDE = {DIALOGUES: "SA-SFT", BOTH: "SA-SFT + SelfAug"}
 ALONE = {"perplexity": "mean", "answer_length": "median"}  # rows without an error and a difference
 
 
@@ -40,6 +41,7 @@ def summarise(retention: dict, training: dict[str, dict]) -> dict:
         "differences": retention["differences"][ALIGNED],
         "kl_change": drift["mean"] / plain if plain else 0.0,
         "kl_lower_on": drift["lower"],
+        "dialogue_differences": {name: found for name, found in retention["differences"].items() if name in BESIDE},
     }
 
 
@@ -59,6 +61,20 @@ def table(summary: dict) -> str:
             difference = None if key in ALONE else summary["differences"].get(key)
             lines.append(columns(f"  {title}", [*cells, difference_cell(difference)]))
     return "\n".join(lines)
+
+
+def dialogue_table(summary: dict) -> str:
+    """The rows of SA-SFT, each with its difference to LoRA; nothing where it was not trained."""
+    if not summary["dialogue_differences"]:
+        return ""
+    titles = {"exact_match": "exact match", "kl": "KL, nats/token", "answer_length": "median answer"}
+    titles["seconds_per_step"] = "s/step"
+    rows = [["", *titles.values()]]
+    for name, found in summary["dialogue_differences"].items():
+        rows.append([BESIDE[name], *(cell(summary["models"][name].get(key), key) for key in titles)])
+        rows.append(["  minus LoRA", *(difference_cell(found[key]) for key in ("exact_match", "kl"))])
+    lines = (row[0].ljust(20) + "".join(map(str.rjust, row[1:], (25, 25, 15, 10))) for row in rows)
+    return "\n".join(lines) + "\n\n"
 
 
 def columns(first: str, others: Sequence[str]) -> str:

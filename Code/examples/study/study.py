@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
+import dialogues
 import questions
 import records
 from arms import ARMS, BASE, LORA, Arm, Run, Setting, runs, training
@@ -137,15 +138,11 @@ class Study:
         """The model's dialogues with itself, mixed with the seed's training data."""
         setting, folder = self.setting, self.output / "data"
         made, mixed = folder / f"dialogues-{seed}.jsonl", self.data(seed, dialogues=True)
-        module = ["-m", "selfaug_patcher", "run", str(RUNNER), str(folder / f"dialogues-{seed}.spent.json")]
-        module += ["-m", "selfaug.self_dialogue"]
-        generate = [*module, "generate", "--model", self.model, "--count", str(setting.dialogues), "--seed", str(seed)]
-        generate += ["--batch", "24", "--answer-tokens", str(setting.dialogue_tokens)]
-        generate += ["--out", str(made), "--overwrite"]
+        generate = ["-m", "selfaug_patcher", "run", str(RUNNER), str(folder / f"dialogues-{seed}.spent.json")]
+        generate += ["-m", "selfaug.self_dialogue"]
+        generate += dialogues.generate(self.model, made, setting.dialogues, setting.dialogue_tokens, seed)
         share = setting.dialogues / (setting.dialogues + setting.train)
-        mix = ["-m", "selfaug_patcher", "run", "-m", "selfaug.self_dialogue", "mix", "--task", str(self.data(seed))]
-        mix += ["--dialogues", str(made), "--ratio", f"{share:g}", "--seed", str(seed), "--overwrite"]
-        mix += ["--out", str(mixed)]
+        mix = [*dialogues.MODULE, *dialogues.mix(self.data(seed), made, mixed, share, seed)]
         journal = Journal(folder / f"dialogues-{seed}.steps.json")
         if journal.begin("dialogues", [generate, mix]):
             self.say(f"dialogues for seed {seed}")
@@ -229,8 +226,8 @@ class Study:
         took["cpu_per_step"] = round(steps["cpu_seconds"] / steps["steps"], 3)
         took["peak_mb"] = round(spent["process"]["peak_mb"])
         if run.arm.dialogues:
-            dialogues = read(self.output / "data" / f"dialogues-{run.seed}.spent.json")["process"]
-            took["dialogues_cpu_seconds"] = round(dialogues["cpu_seconds"], 1)
+            written = read(self.output / "data" / f"dialogues-{run.seed}.spent.json")["process"]
+            took["dialogues_cpu_seconds"] = round(written["cpu_seconds"], 1)
         history = read(self.adapter(of) / "trainer_state.json")["log_history"][: steps["steps"]]
         rows = [row for row in history if "loss" in row]
         logs = {"nll": [round(row.get("selfaug/nll", row["loss"]), 4) for row in rows]}
