@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-import subprocess
 import sys
 import tempfile
 import traceback
@@ -22,6 +20,7 @@ import conftest  # noqa: F401  (patches transformers and peft in memory)
 
 os.environ.update(DS_ACCELERATOR="cpu", SELFAUG_REDUCTION="sequence", SELFAUG_CHUNK_SIZE="3", OMP_NUM_THREADS="1")
 import torch
+from pair import launch
 from tiny import ALL_LINEAR, base, batch, with_lora
 from transformers import Trainer, TrainingArguments
 
@@ -102,31 +101,8 @@ def worker(out):
         Path(out).write_text(json.dumps(found))
 
 
-def launch(out):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = []
-    for rank in ("0", "1"):
-        variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        command = [sys.executable, __file__, "--worker", str(out)]
-        with open(f"{out}.{rank}", "w") as log:
-            environment = {**os.environ, **variables, **address}
-            processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
-    try:
-        for process in processes:
-            process.wait(timeout=250)
-    finally:
-        for process in processes:
-            process.kill()
-    if not out.exists():
-        raise SystemExit(Path(f"{out}.0").read_text()[-5000:])
-    return json.loads(out.read_text())
-
-
 def main():
-    two = launch(Path(tempfile.mkdtemp()) / "found.json")
+    two = launch(__file__, Path(tempfile.mkdtemp()) / "found.json", "--worker")
     found = {}
     for name, case in two.items():
         if "failed" in case:
@@ -148,7 +124,7 @@ def main():
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--worker"]:
-        worker(sys.argv[2])
+    if sys.argv[2:] == ["--worker"]:
+        worker(sys.argv[1])
     else:
         sys.exit(main())

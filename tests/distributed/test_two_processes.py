@@ -7,10 +7,7 @@ them by default, every one with ALL_LAYOUTS=1.
 
 from __future__ import annotations
 
-import json
 import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,6 +16,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 import worker
+from pair import launch
 
 CASES = [
     "DDP, accumulation 2",
@@ -37,31 +35,9 @@ pytestmark = [
 ]
 
 
-def launch(out, *cases):
-    """Run the cases on two processes; what rank 0 found."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = []
-    for rank in ("0", "1"):
-        variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-        environment = {**os.environ, **variables, "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-        log = open(f"{out}.{rank}", "w")  # noqa: SIM115
-        command = [sys.executable, worker.__file__, str(out), *cases]
-        processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
-    try:
-        for process in processes:
-            process.wait(timeout=500)
-    finally:
-        for process in processes:
-            process.kill()
-    assert out.exists(), Path(f"{out}.0").read_text()[-3000:]
-    return json.loads(out.read_text())
-
-
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    return launch(tmp_path_factory.mktemp("two") / "found.json", *CASES)
+    return launch(worker.__file__, tmp_path_factory.mktemp("two") / "found.json", *CASES)
 
 
 @pytest.mark.parametrize("case", [name for name in CASES if name != "Trainer"])
