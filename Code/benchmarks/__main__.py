@@ -4,7 +4,7 @@
     python Code/benchmarks shares --lengths 1024                   where SelfAug's step spends its time
     python Code/benchmarks memory --lengths 2048 4096              peak of the tensors, each in a process of its own
     python Code/benchmarks meta --lengths 2048 4096                peak and FLOPs on the meta device, in seconds
-    python Code/benchmarks shapes                                  FLOPs of whole models, on the meta device
+    python Code/benchmarks shapes --lengths 2048 --checkpointing   the same of whole models
     python Code/benchmarks page                                    docs/performance/*.json to tables and plots
 
 Results go to docs/performance/, one JSON file each. The packages are patched in memory; nothing is installed.
@@ -24,6 +24,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "performance"
 MAIN = ["stock", "off", "stock fused", "original", "selfaug", "sample 0.25", "cached", "reference given"]
+WITHOUT_NUMBERS = ["stock", "stock fused", "original", "selfaug", "sample 0.25", "reference given"]
 
 
 def _write(name: str, results: Any, options: argparse.Namespace) -> None:
@@ -81,21 +82,41 @@ def _shares(options: argparse.Namespace) -> None:
 
 
 def _meta(options: argparse.Namespace) -> None:
+    results: dict[int, Any] = {}
+    for T in options.lengths:
+        results[T] = _without_numbers(T, options.variants, options.shape, options.layers, options.checkpointing)
+        _write("meta-checkpointing" if options.checkpointing else "meta", results, options)
+
+
+def _shapes(options: argparse.Namespace) -> None:
+    """Adds to the cells that are there: a whole model at 32K tokens takes long."""
+    from benchmarks import slice as sliced
+
+    name = "shapes-checkpointing" if options.checkpointing else "shapes"
+    path = RESULTS / f"{name}.json"
+    results = json.loads(path.read_text())["results"] if path.exists() else {}
+    for shape in options.shapes:
+        for T in options.lengths:
+            found = _without_numbers(T, options.variants, shape, None, options.checkpointing)
+            results.setdefault(shape, {})[str(T)] = found
+            _write(name, {one: results[one] for one in sliced.SHAPES if one in results}, options)
+
+
+def _without_numbers(T: int, variants: list[str], shape: str, *options: Any) -> dict[str, dict[str, float]]:
+    """Peak of the tensors in bytes and FLOPs of each variant's step, and both of stock's, on the meta device."""
     import torch
     from benchmarks import measure
 
-    results: dict[int, Any] = {}
-    for T in options.lengths:
-        results[T] = {}
-        for name in options.variants:
-            arguments = (T, options.shape, options.layers, options.checkpointing)
-            peak = measure.meta_peak(name, *arguments, torch.float32)
-            flops = measure.flops(T, [name], *arguments[1:])[name]
-            found = results[T][name] = {"tensors": peak, "flops": flops}
-            found["ratio"] = peak / results[T]["stock"]["tensors"]
-            found["flops_ratio"] = flops / results[T]["stock"]["flops"]
-            print(f"T={T} {name:16} {peak / 1e6:8.0f} MB  {found['ratio']:.3f} of stock", flush=True)
-        _write("meta-checkpointing" if options.checkpointing else "meta", results, options)
+    found: dict[str, dict[str, float]] = {}
+    for name in variants:
+        peak = measure.meta_peak(name, T, shape, *options, torch.float32)
+        flops = measure.flops(T, [name], shape, *options)[name]
+        found[name] = {"tensors": peak, "flops": flops}
+        found[name]["ratio"] = peak / found["stock"]["tensors"]
+        found[name]["flops_ratio"] = flops / found["stock"]["flops"]
+        row = f"{peak / 1e6:8.0f} MB, {found[name]['ratio']:.3f} of stock, FLOPs {found[name]['flops_ratio']:.3f}"
+        print(f"{shape} T={T} {name:16} {row}", flush=True)
+    return found
 
 
 def _memory(options: argparse.Namespace) -> None:
@@ -123,20 +144,6 @@ def _one_peak(options: argparse.Namespace) -> None:
     print(json.dumps(measure.real_peak(options.variants[0], *arguments)))
 
 
-def _shapes(options: argparse.Namespace) -> None:
-    from benchmarks import measure
-
-    results: dict[str, Any] = {}
-    for shape in options.shapes:
-        results[shape] = {}
-        for T in options.lengths:
-            names = ["stock", "stock fused", "original", "selfaug", "reference given"]
-            found = measure.flops(T, names, shape, None, options.checkpointing)
-            results[shape][T] = {name: found[name] / found["stock"] for name in names}
-            print(shape, T, {name: round(ratio, 3) for name, ratio in results[shape][T].items()}, flush=True)
-            _write("shapes", results, options)
-
-
 def _page(options: argparse.Namespace) -> None:
     from benchmarks import page
 
@@ -158,13 +165,14 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python Code/benchmarks", description=__doc__.split("\n")[0])
     parser.add_argument("verb", choices=VERBS)
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024])
-    parser.add_argument("--variants", nargs="+", default=MAIN)
+    parser.add_argument("--variants", nargs="+", help=f"default: {MAIN}; meta and shapes: {WITHOUT_NUMBERS}")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--shape", default="0.5B")
     parser.add_argument("--shapes", nargs="+", default=["0.5B", "7B", "72B"])
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--checkpointing", action="store_true")
     options = parser.parse_args(argv)
+    options.variants = options.variants or (WITHOUT_NUMBERS if options.verb in ("meta", "shapes") else MAIN)
     sys.path += [str(ROOT), str(ROOT / "Code")]  # last: Code has modules with plain names
     if options.verb != "page":
         _patch_in_memory()

@@ -27,7 +27,7 @@ def _part(path: Path) -> str:
         "shares": ("Where SelfAug's step spends its time", _share_rows),
         "memory": ("Peak of the tensors above the weights", _memory_rows),
         "meta": ("Peak of the tensors above the weights, and FLOPs (meta device)", _meta_rows),
-        "shapes": ("FLOPs, whole models", _shape_rows),
+        "shapes": ("Whole models: peak of the tensors above the weights, and FLOPs (meta device)", _shape_rows),
     }[kind]
     what = "whole models" if kind == "shapes" else f"{facts['layers']} layers of Qwen2.5-{facts['shape']}"
     heading = f"### {title}{', gradient checkpointing' if facts['checkpointing'] else ''}\n\n"
@@ -69,11 +69,12 @@ def _meta_rows(results: dict[str, Any]) -> list[str]:
 
 
 def _shape_rows(results: dict[str, Any]) -> list[str]:
-    names = list(next(iter(next(iter(results.values())).values())))
-    rows = [f"| model | T | {' | '.join(names)} |", "|---|---|" + "---|" * len(names)]
+    rows = ["| model | T | | tensors, GB | of stock | FLOPs of stock |", "|---|---|---|---|---|---|"]
     for shape, lengths in results.items():
         for T, found in lengths.items():
-            rows.append(f"| {shape} | {T} | {' | '.join(f'{found[name]:.2f}' for name in names)} |")
+            for name, row in found.items():
+                figures = f"{row['tensors'] / 1e9:.1f} | {row['ratio']:.3f} | {row['flops_ratio']:.2f}"
+                rows.append(f"| {shape} | {T} | {name} | {figures} |")
     return rows
 
 
