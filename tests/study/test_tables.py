@@ -46,27 +46,30 @@ def test_a_row_has_its_seeds_what_was_learned_kept_and_spent(found):
 
 def test_a_difference_is_taken_on_the_seeds_that_both_have(found):
     whole = summary.summarise(found)
-    difference = whole["arms"]["sasft"]["difference_to_lora"]["kl"]
+    difference = whole["arms"]["sasft"]["differences"]["lora"]["kl"]
     assert difference["by_seed"] == [-0.1]
-    assert whole["arms"]["lora"]["difference_to_lora"] == {}
-    assert whole["arms"]["selfaug-0.5"]["difference_to_lora"]["kl"]["by_seed"] == [-0.3, -0.4, -0.5]
-    row = cells(tables.differences(whole), "SelfAug, alpha 0.5")
+    assert whole["arms"]["lora"]["differences"]["lora"] == {}
+    assert whole["arms"]["selfaug-0.5"]["differences"]["lora"]["kl"]["by_seed"] == [-0.3, -0.4, -0.5]
+    row = cells(tables.differences(whole, "lora"), "SelfAug, alpha 0.5")
     assert row[1] == "+0.20 [+0.00, +0.60]"
     assert row[2].startswith("-0.400 [-0.5")
     assert row[-1] == "3 of 3 seeds"
+    of_default = whole["arms"]["sasft"]["differences"]["selfaug-0.5"]
+    assert (of_default["kl"]["by_seed"], of_default["exact_match"]["by_seed"]) == ([0.2], [-0.2])
+    assert "| SelfAug, alpha 0.5 |" not in tables.differences(whole, "selfaug-0.5")
 
 
 def test_the_differences_to_an_arm_that_was_not_run_are_left_out(found):
     whole = summary.summarise([one for one in found if one["arm"] != "lora"])
     assert "lora" not in whole["arms"]
-    assert len(tables.differences(whole).splitlines()) == 2
+    assert len(tables.differences(whole, "lora").splitlines()) == 2
     assert cells(tables.figures(whole), "SelfAug, alpha 0.5")[1] == "3"
 
 
 def test_the_base_model_has_no_shift_at_the_input_however_many_were_measured(found):
     arms = summary.summarise(found)["arms"]
     assert arms["base"]["estimates"]["input_kl"]["mean"] == 0
-    assert arms["base"]["difference_to_lora"]["input_kl"]["mean"] == pytest.approx(-0.3)
+    assert arms["base"]["differences"]["lora"]["input_kl"]["mean"] == pytest.approx(-0.3)
 
 
 def test_questions_with_and_without_an_answer_are_scored_apart(found):
@@ -76,7 +79,7 @@ def test_questions_with_and_without_an_answer_are_scored_apart(found):
 
 def test_the_text_says_which_rows_have_fewer_seeds_and_what_was_not_run(found):
     text = tables.extent(summary.summarise(found))
-    assert text.startswith("8 runs: 4 of 15 arms, with up to 3 seeds")
+    assert text.startswith("8 runs: 4 of 17 arms, with up to 3 seeds")
     assert "Fewer seeds: SA-SFT (1); LoRA, adapter times 0.5 (1)." in text
     assert "Not run: SA-SFT + SelfAug 0.5; SelfAug 0.5, strict-input;" in text
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-LORA, BASE = "lora", "base"
+LORA, BASE, DEFAULT = "lora", "base", "selfaug-0.5"
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def selfaug(alpha: float = 0.5, positions: str = "input", direction: str = "base
 
 FIRST = (
     Arm(LORA, "LoRA"),
-    Arm("selfaug-0.5", "SelfAug, alpha 0.5", selfaug()),
+    Arm(DEFAULT, "SelfAug, alpha 0.5", selfaug()),
     Arm("interpolation", "LoRA, adapter times 0.5", scaled=0.5),
     Arm("sasft", "SA-SFT", dialogues=True),
     Arm("sasft-selfaug-0.5", "SA-SFT + SelfAug 0.5", selfaug(), dialogues=True),

@@ -1,4 +1,6 @@
-"""From the records of all runs to one summary: per arm means with intervals, and differences to plain LoRA."""
+"""From the records of all runs to one summary: per arm means with intervals, and differences to plain LoRA and to
+SelfAug's default.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 
 import numpy
-from arms import BASE, LORA, ROWS, TITLES
+from arms import BASE, DEFAULT, LORA, ROWS, TITLES
 from resampling import estimate
 
 METRICS = {
@@ -30,31 +32,37 @@ def summarise(records: Sequence[dict]) -> dict:
     if not records:
         raise ValueError("no runs")
     by_arm = {name: {r["seed"]: r for r in records if r["arm"] == name} for name in ROWS}
-    lora = by_arm[LORA]
     return {
         "setting": records[0]["setting"],
         "versions": records[0]["versions"],
         "runs": len(records),
-        "arms": {name: row(name, runs, lora) for name, runs in by_arm.items() if runs},
+        "arms": {name: row(name, by_arm) for name, runs in by_arm.items() if runs},
     }
 
 
-def row(name: str, runs: dict, lora: dict) -> dict:
-    seeds = sorted(lora) if name == BASE else sorted(set(runs) & set(lora))  # the base is the same for every seed
-    ours = dict.fromkeys(seeds, runs[None]) if name == BASE else runs
+def row(name: str, by_arm: dict) -> dict:
+    runs = by_arm[name]
     whole = {name: matrix(list(runs.values()), read) for name, read in readers().items()}
-    differences = {}
-    for metric, read in readers().items():
-        theirs = matrix([lora[seed] for seed in seeds], read)
-        if name != LORA and theirs is not None and whole[metric] is not None:
-            differences[metric] = described(matrix([ours[seed] for seed in seeds], read) - theirs)
     return {
         "title": TITLES[name],
         "seeds": [] if name == BASE else sorted(runs),
         "estimates": {metric: described(m) for metric, m in whole.items() if m is not None},
-        "difference_to_lora": differences,
+        "differences": {other: difference(name, other, by_arm) for other in (LORA, DEFAULT)},
         "spent": {key: spent(runs, key) for key in SPENT if spent(runs, key) is not None},
     }
+
+
+def difference(name: str, other: str, by_arm: dict) -> dict:
+    """Per metric, on the seeds that both have; nothing for an arm and itself."""
+    runs, others = by_arm[name], by_arm[other]
+    seeds = sorted(others) if name == BASE else sorted(set(runs) & set(others))  # the base is the same for every seed
+    ours = dict.fromkeys(seeds, runs[None]) if name == BASE else runs
+    found = {}
+    for metric, read in readers().items():
+        pair = matrix([ours[seed] for seed in seeds], read), matrix([others[seed] for seed in seeds], read)
+        if name != other and pair[0] is not None and pair[1] is not None:
+            found[metric] = described(pair[0] - pair[1])
+    return found
 
 
 def readers() -> dict[str, Callable[[dict], list | None]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from arms import ARMS, BASE, LORA
+from arms import ARMS, BASE, DEFAULT, LORA
 from sandbox import StepFailed
 
 BEGIN, END = "<!-- study -->", "<!-- end of study -->"
@@ -18,7 +18,9 @@ def block(summary: dict) -> str:
         extent(summary),
         figures(summary),
         "**Differences to plain LoRA** on the same seeds and items, with 95 % intervals:",
-        differences(summary),
+        differences(summary, LORA),
+        f"**Differences to {ARMS[DEFAULT].title}**, likewise:",
+        differences(summary, DEFAULT),
         "![learned against kept, and shift against drift](results/study.png)",
         "Raw figures, one file per run: [results/runs](results/runs). Summary: [study.json](results/study.json).",
     ]
@@ -63,12 +65,12 @@ def spent(name: str, figures: dict) -> list[str]:
     return [f"{figures['cpu_per_step']:.2f}", f"{whole:.0f}", f"{figures['peak_mb']:.0f}"]
 
 
-def differences(summary: dict) -> str:
+def differences(summary: dict, other: str) -> str:
     keys = ("exact_match", "kl", "top1", "length")
     lines = ["| | exact match | KL | top-1 | answer, tokens | KL lower in |", "|---|" + "---:|" * 5]
     for name, row in summary["arms"].items():
-        found = row["difference_to_lora"]
-        if name not in (BASE, LORA) and found:
+        found = row["differences"][other]
+        if name not in (BASE, other) and found:
             by_seed = found["kl"]["by_seed"]
             lower = f"{sum(one < 0 for one in by_seed)} of {len(by_seed)} seeds"
             cells = [row["title"], *(interval(found[key], key) for key in keys), lower]
