@@ -102,7 +102,7 @@ def worker(out):
 
 
 def main():
-    two = launch(__file__, Path(tempfile.mkdtemp()) / "found.json", "--worker")
+    two = launch(__file__, Path(tempfile.mkdtemp()) / "found.json", "--worker", seconds=250)
     found = {}
     for name, case in two.items():
         if "failed" in case:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 
-def launch(script, out, *arguments):
+def launch(script, out, *arguments, seconds=500):
     """What rank 0 of ``script OUT ARGUMENTS...`` has written to ``out``; the end of its log if that is nothing."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -24,7 +24,7 @@ def launch(script, out, *arguments):
             processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
     try:
         for process in processes:
-            process.wait(timeout=500)
+            process.wait(timeout=seconds)
     finally:
         for process in processes:
             process.kill()

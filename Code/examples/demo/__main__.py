@@ -104,10 +104,12 @@ class Demo:
         self.make_model()
         self.make_data()
         self.train(PLAIN, "train LoRA on stock transformers and peft")
-        if self.sa_sft:
+        self.train(ALIGNED, f"patch both, train again: same script, data, seed; SELFAUG_ALPHA={self.size.alpha:g}")
+        if self.sa_sft:  # last, so that a demo without it keeps its adapters
             self.make_dialogues()
             self.train(DIALOGUES, "train LoRA on the mixed data, on stock packages: SA-SFT")
-        self.train_patched()
+            self.train(BOTH, "patch both, train on the mixed data: SA-SFT with SelfAug")
+        self.check_stock()
         self.measure()
         self.report()
 
@@ -153,7 +155,7 @@ class Demo:
         generate = dialogues.generate(self.model, made, count, ANSWER_TOKENS, self.seed)
         share = count / (count + self.size.train)
         mix = dialogues.mix(self.output / "train.jsonl", made, mixed, share, self.seed)
-        sources = sorted((CODE / "self_dialogue").glob("*.py"))
+        sources = list((CODE / "self_dialogue").glob("*.py"))
         if self.begin("dialogues", f"the model writes {count} dialogues with itself", [generate, mix], sources):
             for name, arguments in (("dialogues", generate), ("mix", mix)):
                 self.sandbox.run(name, [*dialogues.MODULE, *arguments], cwd=CHECKOUT)
@@ -176,10 +178,7 @@ class Demo:
                 self.patcher("revert")
             self.journal.finish(name)
 
-    def train_patched(self) -> None:
-        self.train(ALIGNED, f"patch both, train again: same script, data, seed; SELFAUG_ALPHA={self.size.alpha:g}")
-        if self.sa_sft:
-            self.train(BOTH, "patch both, train on the mixed data: SA-SFT with SelfAug")
+    def check_stock(self) -> None:
         if self.hashes(expected="stock") != self.journal.facts("environment")["stock"]:
             raise StepFailed("after revert, the files differ from those that pip installed")
         self.announce("reverted: both files have their stock sha256 again")
