@@ -101,15 +101,18 @@ class Bench:
 
     @contextmanager
     def adapter(self, folder: Path) -> Iterator[Any]:
-        """The base model with the adapter on it, which is taken off afterwards.
+        """The base model with the adapter on it, which is taken off afterwards; where that cannot be done without a
+        trace, the next use loads the base model again.
 
         Raises:
             Refusal: it cannot be loaded, or with it switched off the model is not the base model any more.
         """
         peft = optional("peft", "measuring an adapter")
-        before = self._probe(self.model)
+        base = self.model
+        del self.__dict__["model"]  # what fails below leaves no half of an adapter on it
+        before, own = self._probe(base), dict(base.named_parameters())
         try:
-            tuned = peft.PeftModel.from_pretrained(self.model, str(folder)).eval()
+            tuned = peft.PeftModel.from_pretrained(base, str(folder)).eval()
         except Exception as error:  # peft has no error of its own for an adapter that does not fit
             raise Refusal(
                 "no-adapter", f"cannot load {folder}", f"a PEFT adapter for {self.base}", _first_line(error)
@@ -128,7 +131,11 @@ class Bench:
                 "measure an adapter that leaves the base weights alone (bias='none'; not PiSSA, OLoRA, LoftQ)",
             )  # fmt: skip
         yield tuned
-        self.__dict__["model"] = tuned.unload()
+        base = tuned.unload()
+        left = dict(base.named_parameters())
+        # where modules_to_save were, peft leaves the trained copies
+        if left.keys() == own.keys() and all(left[name] is own[name] for name in own):
+            self.__dict__["model"] = base
 
     @torch.no_grad()
     def _probe(self, model: Any) -> Tensor:

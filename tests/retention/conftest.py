@@ -27,7 +27,7 @@ def make_adapter(tiny_model, tmp_path_factory):
             for name, parameter in model.named_parameters():
                 if "lora_B" in name:
                     parameter.normal_(std=spread)
-                elif parameter.requires_grad and name.endswith("bias"):
+                elif "modules_to_save" in name or (parameter.requires_grad and name.endswith("bias")):
                     parameter.add_(0.5)
         folder = tmp_path_factory.mktemp("adapter")
         model.save_pretrained(folder)

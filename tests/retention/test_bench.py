@@ -24,6 +24,23 @@ def test_the_base_is_as_it_was_after_an_adapter_has_been_on_it(bench, adapters):
     assert not [name for name, _ in bench.model.named_parameters() if "lora" in name]
 
 
+@pytest.mark.parametrize("settings", [{"modules_to_save": ["lm_head"]}, {"modules_to_save": ["embed_tokens"]}])
+def test_what_an_adapter_has_trained_whole_is_gone_with_it(bench, make_adapter, settings):
+    before = {name: value.clone() for name, value in bench.model.state_dict().items()}
+    with bench.adapter(make_adapter(0.5, **settings)):
+        pass
+    after = bench.model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_an_adapter_that_is_refused_leaves_nothing_on_the_base(bench, make_adapter):
+    before = bench.model(torch.tensor([[5, 6, 7]])).logits
+    with pytest.raises(Refusal, match="this is not the base model"), bench.adapter(make_adapter(0.1, bias="all")):
+        pass
+    assert torch.equal(bench.model(torch.tensor([[5, 6, 7]])).logits, before)
+
+
 @pytest.mark.parametrize(
     "settings", [{"modules_to_save": ["lm_head"]}, {"use_dora": True}, {"target_modules": ["lm_head", "v_proj"]}]
 )
