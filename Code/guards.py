@@ -50,7 +50,8 @@ def reference_adapters(model: nn.Module, layers: list[nn.Module], settings: conf
     Raises:
         ReferenceModelError: see the module.
     """
-    key = (settings.reference, tuple(layers[0].active_adapters))  # type: ignore[arg-type]
+    # peft's unload() and get_peft_model() leave the model the same object, with other layers in it
+    key = (settings.reference, tuple(layers[0].active_adapters), weakref.ref(layers[0]))  # type: ignore[arg-type]
     known = _SEEN.get(model)
     if known is None or known[0] != key:
         known = _SEEN[model] = (key, _examine(model, settings))
@@ -109,7 +110,8 @@ def _check_initialisation(model: nn.Module, active: set[str]) -> None:
 
 
 def _check_base_weights(model: nn.Module, active: set[str]) -> None:
-    trained = [name for name, parameter in base_parameters(model) if parameter.requires_grad]
+    # FSDP1 shows views that are no parameters during a step; they take a gradient if anything in their unit does
+    trained = [name for name, p in base_parameters(model) if p.requires_grad and isinstance(p, nn.Parameter)]
     if not trained:
         return
     biases = {getattr(c, "bias", "none") for c in (getattr(model, "peft_config", None) or {}).values()} - {"none"}
@@ -142,21 +144,13 @@ def base_parameters(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, 
 
 @eager
 def unpatched_peft(model: nn.Module) -> bool:
-    """Whether ``model`` trains LoRA layers of a peft that lacks SelfAug's switch (upgraded after ``install``).
-
-    Looked up once per model.
-    """
-    if model not in _UNPATCHED:
-        _UNPATCHED[model] = any(
-            any(cls.__name__ == "LoraLayer" and cls.__module__.startswith("peft.") for cls in type(module).__mro__)
-            and not reference.is_lora(module)
-            and any(parameter.requires_grad for parameter in module.parameters())
-            for module in model.modules()
-        )
-    return _UNPATCHED[model]
-
-
-_UNPATCHED: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+    """Whether ``model`` trains LoRA layers of a peft that lacks SelfAug's switch (upgraded after ``install``)."""
+    return any(
+        any(cls.__name__ == "LoraLayer" and cls.__module__.startswith("peft.") for cls in type(module).__mro__)
+        and not reference.is_lora(module)
+        and any(parameter.requires_grad for parameter in module.parameters())
+        for module in model.modules()
+    )
 
 
 def _names(adapters: Any) -> str:

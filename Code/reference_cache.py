@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from . import config, guards, positions
+from . import config, guards, head, positions, reference
 from .entries import Entries
 from .fingerprint import ShardedWeights, fingerprint
 
@@ -90,38 +90,43 @@ def hidden_states(
 
 
 _DOC = "See docs/performance.md."
-_ENTRIES: weakref.WeakKeyDictionary[nn.Module, tuple[str, Entries]] = weakref.WeakKeyDictionary()
-_HEADS: weakref.WeakKeyDictionary[nn.Module, Tensor] = weakref.WeakKeyDictionary()
+_ENTRIES: weakref.WeakKeyDictionary[nn.Module, tuple[Any, Entries]] = weakref.WeakKeyDictionary()
+_HEADS: weakref.WeakKeyDictionary[Entries, Tensor] = weakref.WeakKeyDictionary()
 
 
 def entries(model: Any, settings: config.Settings) -> Entries:
-    """Those of ``model``, whose weights are hashed when it is first seen: before the first update."""
+    """Those of ``model``, whose weights are hashed when it is first seen, before the first update, and again with
+    other LoRA layers: something may have been merged.
+    """
     folder = str(settings.reference_cache)
-    known = _ENTRIES.get(model)
-    if known is None or known[0] != folder:
+    lora = next((weakref.ref(module) for module in model.modules() if reference.is_lora(module)), None)
+    key, known = (folder, lora), _ENTRIES.get(model)
+    if known is None or known[0] != key:
         root = Path(folder).expanduser()
-        if (root / "model.json").is_file():  # a model's own folder, named on purpose
-            name, root = root.name, root.parent
-        else:
-            try:
+        try:
+            if not (root / "model.json").is_file():
                 name = fingerprint(model)
-            except ShardedWeights as error:
-                raise CacheError(f"SELFAUG_CACHE needs whole weights, and {error}. Unset it. {_DOC}") from None
+            elif lora and head.is_sharded(model):  # processes that find all their samples would leave the others alone
+                raise ShardedWeights("this model is sharded")
+            else:  # a model's own folder, named on purpose
+                name, root = root.name, root.parent
+        except ShardedWeights as error:
+            raise CacheError(f"SELFAUG_CACHE needs whole weights, and {error}. Unset it. {_DOC}") from None
         store = Entries(root, name, int(settings.reference_cache_gb * 1e9))
         _describe(store, model)
-        known = _ENTRIES[model] = (folder, store)
+        known = _ENTRIES[model] = (key, store)
     return known[1]
 
 
 def base_head(model: Any, settings: config.Settings) -> Callable[[Tensor], Tensor]:
     """The head of the model that the cache was built from, for a model whose own head trains."""
-    weight = _HEADS.get(model)
+    store = entries(model, settings)
+    weight = _HEADS.get(store)
     if weight is None:
-        store = entries(model, settings)
         if not (store.folder / "head.pt").exists():
             raise CacheError(f"{store.folder} has no head.pt: it was not built. {_advice(store)}")
         saved = torch.load(store.folder / "head.pt", map_location="cpu", weights_only=True)
-        weight = _HEADS[model] = saved.to(model.model.embed_tokens.weight.device)
+        weight = _HEADS[store] = saved.to(model.model.embed_tokens.weight.device)
     return lambda h: nn.functional.linear(h, weight.to(h.dtype))
 
 
@@ -135,7 +140,7 @@ def _samples(
         return None
     if numbers is not None and numbers.dim() != 2:
         return None
-    ids = ids.cpu()
+    ids, unmasked = ids.cpu(), mask is None
     mask = torch.ones_like(ids) if mask is None else mask.cpu().long()
     numbers = None if numbers is None else numbers.cpu().expand_as(ids)
     samples = []
@@ -152,6 +157,8 @@ def _samples(
             own = numbers[row, columns] - numbers[row, columns[0]]
             if not torch.equal(own, torch.arange(len(own))):
                 parts.append(own)
+                if unmasked:  # then transformers takes restarts for documents
+                    parts.append(torch.zeros(1))
         digest = hashlib.sha256(store.folder.name.encode())
         for part in parts:
             digest.update(len(part).to_bytes(8, "little") + part.long().numpy().tobytes())

@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tiny import ALL_LINEAR, base, base_logits, batch, expected, settings, taken_gradients, with_lora, worst_error
 
-from selfaug import guards, metrics, step, watch
+from selfaug import guards, metrics, watch
 
 
 def refusal(model):
@@ -168,7 +168,6 @@ def test_a_peft_without_the_switch_is_told(monkeypatch):
     model = with_lora(base())
     monkeypatch.delattr(LoraLayer, "selfaug_reference")
     monkeypatch.delattr(LoraLayer, "disable_adapters")
-    monkeypatch.setattr(step.watch, "BYPASS", watch.Bypass())
     monkeypatch.setattr(watch.logger, "warning", said.append)
     model(**batch())
     model(**batch())
@@ -179,3 +178,22 @@ def test_a_peft_without_the_switch_is_told(monkeypatch):
 def test_a_plain_model_is_not_told_anything():
     assert not guards.unpatched_peft(base())
     assert not guards.unpatched_peft(get_peft_model(base(), LoraConfig(target_modules=["q_proj"])))
+
+
+@pytest.mark.parametrize("how", ["unload", "merge_and_unload"])
+def test_lora_that_replaces_other_lora_is_examined_though_the_model_is_the_same_object(how):
+    model = with_lora(base())
+    model(**batch())
+    inner = getattr(model, how)()
+    again = get_peft_model(inner, LoraConfig(target_modules=["q_proj"], bias="all")).train()
+    assert again.get_base_model() is inner is model.get_base_model()
+    assert "bias='all'" in refusal(again)
+
+
+def test_views_that_fsdp1_shows_for_frozen_weights_are_not_taken_for_training_ones():
+    """In a unit with anything that trains, FSDP1 with use_orig_params shows views of the flat parameter."""
+    model = with_lora(base())
+    norm = model.get_base_model().model.norm
+    frozen = norm._parameters["weight"]
+    norm._parameters["weight"] = frozen.detach().clone().requires_grad_() * 1  # no nn.Parameter
+    assert model(**batch()).loss.requires_grad

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
 from tiny import base, batch, settings, taken_gradients, with_lora, worst_error
 
-from selfaug import config, metrics, reference, reference_cache
+from selfaug import config, metrics, positions, reference, reference_cache
 from selfaug.entries import Entries
 from selfaug.fingerprint import fingerprint
 
@@ -252,3 +253,53 @@ def test_full_fine_tuning_without_a_cache_is_stock():
 def test_a_folder_that_is_none_is_refused():
     with pytest.raises(config.SettingError, match="SELFAUG_CACHE must be a folder"):
         config.read(None, {"SELFAUG_CACHE": ""})
+
+
+def test_a_model_into_which_lora_was_merged_is_another_model_though_it_is_the_same_object(tmp_path):
+    model, data = with_lora(base()), batch()
+    with settings(selfaug_cache=tmp_path):
+        step(model, data)
+        inner = model.merge_and_unload()
+        merged = with_lora(inner)
+        assert merged.get_base_model() is model.get_base_model()
+        found = step(merged, data)
+    assert len(list(tmp_path.glob("*/model.json"))) == 2
+    assert worst_error(found, step(merged, data)) < 2e-3
+
+
+def test_lora_on_a_sharded_model_is_refused_whichever_folder_is_named(built, monkeypatch):
+    """A process that finds all of its samples would not take part in the others' reference pass."""
+    folder, data = built
+    model = with_lora(base())
+    named = next(folder.glob("*/model.json")).parent
+    monkeypatch.setattr(reference_cache.head, "is_sharded", lambda model: True)
+    with settings(selfaug_cache=named), pytest.raises(reference_cache.CacheError, match="this model is sharded"):
+        step(model, data)
+
+
+def test_each_folder_has_its_own_head(tmp_path):
+    """Of a model that trains in full."""
+    model, data = base().train(), batch()
+    found = []
+    for name in ("one", "other"):
+        given = base(seed=len(found))
+        cache = config.read(None, {"SELFAUG_CACHE": str(tmp_path / name)})
+        reference_cache.build(given, iter([{k: data[k][0].tolist() for k in ("input_ids", "labels")}]), cache)
+        folder = next((tmp_path / name).glob("*/model.json")).parent
+        head = reference_cache.base_head(model, config.read(None, {"SELFAUG_CACHE": str(folder)}))
+        found.append(torch.equal(head(torch.eye(32)), given.lm_head.weight.T))
+    assert found == [True, True]
+
+
+def test_documents_that_a_mask_joins_are_another_sample_than_those_that_position_ids_part():
+    """transformers takes position ids that start again for documents only where there is no mask."""
+    data = batch(padding=None)
+    numbers = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4, 5, 6, 7]]).expand(3, -1)
+    keys = []
+    for mask in (None, torch.ones_like(numbers)):
+        chosen = positions.select(data["labels"], mask, numbers, "input", "token", False)
+        given = {"input_ids": data["input_ids"], "attention_mask": mask, "position_ids": numbers}
+        found = reference_cache._samples(given, chosen, Entries(Path("unused"), "fingerprint", 10))
+        keys.append({key for key, _ in found})
+    assert len(keys[0]) == len(keys[1]) == 3
+    assert not keys[0] & keys[1]
