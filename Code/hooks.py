@@ -63,7 +63,8 @@ def _concerned(model: nn.Module, kwargs: dict[str, Any]) -> bool:
     """Whether SelfAug may have a part in this call; the cheap half of the answer."""
     if model.training:
         return torch.is_grad_enabled() and config.read(model.config).enabled
-    return kwargs.get("labels") is not None and config.read(model.config).evaluation
+    # a Trainer that keeps the labels from the model is current in evaluation only where the term is wanted
+    return (kwargs.get("labels") is not None or trainers.current() is not None) and config.read(model.config).evaluation
 
 
 def stock_forward(model: nn.Module) -> Callable[..., Any]:

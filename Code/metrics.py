@@ -6,6 +6,9 @@ steps since the last log and over all processes.
 
 from __future__ import annotations
 
+import weakref
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,12 +17,19 @@ class Metrics:
     """Running sums since the last log, of one process."""
 
     def __init__(self) -> None:
+        self.trainer: weakref.ref[Any] | None = None
         self.clear()
 
     def clear(self) -> None:
         self.sums: Tensor | None = None  # (2,) NLL and KL, nats
         self.supervised = self.aligned = 0
         self.alpha: float | None = None
+
+    def belong_to(self, trainer: Any) -> None:
+        """Steps of another trainer, which ended before it logged them, are not this one's."""
+        if self.trainer is None or self.trainer() is not trainer:
+            self.clear()
+            self.trainer = weakref.ref(trainer)
 
     def add(self, nll_sum: Tensor, supervised: int, kl_sum: Tensor, aligned: int, alpha: float) -> None:
         """One micro-batch: sums in nats over ``supervised`` and ``aligned`` tokens."""

@@ -18,10 +18,10 @@ logger = logging.get_logger("transformers.selfaug")
 _FRAME = "_selfaug_frame"
 # names of the adapters that stay on in the reference pass; None: no LoRA, the reference is a cache
 Keep = Optional[frozenset]  # of str
-_UNPATCHED_PEFT = (
-    "this peft has no switch for the reference pass; was it upgraded after the installation? "
-    "`python -m selfaug_patcher status` tells"
-)
+_UNPATCHED_PEFT = "this peft has no switch for the reference pass; was it upgraded after the installation?"
+_INSTALL = "Run `python -m selfaug_patcher install` again"
+_PAST = "the model was called with labels and a filled key-value cache, which no reference pass can share"
+_NO_PAST = "Call the model without past_key_values where it trains"
 
 
 @eager_around
@@ -40,13 +40,14 @@ def run(model: Any, forward: Callable[..., Any], stock: bool, args: tuple[Any, .
     cached = settings.reference_cache is not None and model.training
     in_full = cached and not layers and reference_cache.trains_in_full(model)
     if not layers and not in_full:
-        if guards.unpatched_peft(model):
-            watch.BYPASS.tell(_UNPATCHED_PEFT, forward, settings.strict)
+        if vars(model).get("_is_replica"):
+            watch.tell_replica(settings.strict)
+        elif guards.unpatched_peft(model):
+            watch.of(model).tell(_UNPATCHED_PEFT, forward, settings.strict, _INSTALL)
         return forward(model, *args, **kwargs)
     keep = guards.reference_adapters(model, layers, settings) if layers else None
     if calls.has_past(call):
-        reason = "the model was called with labels and a filled key-value cache, which no reference pass can share"
-        watch.BYPASS.tell(reason, forward, settings.strict)
+        watch.of(model).tell(_PAST, forward, settings.strict, _NO_PAST)
         return forward(model, *args, **kwargs)
     if stock and model.training and call.get("labels") is not None and calls.is_plain(model, forward, call):
         return _fused(model, call, settings, keep)
@@ -67,7 +68,7 @@ def _fused(model: Any, call: dict[str, Any], settings: config.Settings, keep: Ke
     terms = _terms(model, hidden, reference_hidden, chosen, settings, keep)
     total = terms.total / _divisor(chosen, call.get("num_items_in_batch"), hidden.device)
     _acted(model, settings, terms.nll_sum, terms, chosen)
-    watch.BYPASS.made(total, settings.strict)
+    watch.of(model).made(total, settings.strict)
 
     def logits() -> Tensor:
         made = model.lm_head(hidden)
@@ -118,7 +119,7 @@ def _around(
     stock_loss = outputs[0] if isinstance(outputs, tuple) else getattr(outputs, "loss", None)
     if not decoded or not (owed or isinstance(stock_loss, Tensor)):
         what = "without calling the decoder" if not decoded else "without a loss that the term could be added to"
-        watch.BYPASS.tell(f"a forward returned {what}", forward, settings.strict)
+        watch.of(model).tell(f"a forward returned {what}", forward, settings.strict)
         return outputs
 
     arguments, hidden = decoded[-1]
@@ -131,11 +132,11 @@ def _around(
     divisor = _divisor(chosen, num_items, hidden.device)
     if owed:
         _acted(model, settings, _nll_sum(outputs, chosen, kept), terms, chosen)
-        owed.owe(terms.total, chosen.supervised)
+        owed.owe(terms.total, chosen.counted)
         return outputs
     _acted(model, settings, stock_loss.detach() * divisor, terms, chosen)
     total = stock_loss + (terms.total / divisor).to(stock_loss)
-    watch.BYPASS.made(total, settings.strict)
+    watch.of(model).made(total, settings.strict)
     if isinstance(outputs, tuple):
         return (total, *outputs[1:])
     outputs.loss = total

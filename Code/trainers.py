@@ -29,18 +29,17 @@ class Step:
         self.num_items = num_items
         self.acted = False
         self.term: Tensor | None = None  # () sum of weighted KL, to be added to the trainer's loss
-        self.supervised = 1
+        self.counted = 1
 
-    def owe(self, term: Tensor, supervised: int) -> None:
-        """Leave a term, not yet divided, to be added to this step's loss."""
-        self.term, self.supervised = term, supervised
+    def owe(self, term: Tensor, counted: int) -> None:
+        """Leave a term, not yet divided, to be added to this step's loss; ``counted``: its mean's divisor."""
+        self.term, self.counted = term, counted
 
-    def share(self, trainer: Any) -> Tensor | float:
+    def share(self, trainer: Any) -> Tensor:
         """The term in the trainer's own normalisation: per token of the global batch where it counts them."""
-        if self.term is None:
-            return 0.0
+        assert self.term is not None
         if self.num_items is None:
-            return self.term / max(1, self.supervised)
+            return self.term / self.counted
         share = self.term / (
             self.num_items.to(self.term.device) if isinstance(self.num_items, Tensor) else self.num_items
         )
@@ -81,6 +80,7 @@ def attach() -> None:
 
     @functools.wraps(training_step)
     def training_step_with_selfaug(self: Any, *args: Any, **kwargs: Any) -> Any:
+        metrics.RUNNING.belong_to(self)
         with _wrapped_compute_loss(self, training=True):
             return training_step(self, *args, **kwargs)
 
@@ -125,9 +125,9 @@ def _compute_loss(
     finally:
         _current = before
     if training and step.labels is not None and not step.acted:
-        watch.BYPASS.trainer_step_without(model, trainer)
+        watch.trainer_step_without(model, trainer)
     if step.term is None:
         return result
-    if isinstance(result, tuple):
-        return (result[0] + step.share(trainer), *result[1:])
-    return result + step.share(trainer)
+    loss = result[0] if isinstance(result, tuple) else result
+    loss = loss + step.share(trainer).to(loss.device)
+    return (loss, *result[1:]) if isinstance(result, tuple) else loss

@@ -167,3 +167,28 @@ def test_predictions_of_a_patched_trainer_are_stocks_bit_for_bit(tmp_path):
     assert (found.predictions == stock.predictions).all()
     assert found.metrics["test_loss"] == stock.metrics["test_loss"]
     assert (found.label_ids == stock.label_ids).all()
+
+
+def test_evaluation_has_the_term_where_the_trainer_keeps_the_labels_too(tmp_path):
+    trainer = train(tmp_path, label_smoothing_factor=0.1)
+    stock = trainer.evaluate()["eval_loss"]
+    with settings(SELFAUG_EVAL="1", SELFAUG_ALPHA="1"):
+        once = trainer.evaluate()["eval_loss"]
+    with settings(SELFAUG_EVAL="1", SELFAUG_ALPHA="2"):
+        twice = trainer.evaluate()["eval_loss"]
+    assert once - stock > 1e-3
+    assert twice - once == pytest.approx(once - stock, rel=1e-3)
+
+
+def test_steps_that_a_trainer_did_not_log_are_not_the_next_ones(tmp_path):
+    with settings(SELFAUG_ALPHA="0.25"):
+        train(tmp_path, logging_steps=5)
+    left = metrics.RUNNING.supervised
+    first = Trainer(with_lora(base()), TrainingArguments(tmp_path, report_to=[], use_cpu=True))
+    assert left > 0
+    metrics.RUNNING.belong_to(first)
+    assert metrics.RUNNING.supervised == 0
+    metrics.RUNNING.supervised = 7
+    metrics.RUNNING.belong_to(first)
+    assert metrics.RUNNING.supervised == 7
+    metrics.RUNNING.clear()

@@ -23,10 +23,9 @@ from selfaug import metrics, positions, step, watch
 
 @pytest.fixture(autouse=True)
 def said(monkeypatch):
-    """Warnings of this test; the counters start anew."""
+    """Warnings of this test."""
     found = []
     monkeypatch.setattr(step, "_announced", True)
-    monkeypatch.setattr(watch, "BYPASS", watch.Bypass())
     monkeypatch.setattr(watch.logger, "warning", found.append)
     metrics.RUNNING.clear()
     return found
@@ -299,6 +298,57 @@ def test_losses_that_nobody_uses_are_told(said):
     assert len(said) == 1
     assert "the losses that the model returned were never backpropagated" in said[0]
     assert is_documented(said[0])
+
+
+def test_losses_that_are_added_up_before_one_backward_are_no_false_alarm(said):
+    model = with_lora(base())
+    with settings(SELFAUG_STRICT="1"):
+        for _ in range(2):
+            sum(model(**batch()).loss for _ in range(2 * watch.UNUSED)).backward()
+    assert said == []
+
+
+def test_strict_stays_strict_after_good_steps_and_after_the_first_error(tmp_path):
+    model = with_lora(base())
+    with settings(SELFAUG_STRICT="1"):
+        run(tmp_path, steps=2, model=model)
+        for _ in range(2):
+            with pytest.raises(watch.BypassError, match="OwnLoss computed its loss without it"):
+                run(tmp_path, OwnLoss, steps=3, model=model)
+        inner = model.get_base_model()
+        inner.forward = MethodType(no_loss, inner)
+        for _ in range(2):
+            with pytest.raises(watch.BypassError, match="SELFAUG_STRICT=1 makes this an error"):
+                model(**batch())
+
+
+def test_each_model_is_told_for_itself(tmp_path, said):
+    run(tmp_path, steps=2)
+    for _ in range(2):
+        run(tmp_path, OwnLoss, steps=3)
+    assert len(said) == 2
+
+
+def replica(model):
+    """What nn.DataParallel calls (torch/nn/parallel/replicate.py): copies whose weights are tensors, not parameters."""
+    copies = {module: module._replicate_for_data_parallel() for module in model.modules()}
+    for module, copy in copies.items():
+        for name, child in module._modules.items():
+            copy._modules[name] = copies[child]
+        for name, parameter in module._parameters.items():
+            setattr(copy, name, parameter if parameter is None else parameter * 1)
+    return copies[model]
+
+
+def test_data_parallel_is_told_once_with_what_to_start_instead(monkeypatch, said):
+    monkeypatch.setattr(watch, "_REPLICAS", watch.Bypass())
+    model = with_lora(base())
+    for _ in range(3):
+        replica(model)(**batch())
+    assert len(said) == 1
+    assert is_documented(said[0])
+    with settings(SELFAUG_STRICT="1"), pytest.raises(watch.BypassError, match="torchrun"):
+        replica(model)(**batch())
 
 
 class Preferences(Run):
