@@ -134,7 +134,8 @@ class _ChunkedLoss(torch.autograd.Function):
             sums = _through_module(step, inputs, grads)
         else:
             sums = _through_weight(step, step.weight, hidden, grads.get(0))
-        ctx.grads = grads
+        ctx.save_for_backward(*grads.values())  # unlike an attribute of ctx, freed by backward
+        ctx.wanted = wanted
         ctx.dtypes = [tensor.dtype for tensor in inputs]
         total, nll_sum, kl_sum = sums.unbind()
         ctx.mark_non_differentiable(nll_sum, kl_sum)
@@ -143,7 +144,8 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_total: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        found = ((ctx.grads[i] * grad_total).to(t) if i in ctx.grads else None for i, t in enumerate(ctx.dtypes))
+        grads = dict(zip(ctx.wanted, ctx.saved_tensors))
+        found = ((grads[i] * grad_total).to(t) if i in grads else None for i, t in enumerate(ctx.dtypes))
         return (None, *found)
 
 
@@ -185,14 +187,17 @@ def _through_module(step: _Step, inputs: tuple[Tensor, ...], grads: dict[int, Te
         reference_hidden = step.reference_hidden[chunk]
         reference_logits = step.reference_head(reference_hidden) if len(reference_hidden) else logits.detach()[:0]
         grad_logits = logits.detach().clone()  # the head may have saved its output
-        sums += _chunk_terms(
-            grad_logits, reference_logits, step.targets[chunk], step.kl_weight[chunk].to(sums.dtype), step.direction
+        there = logits.device  # of a model spread over devices, a tied head is where the embedding is
+        weight = step.kl_weight[chunk].to(there, sums.dtype)
+        found = _chunk_terms(
+            grad_logits, reference_logits.to(there), step.targets[chunk].to(there), weight, step.direction
         )
+        sums += found.to(sums.device)
         if not grads:
             continue
         sources = [h if i == 0 else inputs[i] for i in grads]
-        for i, found in zip(grads, torch.autograd.grad(logits, sources, grad_logits)):
-            (grads[0][chunk] if i == 0 else grads[i]).add_(found)
+        for i, grad in zip(grads, torch.autograd.grad(logits, sources, grad_logits)):
+            (grads[0][chunk] if i == 0 else grads[i]).add_(grad)
     return sums
 
 
@@ -276,7 +281,8 @@ def _aligned_block(z: Tensor, r: Tensor, targets: Tensor, kl_weight: Tensor, dir
 
 def _supervised(targets: Tensor) -> tuple[Tensor, Tensor]:
     """(n, 1) bool, and (n, 1) targets that may be used as an index everywhere."""
-    return (targets != IGNORE_INDEX).unsqueeze(-1), targets.clamp(min=0).unsqueeze(-1)
+    supervised = targets != IGNORE_INDEX
+    return supervised.unsqueeze(-1), targets.masked_fill(~supervised, 0).unsqueeze(-1)
 
 
 def _exponentials(z: Tensor) -> tuple[Tensor, Tensor]:

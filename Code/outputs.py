@@ -27,8 +27,8 @@ _WALKERS = {"dataclasses", "torch", "accelerate", "deepspeed"}
 
 @dataclass
 class SelfAugOutput(CausalLMOutputWithPast):
-    """``CausalLMOutputWithPast`` whose ``logits`` (B, T, V) are made at the first ``.logits``, ``["logits"]`` or
-    ``[i]``.
+    """``CausalLMOutputWithPast`` whose ``logits`` (B, T, V) are made at the first ``.logits``, ``["logits"]``,
+    ``get("logits")`` or ``[i]``; ``items()`` and ``values()`` show a stand-in until then.
 
     A training loop that reads ``loss`` alone pays nothing for them. They carry a gradient if read with gradients
     enabled.
@@ -49,6 +49,12 @@ class SelfAugOutput(CausalLMOutputWithPast):
             value = dict(self.items())[key]
             return self._read(value, sys._getframe(1)) if isinstance(value, LazyLogits) else value
         return self.to_tuple()[key]
+
+    def get(self, key: str, default: Any = None) -> Any:
+        if key not in self:
+            return default
+        value = dict(self.items())[key]
+        return self._read(value, sys._getframe(1)) if isinstance(value, LazyLogits) else value
 
     def _read(self, value: LazyLogits, reader: FrameType) -> Any:
         """The logits, made now; a library that only walks the output gets the stand-in."""

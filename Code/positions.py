@@ -5,6 +5,7 @@ All masks are (B, T) bool and speak of the position *whose logits are used*: the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,18 +21,23 @@ def next_labels(labels: Tensor) -> Tensor:
     return torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
 
 
-def real_tokens(attention_mask: Tensor | None, labels: Tensor) -> Tensor:
+def real_tokens(attention_mask: Tensor | Mapping[str, Tensor] | None, labels: Tensor) -> Tensor:
     """(B, T) bool, False at padding.
 
     ``attention_mask`` may be absent (no padding), (B, T) with 0 at padding and any other number elsewhere (packed
     rows number their documents 1, 2, 3), or (B, 1, T, T): bool (True: may attend) or additive float (0: may attend).
-    A real token always attends to itself, so the diagonal tells.
+    A real token always attends to itself, so the diagonal tells. Masks by type of layer, as transformers 5 takes
+    them: that of full attention.
 
     Raises:
-        ValueError: a mask of another rank, or of another length than the labels.
+        ValueError: what is no such mask, or one of another length than the labels.
     """
+    if isinstance(attention_mask, Mapping):
+        attention_mask = attention_mask.get("full_attention")
     if attention_mask is None:
         return torch.ones_like(labels, dtype=torch.bool)
+    if not isinstance(attention_mask, Tensor):
+        raise ValueError(f"attention_mask must be a tensor, found {type(attention_mask).__name__}")
     if attention_mask.dim() == 2:
         mask = attention_mask != 0
     elif attention_mask.dim() == 4:
@@ -118,7 +124,7 @@ class Selection:
 
 def select(
     labels: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Tensor | Mapping[str, Tensor] | None,
     position_ids: Tensor | None,
     positions: str,
     reduction: str,
@@ -134,7 +140,7 @@ def select(
         nothing. Without it, such a micro-batch (whose stock loss is NaN) keeps its KL as a plain mean.
     """
     labels = labels.cpu()
-    real = real_tokens(None if attention_mask is None else attention_mask.cpu(), labels)
+    real = real_tokens(attention_mask, labels).cpu()  # of a 4-D mask, the diagonal alone is copied
     targets = next_labels(labels)
     supervised = targets != IGNORE_INDEX
     chosen = aligned(labels, real, positions)

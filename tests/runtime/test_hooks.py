@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import inspect
 import io
+import weakref
 from types import MethodType
 
 import pytest
@@ -214,3 +216,15 @@ def test_a_bad_call_raises_stocks_own_error():
     model = with_lora(base())
     with pytest.raises(TypeError, match="input_ids"):
         model.get_base_model().forward(torch.ones(1, 2).long(), input_ids=torch.ones(1, 2).long(), labels=1)
+
+
+def test_a_forward_that_holds_its_model_does_not_keep_it_alive():
+    """accelerate's hooks put a partial of the model's own forward on the instance."""
+    model = with_lora(base())
+    inner = model.get_base_model()
+    inner.forward = functools.partial(lambda self, *args, **kwargs: type(self).forward(self, *args, **kwargs), inner)
+    assert acted(model, batch())
+    gone = weakref.ref(inner)
+    del model, inner
+    gc.collect()
+    assert gone() is None

@@ -239,3 +239,19 @@ def test_blocks_of_rows_within_a_chunk_change_nothing(monkeypatch, chunk_size):
     _, (found, (grad,)) = both(*problem(), chunk_size=chunk_size)
     assert found.total.item() == pytest.approx(expected.total.item(), rel=1e-13)
     assert torch.allclose(grad, expected_grad, rtol=1e-12)
+
+
+def test_a_loss_that_was_backpropagated_holds_nothing_for_another_time():
+    hidden, reference_hidden, targets, weight, head = problem()
+    total = loss.chunked_loss(hidden, reference_hidden, targets, weight, head, head, 4).total
+    total.backward()
+    with pytest.raises(RuntimeError, match="second time"):
+        total.backward()
+
+
+@pytest.mark.parametrize("chunk_size", [3, 100])
+def test_a_label_outside_the_vocabulary_is_an_error_as_in_stock(chunk_size):
+    hidden, reference_hidden, targets, weight, head = problem()
+    targets[-1] = -1
+    with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
+        loss.chunked_loss(hidden, reference_hidden, targets, weight, head, head, chunk_size)

@@ -241,6 +241,9 @@ def test_logits_that_are_read_are_stocks_and_carry_their_gradient():
     assert ours.logits.requires_grad
     assert torch.equal(ours["logits"], stock.logits)
     assert torch.equal(ours[1], stock.logits)
+    assert torch.equal(model(**data).get("logits"), stock.logits)
+    assert ours.get("past") is None
+    assert ours.get("past", 1) == 1
     assert list(ours) == list(stock)
     assert len(ours.to_tuple()) == len(stock.to_tuple())
 

@@ -119,3 +119,22 @@ def test_labels_cut_by_a_mask_of_used_logits_are_put_back_in_place():
     keep = torch.tensor([False, True, True, False, True, True, True])
     cut = torch.tensor([[X, 5, 6, 8, 9]])
     assert positions.full_labels(cut, keep, 7).tolist() == full.tolist()
+
+
+def test_masks_by_type_of_layer_are_read_by_that_of_full_attention():
+    full = (ATTENTION[:, None, :, None] * ATTENTION[:, None, None, :]).bool()
+    masks_by_type = {"full_attention": full, "sliding_attention": torch.ones_like(full)}
+    assert torch.equal(positions.real_tokens(masks_by_type, LABELS), ATTENTION.bool())
+    assert positions.real_tokens({"full_attention": None}, LABELS).all()
+    with pytest.raises(ValueError, match="attention_mask must be a tensor, found tuple"):
+        positions.real_tokens((full,), LABELS)
+
+
+def test_no_more_than_the_diagonal_of_a_mask_is_copied_to_the_cpu(monkeypatch):
+    copied = []
+    real = torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: copied.append(tensor.numel()) or real(tensor))
+    full = (ATTENTION[:, None, :, None] * ATTENTION[:, None, None, :]).bool()
+    positions.select(LABELS, full, None, "input", "token", False)
+    assert copied
+    assert max(copied) == LABELS.numel()
