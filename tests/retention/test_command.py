@@ -141,6 +141,10 @@ def test_plots_are_written_as_png_and_svg(measured, adapters, files):
     measured("--adapter", f"far={adapters['far']}", "--adapter", f"near={adapters['near']}")
     assert first == {file.name: file.read_bytes() for file in (files / "out").glob("*.svg")}
 
+    measured("--adapter", f"near={adapters['near']}", "--input-count", "0")
+    left = {file.stem for file in (files / "out").iterdir() if file.suffix in (".png", ".svg")}
+    assert left == {"learned_against_kept", "kl_by_position", "training"}
+
 
 def test_a_device_that_is_not_there_is_refused_before_anything_is_written(measured, adapters, files):
     error = measured("--adapter", f"far={adapters['far']}", "--device", "gpu7", status=1)
