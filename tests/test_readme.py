@@ -104,6 +104,21 @@ def test_ci_runs_the_test_command_that_the_readme_gives():
     assert f"```\n{printed[0]}\n```" in README.read_text(encoding="utf-8")
 
 
+def test_a_page_that_begins_with_a_command_says_first_where_it_is_given():
+    for page in (README, ROOT / "docs" / "index.md", ROOT / "docs" / "installing.md"):
+        before = page.read_text(encoding="utf-8").split("    python ")[0]
+        assert "From the root of a checkout of " in before, page
+
+
+def test_the_test_command_names_the_python_that_its_transformers_needs():
+    sys.path.insert(0, str(ROOT / "Code" / "examples" / "demo"))
+    from sandbox import OLDEST_PYTHON
+
+    needed = "Python {}.{} or newer, for transformers ".format(*OLDEST_PYTHON)
+    pinned = re.search(r"^transformers==(\S+)", (ROOT / "requirements.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    assert f"{needed}{pinned[1]}." in README.read_text(encoding="utf-8").split("## Tests")[1]
+
+
 def test_every_file_and_link_that_is_named_exists():
     text = README.read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]

@@ -82,17 +82,21 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         Refusal: before the model is loaded wherever it can be.
     """
+    there = next(path for path in (args.out, *args.out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        what = f"--out {args.out} cannot be a folder"
+        raise Refusal("no-folder", what, found=f"the file {there}", do="another --out")
     adapters = named(args.adapter)
     results = benchmarks(args.lm_eval, adapters)
     general = prompts.general(args.general, args.general_count)
     task = prompts.task(args.task, args.task_count) if args.task else []
 
-    from ..self_dialogue.generator import default_device
+    from ..self_dialogue.generator import usable_device
     from .bench import Bench, adapter_hash
     from .measurement import Measurement, Plan
 
     hashes = {name: adapter_hash(folder) for name, folder in adapters.items()}
-    bench = Bench(args.base, args.dtype, args.device or default_device(), args.template)
+    bench = Bench(args.base, args.dtype, usable_device(args.device), args.template)
     inputs = len(task) if args.input_count is None else args.input_count
     plan = Plan(general, task, args.answer_limit, args.task_answer_limit, args.batch_size, inputs)
     measurement = Measurement(bench, plan, args.out / "items")

@@ -14,9 +14,9 @@ _EXPECTED = "what lm_eval --output_path wrote (results_*.json)"
 
 
 def read(path: Path) -> dict[str, dict[str, float]]:
-    """``{"task/metric": {"mean", "se"}}`` of a result file, or of all below a folder: where several have a task, the
-    one with the latest name counts, and the names end in the time. A standard error that the harness does not give is
-    left out.
+    """``{"task/metric": {"mean", "se", "higher_is_better"}}`` of a result file, or of all below a folder: where several
+    have a task, the one with the latest name counts, and the names end in the time. What the harness does not give of
+    the last two is left out.
 
     Raises:
         Refusal: there is no result, or a file is none.
@@ -27,23 +27,26 @@ def read(path: Path) -> dict[str, dict[str, float]]:
         raise Refusal("no-results", f"{path} has no results of lm-evaluation-harness", _EXPECTED, found)
     tasks: dict[str, dict[str, dict[str, float]]] = {}
     for file in files:
-        for task, values in _results(file).items():
-            tasks[task] = _metrics(task, values)
+        results, better = _results(file)
+        for task, values in results.items():
+            tasks[task] = _metrics(task, values, better.get(task) or {})
     return {name: figures for metrics in tasks.values() for name, figures in metrics.items()}
 
 
-def _results(file: Path) -> Mapping[str, Mapping[str, Any]]:
+def _results(file: Path) -> tuple[Mapping[str, Mapping[str, Any]], Mapping[str, Any]]:
+    """The figures by task and, where the harness says it, of which metrics higher is better."""
     try:
-        results = json.loads(file.read_text(encoding="utf-8"))["results"]
+        content = json.loads(file.read_text(encoding="utf-8"))
+        results, better = content["results"], content.get("higher_is_better")
     except (OSError, ValueError, KeyError, TypeError) as error:
         what = f"{file} is no result file of lm-evaluation-harness"
         raise Refusal("no-results", what, _EXPECTED, f"{type(error).__name__}: {error}") from None
     if not isinstance(results, dict) or not all(isinstance(values, dict) for values in results.values()):
         raise Refusal("no-results", f"{file} is no result file of lm-evaluation-harness", _EXPECTED)
-    return results
+    return results, better if isinstance(better, dict) else {}
 
 
-def _metrics(task: str, values: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+def _metrics(task: str, values: Mapping[str, Any], better: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """The harness names a figure ``metric,filter`` and its error ``metric_stderr,filter``."""
     found = {}
     for name, value in values.items():
@@ -53,6 +56,8 @@ def _metrics(task: str, values: Mapping[str, Any]) -> dict[str, dict[str, float]
         shown = f"{task}/{metric}" + (f" ({kind})" if kind != "none" else "")
         error = values.get(f"{metric}_stderr,{kind}")
         found[shown] = {"mean": value, **({"se": error} if _is_number(error) else {})}
+        if isinstance(better.get(metric), bool):
+            found[shown]["higher_is_better"] = better[metric]
     return found
 
 

@@ -21,7 +21,7 @@ _NAMED = 10  # with more adapters than this, points have their name beside them 
 def draw(
     result: Mapping[str, Any], items: Mapping[str, Items], logs: Mapping[str, Sequence[Row]], folder: Path
 ) -> list[Path]:
-    """Write every plot that there are figures for; the files.
+    """Write every plot that there are figures for; the files. The others of an earlier run go.
 
     Args:
         result: what ``retention.json`` holds.
@@ -46,6 +46,9 @@ def draw(
                 written.append(folder / f"{plot.__name__}.{kind}")
                 with matplotlib.rc_context({"svg.hashsalt": "selfaug"}):  # the same figures, the same file
                     figure.savefig(written[-1], dpi=150, metadata={"Date": None} if kind == "svg" else None)
+        else:
+            for kind in ("png", "svg"):
+                (folder / f"{plot.__name__}.{kind}").unlink(missing_ok=True)
     return written
 
 
@@ -105,24 +108,31 @@ def shift_against_forgetting(
 ) -> bool:
     """The paper's Figure 2: forgetting over the shift of the output distribution at the task's input.
 
-    Forgetting is what the first benchmark that all models have has lost; without one, the share of the base model's
-    tokens that are no longer the likeliest.
+    Forgetting is how much worse the first benchmark is that all models have and of which the harness says what is
+    worse; without one, the share of the base model's tokens that are no longer the likeliest.
     """
     if not all("input_kl" in models[name] for name in colours):
         return False
     common = [
-        metric for metric in models[BASE].get("lm_eval", {}) if all(metric in _harness(models[n]) for n in colours)
+        metric
+        for metric, base in _harness(models[BASE]).items()
+        if "higher_is_better" in base and all(metric in _harness(models[name]) for name in colours)
     ]
+    sign, what = 1, "top-1 tokens that changed"
+    if common:
+        sign = 1 if _harness(models[BASE])[common[0]]["higher_is_better"] else -1
+        what = f"{'loss' if sign > 0 else 'rise'} of {common[0]}"
     for name, colour in colours.items():
         if common:
             ours, base = _harness(models[name])[common[0]], _harness(models[BASE])[common[0]]
-            lost = {"mean": base["mean"] - ours["mean"], "se": sqrt(base.get("se", 0) ** 2 + ours.get("se", 0) ** 2)}
+            worse = sign * (base["mean"] - ours["mean"])
+            lost = {"mean": worse, "se": sqrt(base.get("se", 0) ** 2 + ours.get("se", 0) ** 2)}
         else:
             lost = {"mean": 1 - models[name]["top1"]["mean"], "se": models[name]["top1"]["se"]}
         _point(axes, name, colour, models[name]["input_kl"], lost, len(colours))
     axes.plot(0, 0, "o", color="0.4", label=BASE)
     axes.set(xlabel="shift: KL at the task's input, nats per token")
-    axes.set_ylabel(f"forgetting: loss of {common[0]}" if common else "forgetting: top-1 tokens that changed")
+    axes.set_ylabel(f"forgetting: {what}")
     axes.set_title("Shift against forgetting")
     _legend(axes, len(colours))
     return True

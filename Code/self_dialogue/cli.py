@@ -53,7 +53,7 @@ def _generate(verb: Any) -> None:
     verb.add_argument("--model", required=True, help="name on the hub, or a folder: the model that is to be fine-tuned")
     verb.add_argument("--revision", help="of a model on the hub")
     verb.add_argument("--out", required=True, type=Path, help=".jsonl, .json or .parquet")
-    verb.add_argument("--overwrite", action="store_true", help="replace --out if it is there")
+    verb.add_argument("--overwrite", action="store_true", help="replace --out and --rejected if they are there")
     size = verb.add_argument_group("how much: one of").add_mutually_exclusive_group(required=True)
     size.add_argument("--count", type=_whole, help="dialogues to keep")
     size.add_argument("--tokens", type=_whole, help="assistant tokens to keep")
@@ -101,6 +101,7 @@ def _mix(verb: Any) -> None:
     verb.add_argument("--by", choices=list(mixture.BY), default="examples", help="what --ratio counts")
     verb.add_argument("--format", choices=rows.FORMATS, help="default: the task's")
     verb.add_argument("--render", action="store_true", help="prompt-completion: prompts as the chat template has them")
+    verb.add_argument("--template", help="with --render: a template instead of the tokenizer's: plain, or a Jinja file")
     verb.add_argument("--tokenizer", help="counts the tokens (default: that of the model in the dialogues' manifest)")
     verb.add_argument("--seed", type=int, default=0, help="of the shuffling")
 

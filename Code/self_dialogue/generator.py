@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,9 @@ class TransformersGenerator:
     ) -> None:
         from transformers import AutoTokenizer, GenerationConfig
 
-        self.tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
-        self.model = load_model(model, dtype, device, revision)
+        with _loading(model):
+            self.tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
+            self.model = load_model(model, dtype, device, revision)
         own = self.model.generation_config
         self.eos = listed(own.eos_token_id)
         self.pad = next(iter([*listed(self.tokenizer.pad_token_id), *listed(own.pad_token_id), *self.eos]), 0)
@@ -81,7 +83,8 @@ class VllmGenerator:
         self, model: str, dtype: str, device: str, revision: str | None, sampling: Sampling, seed: int
     ) -> None:
         self.vllm = optional("vllm", "--backend vllm")
-        self.engine = self.vllm.LLM(model=model, revision=revision, dtype=dtype, seed=seed)
+        with _loading(model):
+            self.engine = self.vllm.LLM(model=model, revision=revision, dtype=dtype, seed=seed)
         self.tokenizer = self.engine.get_tokenizer()
         self.eos = listed(self.tokenizer.eos_token_id)
         self.sampling, self.seed = sampling, seed
@@ -131,13 +134,32 @@ def load_model(model: str, dtype: str, device: str, revision: str | None = None)
     return loaded.to(device).eval()
 
 
-def default_device() -> str:
-    """The accelerator if there is one."""
+@contextmanager
+def _loading(model: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        lines = str(error).strip().splitlines()
+        found = f"{type(error).__name__}: {lines[0] if lines else ''}"
+        raise Refusal("no-model", f"cannot load {model}", "a folder, or a name on the hub", found) from None
+
+
+def usable_device(given: str | None) -> str:
+    """The device that is asked for, else the accelerator if there is one.
+
+    Raises:
+        Refusal: torch cannot put anything there.
+    """
     import torch
 
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    if given is None:
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=given).item()
+    except Exception as error:  # torch has no error of its own for this
+        found = f"{type(error).__name__}: {(str(error).strip() or 'nothing said').splitlines()[0]}"
+        raise Refusal("no-device", f"--device {given} cannot be used here", "cpu, cuda, cuda:1, mps …", found) from None
+    return given
 
 
 def weights_hash(model: str) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -15,12 +16,12 @@ from .chat import Chat
 from .dialogue_log import DialogueLog
 from .dialogues import Plan, Writer, Written
 from .filters import Filters, Limits
-from .generator import BACKENDS, default_device
+from .generator import BACKENDS, usable_device
 from .nucleus import Sampling
 from .overlap import EvaluationSets
 from .refusal import Refusal
 from .rowfiles import RowWriter, dumps
-from .tally import Tally, tally
+from .tally import Tally, of_row, tally
 
 DEFAULT_NEAR = 0.8
 logger = logging.getLogger(__name__)
@@ -32,9 +33,12 @@ def generate(args: Namespace) -> dict[str, Any]:
     Raises:
         Refusal: before the model is loaded wherever it can be.
     """
-    _free(args)
+    log_file = args.out.with_name(f"{args.out.name}.log")
+    kept_rows, rejected_rows = _writers(args, log_file.exists())
     if (args.ratio is not None) != bool(args.task):
         raise Refusal("usage", "--ratio and --task go together")
+    for file in args.task:
+        tally(file)
     topics = _topics(args.topics)
     limits = Limits(args.min_words, args.max_tokens, args.repetition, _near(args.near))
     evaluation = EvaluationSets(args.decontaminate, args.ngram) if args.decontaminate else None
@@ -51,7 +55,7 @@ def generate(args: Namespace) -> dict[str, Any]:
     )
     Filters(limits)  # near duplicates need a library: know before the model is loaded
     generator = BACKENDS[args.backend](
-        args.model, args.dtype, args.device or default_device(), args.revision, sampling, args.seed
+        args.model, args.dtype, usable_device(args.device), args.revision, sampling, args.seed
     )
     chat = Chat(generator.tokenizer, args.template, generator.eos)
     filters = Filters(limits, chat.special_texts(), evaluation)
@@ -62,18 +66,19 @@ def generate(args: Namespace) -> dict[str, Any]:
         **asdict(sampling),
         **asdict(plan),
     }
-    log = DialogueLog(_log(args.out), settings)
+    log = DialogueLog(log_file, settings)
     writer = Writer(generator, chat, plan, filters, log)
     goal_name, goal = _goal(args, generator.tokenizer)
     kept = _Kept(goal_name, goal)
     try:
-        with RowWriter(args.out) as out, _rejected(args.rejected) as rejected, _bar(goal, goal_name, writer) as bar:
+        with rejected_rows as rejected, kept_rows as out, _bar(goal, goal_name, writer) as bar:
             for dialogue in writer.dialogues(kept.share):
                 if dialogue.reason:
                     rejected.write(dumps({"reason": dialogue.reason, "messages": dialogue.messages}))
                     continue
-                out.write(dumps(rows.row(dialogue.messages, args.format, chat if args.render else None)))
-                own = Tally(1, dialogue.answer_tokens, dialogue.answer_tokens + dialogue.user_tokens)
+                content = rows.row(dialogue.messages, args.format, chat if args.render else None)
+                out.write(dumps(content))
+                own = of_row(content, args.format, generator.tokenizer)  # as mix counts it
                 kept.add(own)
                 bar.update(getattr(own, goal_name))
     except ValueError as error:  # a dialogue that the format cannot hold
@@ -102,11 +107,11 @@ def generate(args: Namespace) -> dict[str, Any]:
 
 def mix(args: Namespace) -> dict[str, Any]:
     """Write ``args.out`` and its manifest; the manifest's facts."""
-    _free(args)
+    _free(args.out, "--out", args.overwrite)
     tokenizer = _tokenizer(args)
     if args.render and tokenizer is None:
         raise Refusal("no-tokenizer", "--render needs the chat template", do="--tokenizer NAME_OR_PATH")
-    chat = Chat(tokenizer) if args.render else None
+    chat = Chat(tokenizer, args.template) if args.render else None
     found = mixture.mix(
         args.task, args.dialogues, args.out, args.ratio, args.by, args.seed, args.format, tokenizer, chat
     )
@@ -122,13 +127,21 @@ def mix(args: Namespace) -> dict[str, Any]:
     return facts
 
 
-def _free(args: Namespace) -> None:
-    if args.out.exists() and not args.overwrite and not _log(args.out).exists():
-        raise Refusal("exists", f"{args.out} is there already", do="another --out, or --overwrite")
+def _writers(args: Namespace, goes_on: bool) -> tuple[RowWriter, Any]:
+    """For --out and --rejected. ``goes_on``: a run was interrupted, and may have come as far as to write both."""
+    _free(args.out, "--out", args.overwrite or goes_on)
+    kept = RowWriter(args.out)
+    if args.rejected is None:
+        return kept, _Nowhere()
+    if args.rejected.resolve() == args.out.resolve():
+        raise Refusal("usage", "--rejected and --out are the same file")
+    _free(args.rejected, "--rejected", args.overwrite or (goes_on and args.out.exists()))  # --out is written first
+    return kept, RowWriter(args.rejected)
 
 
-def _log(out: Path) -> Path:
-    return out.with_name(f"{out.name}.log")
+def _free(file: Path, option: str, may_be_replaced: bool) -> None:
+    if file.exists() and not may_be_replaced:
+        raise Refusal("exists", f"{file} is there already", do=f"another {option}, or --overwrite")
 
 
 def _topics(file: Path | None) -> tuple[str, ...]:
@@ -157,7 +170,8 @@ def _goal(args: Namespace, tokenizer: Any) -> tuple[str, float]:
     task = Tally(0, 0, 0)
     for file in args.task:
         task += tally(file, tokenizer)
-    return mixture.BY[args.by], max(1, round(mixture.wanted(args.ratio, task, args.by)))
+    wanted = mixture.wanted(args.ratio, task, args.by)
+    return mixture.BY[args.by], max(1, math.ceil(wanted) if args.by == "tokens" else round(wanted))
 
 
 def _tokenizer(args: Namespace) -> Any:
@@ -196,10 +210,6 @@ class _Nowhere:
     def __exit__(self, *error: object) -> None: ...
 
     def write(self, line: bytes) -> None: ...
-
-
-def _rejected(file: Path | None) -> Any:
-    return _Nowhere() if file is None else RowWriter(file)
 
 
 def _bar(goal: float, unit: str, writer: Writer) -> Any:

@@ -71,6 +71,12 @@ def checked(file: Path, tokenizer: Any = None) -> Iterator[Row]:
         raise Refusal("no-rows", f"{file} has no rows")
 
 
+def of_row(content: dict[str, Any], format: str, tokenizer: Any) -> Tally:
+    """A row's own tally: of the text as it stands in the file, whatever tokens it was written with."""
+    (row,) = _counted([Row(content, formats.messages(content, format), format, Tally(1))], tokenizer)
+    return row.tally
+
+
 def tally(file: Path, tokenizer: Any = None) -> Tally:
     total = Tally(0, *((0, 0) if tokenizer is not None else ()))
     for row in checked(file, tokenizer):

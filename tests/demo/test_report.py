@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import copy
 import json
+import re
+from pathlib import Path
 
 import pytest
 from report import dialogue_table, summarise, table, verdict
@@ -94,10 +96,26 @@ def test_the_verdict_claims_less_drift_only_if_the_interval_excludes_zero(summar
     assert "Drift: -75% with SelfAug, lower on 2 of 2" in verdict(summarise(retention, TRAINING))
 
 
-def test_the_verdict_admits_a_task_score_that_fell_by_more_than_its_standard_error(summary):
-    assert "Task: not worse" in verdict(summary)
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ((-0.05, -0.2, 0.1), "exact match, no difference that this test resolves (-0.050 [-0.200, +0.100])."),
+        ((0.2, 0.0, 0.4), "exact match, no difference that this test resolves (+0.200 [+0.000, +0.400])."),
+        ((-0.05, -0.09, -0.01), "exact match is worse with SelfAug, -0.050 [-0.090, -0.010]."),
+        ((0.5, 0.1, 0.9), "exact match is better with SelfAug, +0.500 [+0.100, +0.900]."),
+    ],
+)
+def test_the_verdict_on_the_task_goes_by_the_interval_as_that_on_the_drift_does(found, said):
     retention = copy.deepcopy(RETENTION)
-    retention["differences"]["selfaug"]["exact_match"] = difference(-0.5, -0.9, -0.1)
-    assert "Task: exact match -0.500, which is more than its standard error 0.289" in verdict(
-        summarise(retention, TRAINING)
-    )
+    retention["differences"]["selfaug"]["exact_match"] = difference(*found)
+    assert f"Task: {said}\n" in verdict(summarise(retention, TRAINING))
+
+
+def test_the_readme_ends_its_table_with_the_verdict_on_these_figures():
+    text = Path(__file__).resolve().parents[2].joinpath("README.md").read_text(encoding="utf-8")
+    block = text[text.index("<!-- demo table -->") : text.index("<!-- end of demo table -->")]
+    line = next(line for line in block.splitlines() if line.startswith("  exact match"))
+    retention = copy.deepcopy(RETENTION)
+    shown = re.search(r"(\S+) \[(\S+), (\S+)\]$", line).groups()
+    retention["differences"]["selfaug"]["exact_match"] = difference(*map(float, shown))
+    assert verdict(summarise(retention, TRAINING)).splitlines()[1:] == block.splitlines()[-3:-1]

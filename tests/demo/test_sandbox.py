@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import sandbox
-from sandbox import COUNTER, Progress, StepFailed, duration, environment, run
+from sandbox import COUNTER, Progress, Sandbox, StepFailed, duration, environment, run
 
 DEMO = Path(sandbox.__file__).parent
 
@@ -71,6 +71,21 @@ def test_the_users_python_and_selfaug_settings_do_not_reach_the_demo(monkeypatch
     found = environment()
     assert not {"PYTHONPATH", "VIRTUAL_ENV", "SELFAUG_POSITIONS"} & set(found)
     assert found["PIP_INDEX_URL"] == "kept"
+
+
+def test_a_folder_is_taken_if_it_is_new_empty_or_of_an_earlier_run(tmp_path):
+    for _ in range(2):
+        Sandbox(tmp_path / "new" / "demo")
+    assert sorted(file.name for file in (tmp_path / "new" / "demo").iterdir()) == ["logs", "steps.json"]
+
+
+def test_a_folder_with_other_files_is_left_as_it_is(tmp_path):
+    (tmp_path / "venv").mkdir()
+    with pytest.raises(StepFailed, match=r"has files in it and no steps\.json.*\n.*Nothing was changed"):
+        Sandbox(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["venv"]
+    with pytest.raises(StepFailed, match="cannot be the output folder"):
+        Sandbox(Path(__file__))
 
 
 def test_durations_are_minutes_and_seconds():

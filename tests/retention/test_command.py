@@ -141,6 +141,16 @@ def test_plots_are_written_as_png_and_svg(measured, adapters, files):
     measured("--adapter", f"far={adapters['far']}", "--adapter", f"near={adapters['near']}")
     assert first == {file.name: file.read_bytes() for file in (files / "out").glob("*.svg")}
 
+    measured("--adapter", f"near={adapters['near']}", "--input-count", "0")
+    left = {file.stem for file in (files / "out").iterdir() if file.suffix in (".png", ".svg")}
+    assert left == {"learned_against_kept", "kl_by_position", "training"}
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_is_written(measured, adapters, files):
+    error = measured("--adapter", f"far={adapters['far']}", "--device", "gpu7", status=1)
+    assert "error[no-device]: --device gpu7 cannot be used here" in error
+    assert not (files / "out").exists()
+
 
 @pytest.mark.parametrize(
     ("options", "problem"),
@@ -151,6 +161,8 @@ def test_plots_are_written_as_png_and_svg(measured, adapters, files):
         pytest.param(["--adapter", "a=x", "--lm-eval", "b=y"], "of which model", id="results of none"),
         pytest.param(["--adapter", "a=x", "--lm-eval", "a=y"], "no results of lm-evaluation-harness", id="no results"),
         pytest.param(["--adapter", "a=x", "--base", "/nowhere"], "holds no adapter", id="adapter before base"),
+        pytest.param(["--adapter", "a=x", "--out", __file__], "cannot be a folder", id="a file to write into"),
+        pytest.param(["--adapter", "a=x", "--out", f"{__file__}/x"], "cannot be a folder", id="a folder in a file"),
     ],
 )
 def test_bad_options_are_refused_in_plain_words(measured, options, problem):

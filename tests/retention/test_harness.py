@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from selfaug.retention import harness
+from selfaug.retention import harness, plots
 from selfaug.self_dialogue.refusal import Refusal
 
 IFEVAL = {
@@ -29,10 +29,12 @@ GSM8K = {
 
 @pytest.fixture
 def results(tmp_path):
-    def write(name, **tasks):
+    def write(name, better=None, **tasks):
         file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)
         content = {"results": tasks, "configs": {}, "versions": {}, "n-shot": {}, "config": {"model": "hf"}}
+        if better is not None:
+            content["higher_is_better"] = better
         file.write_text(json.dumps(content), encoding="utf-8")
         return file
 
@@ -46,6 +48,40 @@ def test_metrics_have_their_errors_and_filters_are_named(results):
         "gsm8k/exact_match (strict-match)": {"mean": 0.05, "se": 0.01},
         "gsm8k/exact_match (flexible-extract)": {"mean": 0.07, "se": 0.012},
     }
+
+
+def test_what_the_harness_says_is_better_is_read_where_it_says_it(results):
+    file = results(
+        "results_1.json",
+        better={"wikitext": {"word_perplexity": False, "byte_perplexity": None}, "gsm8k": None},
+        wikitext={"word_perplexity,none": 12.5, "word_perplexity_stderr,none": "N/A", "byte_perplexity,none": 2},
+        gsm8k=GSM8K,
+    )
+    found = harness.read(file)
+    assert found["wikitext/word_perplexity"] == {"mean": 12.5, "higher_is_better": False}
+    assert [name for name, figure in found.items() if "higher_is_better" in figure] == ["wikitext/word_perplexity"]
+
+
+@pytest.mark.parametrize(
+    ("better", "forgotten", "label"),
+    [
+        pytest.param(False, 2.5, "rise of wikitext/perplexity", id="lower is better"),
+        pytest.param(True, -2.5, "loss of wikitext/perplexity", id="higher is better"),
+        pytest.param(None, 0.25, "top-1 tokens that changed", id="not said"),
+    ],
+)
+def test_forgetting_is_how_much_worse_a_benchmark_is(better, forgotten, label):
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    said = {} if better is None else {"higher_is_better": better}
+    kept = {"input_kl": {"mean": 0.3, "se": 0.1}, "top1": {"mean": 0.75, "se": 0.1}}
+    models = {
+        "base": {"lm_eval": {"wikitext/perplexity": {"mean": 10.0, **said}}},
+        "far": {**kept, "lm_eval": {"wikitext/perplexity": {"mean": 12.5, **said}}},
+    }
+    axes = figure.add_subplot()
+    assert plots.shift_against_forgetting(axes, {"far": "red"}, models, {}, {})
+    assert axes.get_ylabel() == f"forgetting: {label}"
+    assert axes.containers[0].lines[0].get_ydata()[0] == pytest.approx(forgotten)
 
 
 def test_in_a_folder_the_latest_result_of_each_task_counts(results, tmp_path):

@@ -17,6 +17,12 @@ from selfaug.retention.scores import contains, exact_match, f1, score
         pytest.param("19350", "1935", False, False, id="whole words only"),
         pytest.param("", "oak", False, False, id="no answer"),
         pytest.param("Theo", "eo", False, False, id="no article inside a word"),
+        pytest.param("", "A", False, False, id="no answer where an article is expected"),
+        pytest.param("B", "A", False, False, id="another choice"),
+        pytest.param("a.", "A", True, True, id="the choice"),
+        pytest.param("It is (A).", "A", False, True, id="the choice in a sentence"),
+        pytest.param("", "+", False, False, id="no answer where a sign is expected"),
+        pytest.param("+", "+", True, True, id="a sign"),
     ],
 )
 def test_answers_are_scored_as_reading_comprehension_benchmarks_do(answer, expected, exact, within):
@@ -31,7 +37,9 @@ def test_answers_are_scored_as_reading_comprehension_benchmarks_do(answer, expec
         pytest.param("the big big dog", "a big dog", 4 / 5, id="repeated words count once each"),
         pytest.param("oak", "elm", 0, id="nothing shared"),
         pytest.param("", "elm", 0, id="no answer"),
-        pytest.param("The.", "a", 1, id="no words on both sides"),
+        pytest.param("", "A", 0, id="no answer to a choice"),
+        pytest.param("B", "A", 0, id="another choice"),
+        pytest.param("A.", "A", 1, id="the choice"),
     ],
 )
 def test_f1_is_the_overlap_of_words(answer, expected, found):

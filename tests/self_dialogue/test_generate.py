@@ -10,7 +10,7 @@ import pytest
 import tiny_chat
 from transformers import AutoTokenizer
 
-from selfaug.self_dialogue import generator, manifest
+from selfaug.self_dialogue import cli, generator, manifest
 
 
 def test_it_writes_as_many_dialogues_of_the_model_with_itself_as_asked_for(generate, read):
@@ -153,6 +153,28 @@ def test_a_goal_in_tokens_counts_what_the_assistant_says(generate, read):
     assert sum(counted) >= 100 > sum(counted[:-1])
 
 
+@pytest.fixture
+def spaced(monkeypatch):
+    """A model whose answers begin with five spaces, each a token, which the text in the file does not have."""
+
+    class Spaced(generator.TransformersGenerator):
+        def write(self, requests, tokens, ending):
+            space = self.tokenizer.convert_tokens_to_ids(" ")
+            return [[space] * 5 + ids for ids in super().write(requests, tokens, ending)]
+
+    monkeypatch.setitem(generator.BACKENDS, "transformers", Spaced)
+
+
+@pytest.mark.usefixtures("spaced")
+@pytest.mark.parametrize("format", ["messages", "prompt-completion", "sharegpt"])
+def test_a_share_of_the_tokens_that_was_generated_is_there_when_it_is_mixed(generate, jsonl, tmp_path, format):
+    task = jsonl("task.jsonl", [{"messages": turns} for turns in list(tiny_chat.dialogues())[:9]])
+    share = ["--ratio", "0.43", "--by", "tokens", "--task", str(task)]
+    out, mixed = generate(*share, "--format", format), tmp_path / "mixed.jsonl"
+    assert cli.main(["mix", *share, "--dialogues", str(out), "--out", str(mixed)]) == 0
+    assert manifest.read(mixed)["dialogues"] == manifest.read(out)["kept"]
+
+
 def test_a_ratio_is_a_share_of_the_mixture_with_the_task(generate, read, jsonl):
     task = jsonl("task.jsonl", [{"messages": turns} for turns in list(tiny_chat.dialogues())[:9]])
     assert len(read(generate("--ratio", "0.25", "--task", str(task)))) == 3
@@ -200,6 +222,59 @@ def test_an_existing_file_is_not_overwritten_unasked(generate, tmp_path, capsys)
     assert out.read_text() == "mine\n"
     assert "error[exists]" in capsys.readouterr().err
     assert generate("--count", "2", "--overwrite").read_text() != "mine\n"
+
+
+def test_the_file_of_rejected_dialogues_is_not_overwritten_unasked_either(generate, tmp_path, capsys):
+    rejected = tmp_path / "rejected.jsonl"
+    rejected.write_text("mine\n")
+    generate("--count", "2", "--rejected", str(rejected), status=1)
+    assert f"error[exists]: {rejected} is there" in capsys.readouterr().err
+    assert rejected.read_text() == "mine\n"
+    generate("--count", "2", "--rejected", str(tmp_path / "out.jsonl"), status=1)
+    assert "the same file" in capsys.readouterr().err
+    generate("--count", "2", "--rejected", str(rejected), "--overwrite")
+    assert rejected.read_text() != "mine\n"
+
+
+def test_an_interrupted_run_does_not_replace_a_file_that_it_did_not_write(generate, interrupted, tmp_path):
+    rejected = tmp_path / "rejected.jsonl"
+    rejected.write_text("mine\n")
+    generate("--count", "8", "--rejected", str(rejected), status=1)
+    assert rejected.read_text() == "mine\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        pytest.param(["--out", "missing/out.jsonl"], "error[no-folder]", id="no folder"),
+        pytest.param(["--out", "out.txt"], "error[unknown-file]", id="kind of file"),
+        pytest.param(["--rejected", "rejected.txt"], "error[unknown-file]", id="kind of the rejected"),
+        pytest.param(["--task", "none.jsonl"], "error[no-file]", id="no task"),
+        pytest.param(["--task", "bad.jsonl"], "bad.jsonl:1: columns text", id="malformed task"),
+        pytest.param(["--device", "gpu7"], "error[no-device]: --device gpu7", id="no device"),
+        pytest.param(["--device", "cuda:99"], "error[no-device]: --device cuda:99", id="device that is not there"),
+    ],
+)
+def test_what_is_wrong_is_said_before_the_model_is_loaded(generate, tmp_path, monkeypatch, capsys, options, problem):
+    (tmp_path / "bad.jsonl").write_text('{"text": "x"}\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(generator.BACKENDS, "transformers", lambda *arguments: pytest.fail("the model was loaded"))
+    size = ["--ratio", "0.2"] if "--task" in options else ["--count", "1"]
+    generate(*size, *options, status=1)
+    assert problem in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["bad.jsonl"]
+
+
+@pytest.mark.parametrize("model", ["nowhere/typo", "tokenizer-only"])
+def test_a_model_that_cannot_be_loaded_is_named(generate, tmp_path, monkeypatch, capsys, model):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    tiny_chat.tokenizer().save_pretrained(tmp_path / "tokenizer-only")
+    generate("--count", "1", "--model", model, status=1)
+    told = capsys.readouterr().err
+    assert f"error[no-model]: cannot load {model}" in told
+    assert "Traceback" not in told
+    assert not (tmp_path / "out.jsonl.log").exists()
 
 
 def test_a_base_model_without_a_template_is_refused_with_the_option_to_take(chat_model, tmp_path, capsys):

@@ -8,6 +8,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+import tiny_chat
 
 from selfaug.self_dialogue import cli, manifest, mixture
 from selfaug.self_dialogue.refusal import Refusal
@@ -87,6 +88,23 @@ def test_a_ratio_by_tokens_counts_what_the_assistant_says(files, read):
     assert found.dialogues.trained_tokens == 90  # 18 dialogues of 5 words: a fifth of 450
     assert found.dialogues.examples == 18
     assert found.facts()["share"] == {"examples": 18 / 48, "trained_tokens": 0.2, "tokens": pytest.approx(126 / 546)}
+
+
+def test_a_file_is_not_replaced_because_a_log_is_beside_it(files, capsys):
+    files[2].write_text("mine\n")
+    files[2].with_name("mixed.jsonl.log").write_text("of something else\n")
+    assert run(*files) == 1
+    assert "error[exists]" in capsys.readouterr().err
+    assert files[2].read_text() == "mine\n"
+
+
+def test_prompts_of_a_model_without_a_template_are_rendered_with_the_given_one(files, tmp_path, read, capsys):
+    tiny_chat.tokenizer(template=None).save_pretrained(tmp_path / "base")
+    render = ["--render", "--format", "prompt-completion", "--tokenizer", str(tmp_path / "base")]
+    assert run(*files, *render) == 1
+    assert "do:       --template plain" in capsys.readouterr().err
+    assert run(*files, *render, "--template", "plain") == 0
+    assert {"prompt": "User: talk 0\n\nAssistant:", "completion": "So it is, I think."} in read(files[2])
 
 
 def test_tokens_need_a_tokenizer(files, capsys):

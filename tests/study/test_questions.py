@@ -66,6 +66,16 @@ def test_too_few_rows_are_an_error_that_names_the_option(own):
         questions.of_files(*own, 10, 4, 0)
 
 
+def test_a_prompt_in_both_files_or_one_file_for_both_is_refused(own, tmp_path):
+    train, test = own
+    with pytest.raises(StepFailed, match="expected no prompt in both, found 7 prompts"):
+        questions.of_files(test, test, 5, 4, 0)
+    with test.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"prompt": "q3 ", "answer": "a3"}) + "\n")
+    with pytest.raises(StepFailed, match='found 1 prompt, such as "q3"'):
+        questions.of_files(train, test, 5, 4, 0)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import records
+from arms import Setting
 from sandbox import StepFailed
 
 
@@ -70,3 +73,18 @@ def test_runs_of_another_setting_are_not_put_beside_these(tmp_path, record):
     records.check([record("lora", 0)], {"train": 96}, tmp_path)
     with pytest.raises(StepFailed, match="train 96, now 64"):
         records.check([record("lora", 0)], {"train": 64}, tmp_path)
+
+
+def test_a_setting_that_earlier_records_do_not_name_was_then_its_default(tmp_path, record):
+    old, new = record("lora", 0), record("lora", 1)
+    records.check([old], {"max_length": 2048}, tmp_path)
+    with pytest.raises(StepFailed, match="max_length 2048, now 512"):
+        records.check([old], {"max_length": 512}, tmp_path)
+    new["setting"] = {**new["setting"], "max_length": 512}
+    with pytest.raises(StepFailed, match="max_length 512, now 2048"):
+        records.check([new], old["setting"], tmp_path)
+
+
+def test_the_published_records_are_those_of_the_default_setting():
+    folder = Path(__file__).resolve().parents[2] / "docs" / "results" / "runs"
+    records.check(records.read(folder), asdict(Setting()), folder)

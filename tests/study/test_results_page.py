@@ -53,7 +53,7 @@ def test_the_recipe_for_hotpotqa_writes_rows_that_the_study_reads(tmp_path, monk
         "supporting_facts": {"title": ["Kolstea", "Kolstea"], "sent_id": [0, 1]},
     }
     module = ModuleType("datasets")
-    module.load_dataset = lambda name, configuration, split: [one] * 6
+    module.load_dataset = lambda name, configuration, split: [{**one, "question": f"Where {n}?"} for n in range(6)]
     monkeypatch.setitem(sys.modules, "datasets", module)
     monkeypatch.chdir(tmp_path)
     exec(compile(recipe, "recipe", "exec"), {})

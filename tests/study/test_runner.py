@@ -21,7 +21,7 @@ def train(tiny_model, tmp_path):
     data = tmp_path / "train.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
-    def make(*options, patched=(), **settings):
+    def make(*options, patched=(), fails=False, **settings):
         command = [sys.executable, *patched, EXAMPLES / "study" / "runner.py", tmp_path / "spent.json", *options]
         command += [EXAMPLES / "train_lora.py", "--model", tiny_model, "--data", data, "--output", tmp_path / "adapter"]
         command += ["--epochs", "1", "--batch-size", "1", "--rank", "2", "--lr", "1e-2"]
@@ -29,6 +29,9 @@ def train(tiny_model, tmp_path):
         done = subprocess.run(
             list(map(str, command)), cwd=ROOT, env={**env, **settings}, capture_output=True, text=True, check=False
         )
+        if fails:
+            assert done.returncode == 1
+            return done.stderr
         assert done.returncode == 0, done.stderr[-2000:]
         log = json.loads((tmp_path / "adapter" / "trainer_state.json").read_text())["log_history"]
         return json.loads((tmp_path / "spent.json").read_text()), log
@@ -52,3 +55,13 @@ def test_half_of_the_steps_leave_their_adapter_and_their_cpu_time(train, tmp_pat
     half, whole = (tmp_path / name / "adapter_model.safetensors" for name in ("halfway", "adapter"))
     assert half.read_bytes() != whole.read_bytes()
     assert not any("selfaug/kl" in row for row in log)
+
+
+def test_samples_that_the_script_left_out_end_it_before_its_first_step(train, tmp_path):
+    assert train("--samples", "3", SELFAUG="0")[0]["training"]["steps"] == 3
+    (tmp_path / "spent.json").unlink()
+    told = train("--samples", "4", fails=True, SELFAUG="0")
+    assert "expected 4 training samples, found 3" in told
+    assert "--max-length" in told
+    assert "Traceback" not in told
+    assert not (tmp_path / "spent.json").exists()

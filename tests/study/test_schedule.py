@@ -50,6 +50,18 @@ def test_a_failure_costs_what_needs_it_and_nothing_else():
     assert set(failed) == {"train a", "measure a", "table a"}
 
 
+def test_a_task_may_come_after_another_whether_that_succeeds_or_not():
+    done = []
+    tasks = [
+        Task("b", lambda: done.append("b"), after=("a",)),
+        Task("a", fail),
+        Task("d", lambda: done.append("d"), after=("c",)),
+        Task("c", lambda: done.append("c")),
+    ]
+    assert set(Schedule(tasks, jobs=1).run(never)) == {"a"}
+    assert done == ["b", "c", "d"]
+
+
 def test_a_mistake_of_ours_is_not_hidden_in_a_thread():
     with pytest.raises(ZeroDivisionError):
         Schedule([Task("a", lambda: 1 // 0), Task("b", lambda: None, ("a",))], jobs=2).run(never)

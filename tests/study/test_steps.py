@@ -24,13 +24,14 @@ class Stage(Study):
     """A study whose children are recorded, and do nothing but leave their files."""
 
     broken = ()
+    versions_found = '{"torch": "2.13.0"}'
 
     def child(self, name, command, settings=None):
         self.children = [*getattr(self, "children", []), (name, list(command), dict(settings or {}))]
         if name in self.broken:
             raise StepFailed(f"{name} broke")
         if name == "versions":
-            return '{"torch": "2.13.0"}'
+            return self.versions_found
         step, _, run = name.partition("-")
         folder = self.output / "runs" / run
         if step == "train":
@@ -43,11 +44,16 @@ class Stage(Study):
             rows = [{"loss": 1.0, **patched}] * 4
             put(folder / "adapter" / "trainer_state.json", {"log_history": rows})
             put(folder / "halfway" / "adapter_config.json", {})
+        elif step == "mix":
+            put(self.data(int(run), dialogues=True), {})
         elif step == "dialogues":
             put(self.output / "data" / f"dialogues-{run}.spent.json", {"process": {"cpu_seconds": 100.0}})
         elif step == "measure":
             rows = {"general": [GENERAL] * 2, "task": [TASK] * 5}
-            put(folder / "retention" / "items" / "base.json", rows)
+            base = folder / "retention" / "items" / "base.json"
+            if not base.exists():
+                self.bases = [*getattr(self, "bases", []), run]
+            put(base, {**rows, "of": run})
             put(folder / "retention" / "items" / f"{run}.json", {**rows, "task": [{**TASK, "input_kl": 0.1}] * 5})
         return ""
 
@@ -57,8 +63,8 @@ class Stage(Study):
 
 @pytest.fixture
 def stage(tmp_path):
-    def make(arms, seeds=(0,), setting=SETTING, jobs=1):
-        given = Given(tmp_path / "out", tmp_path / "results", arms, seeds, jobs, python="python", model="someone/small")
+    def make(arms, seeds=(0,), setting=SETTING, jobs=1, results="results", model="someone/small", task=None):
+        given = Given(tmp_path / "out", tmp_path / results, arms, seeds, jobs, "python", model, task)
         return Stage(given, setting)
 
     return make
@@ -97,8 +103,9 @@ def test_alphas_end_is_given_to_the_runner_and_stands_in_the_record(stage, tmp_p
 def test_the_base_model_is_measured_once_and_before_the_other_arms(stage, tmp_path):
     study = stage(["lora", "lower-rank", "selfaug-0.5"], seeds=(0, 1), jobs=2)
     others = [task for task in study.tasks(study.runs) if task.name.startswith("measure")][1:]
-    assert all("measure lora-0" in task.needs for task in others)
+    assert all("measure lora-0" in task.after for task in others)
     study.run()
+    assert study.bases == ["lora-0"]
     measured = [name for name in study.called() if name.startswith("measure")]
     assert measured[0] == "measure-lora-0"
     assert len(measured) == 6
@@ -155,6 +162,98 @@ def test_one_arm_that_fails_leaves_the_others(stage, tmp_path):
     study.broken = ("train-selfaug-0.5-0",)
     assert set(study.run()) == {"train selfaug-0.5-0", "measure selfaug-0.5-0"}
     assert record(tmp_path, "all-0")["arm"] == "all"
+
+
+@pytest.mark.parametrize("broken", ["train-lora-0", "measure-lora-0"])
+def test_a_first_run_that_fails_leaves_the_base_to_the_next(stage, tmp_path, broken):
+    study = stage(["lora", "selfaug-0.5", "all"])
+    study.broken = (broken,)
+    assert "measure lora-0" in study.run()
+    assert study.bases == ["selfaug-0.5-0"]
+    assert record(tmp_path, "base")["arm"] == "base"
+    assert record(tmp_path, "all-0")["arm"] == "all"
+
+
+def own(tmp_path, prompt="q"):
+    files = tmp_path / "own-train.jsonl", tmp_path / "own-test.jsonl"
+    for file, name in zip(files, (prompt, "t")):
+        rows = [json.dumps({"prompt": f"{name}{n}", "answer": "a"}) for n in range(6)]
+        file.write_text("\n".join(rows), encoding="utf-8")
+    return files
+
+
+@pytest.fixture
+def model(tmp_path):
+    put(tmp_path / "tiny" / "config.json", {})
+    (tmp_path / "tiny" / "model.safetensors").write_bytes(b"1")
+    return tmp_path / "tiny"
+
+
+@pytest.mark.parametrize("changed", ["nothing", "data", "weights", "script", "runtime", "versions"])
+def test_an_adapter_that_was_trained_on_something_else_is_trained_again(stage, tmp_path, model, monkeypatch, changed):
+    """With the same --output, and the same command."""
+    (tmp_path / "checkout" / "Code").mkdir(parents=True)
+    runtime, script = tmp_path / "checkout" / "Code" / "loss.py", tmp_path / "train_lora.py"
+    for file in (runtime, script, tmp_path / "checkout" / "requirements.txt"):
+        file.write_text("1")
+    monkeypatch.setattr("study.CHECKOUT", tmp_path / "checkout")
+    monkeypatch.setattr("study.TRAIN_SCRIPT", script)
+    given = {"arms": ["lora", "selfaug-0.5"], "model": str(model)}
+    assert stage(**given, task=own(tmp_path)).run() == {}
+    files = {"weights": model / "model.safetensors", "script": script, "runtime": runtime}
+    if changed in files:
+        files[changed].write_text("2")
+    if changed == "versions":
+        (tmp_path / "out" / "steps.json").write_text("{}")
+        monkeypatch.setattr(Stage, "versions_found", '{"torch": "2.14.0"}')
+    again = stage(**given, results="others", task=own(tmp_path, "p" if changed == "data" else "q"))
+    assert again.run() == {}
+    trained = [name for name in again.called() if name.startswith("train")]
+    assert trained == {
+        "nothing": [], "runtime": ["train-selfaug-0.5-0"],
+    }.get(changed, ["train-lora-0", "train-selfaug-0.5-0"])  # fmt: skip
+
+
+def test_runs_of_other_weights_under_the_same_name_are_not_put_side_by_side(stage, model):
+    stage(["lora"], model=str(model)).run()
+    (model / "model.safetensors").write_bytes(b"2")
+    with pytest.raises(StepFailed, match="model 'tiny "):
+        stage(["lora", "all"], model=str(model)).run()
+
+
+def test_the_base_models_figures_are_those_of_the_last_measurement(stage, tmp_path):
+    stage(["lora"]).run()
+    stage(["selfaug-0.5"], results="others").run()
+    assert json.loads((tmp_path / "out" / "base.json").read_text())["of"] == "selfaug-0.5-0"
+
+
+def test_a_folder_that_is_not_of_the_study_is_left_alone(stage, tmp_path):
+    mine = tmp_path / "out" / "test.jsonl"
+    put(mine, "mine")
+    with pytest.raises(StepFailed, match=r"no steps\.json"):
+        stage(["lora"]).run()
+    assert [file.name for file in mine.parent.iterdir()] == ["test.jsonl"]
+    assert json.loads(mine.read_text()) == "mine"
+
+
+def test_a_test_set_in_the_folder_of_the_studys_data_is_refused(stage, tmp_path):
+    put(tmp_path / "out" / "steps.json", {})
+    train, test = own(tmp_path)
+    inside = tmp_path / "out" / "data" / "test.jsonl"
+    inside.parent.mkdir()
+    test.rename(inside)
+    before = inside.read_bytes()
+    with pytest.raises(StepFailed, match="where the study writes its data"):
+        stage(["lora"], task=(train, inside))
+    assert inside.read_bytes() == before
+
+
+def test_the_longest_sample_is_given_to_the_training_and_the_number_of_them_to_the_runner(stage):
+    study = stage(["lora", "sasft"], setting=Setting(train=6, test=5, general=2, dialogues=2, max_length=4096))
+    study.run()
+    command = next(command for name, command, _ in study.children if name == "train-lora-0")
+    assert command[command.index("--max-length") + 1] == "4096"
+    assert command[command.index("--samples") + 1] == "6"
 
 
 def test_another_setting_is_refused_before_anything_runs(stage):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 from pathlib import Path
 
@@ -110,6 +111,16 @@ def test_the_report_rewrites_its_block_and_leaves_the_page(results):
     STUDY["report"](results)
     assert page.read_text(encoding="utf-8") == text
     assert {file.name: file.read_bytes() for file in results.glob("study.*")} == first
+
+
+def test_the_page_of_another_folder_is_beside_it_and_links_into_it(results):
+    pytest.importorskip("matplotlib")
+    folder = results.rename(results.with_name("out.v2"))
+    STUDY["report"](folder)
+    text = (folder.parent / "out.v2.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert len(links) == 3
+    assert all((folder.parent / link).exists() for link in links)
 
 
 @pytest.mark.parametrize("page", [tables.BEGIN, f"{tables.END} {tables.BEGIN}", f"{tables.BEGIN * 2}{tables.END}"])

@@ -104,9 +104,9 @@ def verdict(summary: dict) -> str:
     else:
         kept = f"Drift: {summary['kl_change']:+.0%} with SelfAug"
     kept += f", lower on {summary['kl_lower_on']} of {summary['instructions']} instructions."
-    error = task["se"]
-    if task["mean"] >= -error:
-        learned = f"Task: not worse (exact match {task['mean']:+.3f}, standard error {error:.3f})."
+    if task["low"] <= 0 <= task["high"]:
+        learned = f"Task: exact match, no difference that this test resolves ({difference_cell(task)})."
     else:
-        learned = f"Task: exact match {task['mean']:+.3f}, which is more than its standard error {error:.3f}."
+        better = "better" if task["low"] > 0 else "worse"
+        learned = f"Task: exact match is {better} with SelfAug, {difference_cell(task)}."
     return f"{kept}\n{learned}\nOne training seed: the intervals cover the choice of questions, not of seeds."

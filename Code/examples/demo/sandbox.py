@@ -44,15 +44,35 @@ def too_old() -> str:
     return f"the packages in requirements.txt need Python {needed} or newer; this is {sys.version.split()[0]}"
 
 
+def claim(root: Path) -> None:
+    """Make the folder, or take one that was made here before: it holds ``steps.json``.
+
+    Raises:
+        StepFailed: it cannot be made, or something else is in it, which would be written over.
+    """
+    steps = root / "steps.json"
+    if root.is_dir() and any(root.iterdir()) and not steps.is_file():
+        raise StepFailed(
+            f"{root} has files in it and no steps.json, so neither the demo nor the study made it.\n"
+            "Give --output a new folder, or an empty one. Nothing was changed."
+        )
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        steps.touch()
+    except OSError as error:
+        raise StepFailed(f"{root} cannot be the output folder: {error}. Give --output another.") from None
+
+
 class Sandbox:
-    """A virtual environment in ``root``, and the logs of what ran in it."""
+    """A virtual environment in ``root``, and the logs of what ran in it. Raises what :func:`claim` does."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.logs = root / "logs"
         scripts = "Scripts" if os.name == "nt" else "bin"
         self.python = root / "venv" / scripts / ("python.exe" if os.name == "nt" else "python")
-        self.logs.mkdir(parents=True, exist_ok=True)
+        claim(root)
+        self.logs.mkdir(exist_ok=True)
 
     def create(self, requirements: Path, extra: Sequence[str], without_dependencies: Sequence[str]) -> None:
         """Make the environment and install into it, with the pip settings (index, cache) that the user has."""

@@ -98,12 +98,13 @@ def report(results: Path) -> None:
     except ImportError as missing:
         raise StepFailed(f"the report needs numpy and matplotlib: pip install matplotlib ({missing})") from None
     summed = summary.summarise(found)
-    tables.write(results.with_suffix(".md"), tables.block(summed))
+    page = results.with_name(f"{results.name}.md")
+    tables.write(page, tables.block(summed, results.name))
     (results / "study.json").write_text(json.dumps(summed, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     chart.draw(summed, results)
     for name in ("study.json", "study.png", "study.svg"):
         print(results / name)
-    print(results.with_suffix(".md"))
+    print(page)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ class Setting:
     general: int = 40
     answer_limit: int = 64
     task_answer_limit: int = 16
+    max_length: int = 2048  # tokens of a training sample; a longer one ends the run
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from sandbox import StepFailed
 
 HELD_OUT = [2]  # the wording of every question that no training sample has
 TRAINED = [0, 1]
+MODEL_FILES = {".safetensors", ".bin", ".json", ".jinja", ".model", ".txt"}
 ACCEPTED = 'rows {"messages": [user, assistant]} or {"prompt": …, "answer": …}'
 
 
@@ -32,10 +33,19 @@ def of_files(train_file: Path, test_file: Path, train: int, test: int, seed: int
     """The same from two JSONL files: ``train`` rows that the seed draws, and the same ``test`` rows for every seed.
 
     Raises:
-        StepFailed: a file that cannot be read or has too few rows, or a row in another format.
+        StepFailed: a file that cannot be read or has too few rows, a row in another format, or a prompt in both.
     """
-    training = random.Random(seed).sample(enough(read(train_file), train, train_file, "--train"), train)
-    held_out = random.Random("test").sample(enough(read(test_file), test, test_file, "--test"), test)
+    rows, tests = (read(file) for file in (train_file, test_file))
+    shared = {row["prompt"].strip() for row in rows} & {row["prompt"].strip() for row in tests}
+    if shared:
+        count = f"{len(shared)} prompt{'s' if len(shared) > 1 else ''}"
+        raise StepFailed(
+            f"{train_file} and {test_file}: expected no prompt in both, found {count}, such as "
+            f"{json.dumps(min(shared)[-60:], ensure_ascii=False)}. A test on what was trained shows nothing. "
+            "Take them out of one file. No run was begun."
+        )
+    training = random.Random(seed).sample(enough(rows, train, train_file, "--train"), train)
+    held_out = random.Random("test").sample(enough(tests, test, test_file, "--test"), test)
     return [{"messages": messages(row)} for row in training], held_out
 
 
@@ -53,6 +63,18 @@ def enough(rows: list[dict], count: int, file: Path, option: str) -> list[dict]:
 def fingerprint(file: Path) -> str:
     """The beginning of the sha256 of a file's text."""
     return hashlib.sha256(text(file).encode()).hexdigest()[:12]
+
+
+def folder_hash(model: Path) -> str:
+    """sha256 over the files of a model's folder that a training reads: weights, config, tokenizer, template."""
+    whole = hashlib.sha256()
+    for file in sorted(model.iterdir()):
+        if file.suffix in MODEL_FILES:
+            whole.update(f"{file.name}\0".encode())
+            with file.open("rb") as stream:
+                while block := stream.read(1 << 20):
+                    whole.update(block)
+    return whole.hexdigest()
 
 
 def text(file: Path) -> str:

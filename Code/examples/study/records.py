@@ -11,6 +11,7 @@ from sandbox import StepFailed
 
 DIGITS = 4
 GENERAL = ("kl", "reverse_kl", "top1", "base_nll", "nll", "tokens", "length", "ended", "list", "one_word")
+EARLIER = {"max_length": 2048}  # settings that earlier records do not name, as they were then
 TASK = ("exact_match", "contains", "f1", "input_kl", "input_top1")
 
 
@@ -86,8 +87,9 @@ def check(found: list[dict], setting: dict, folder: Path) -> None:
     Raises:
         StepFailed: a record that was made otherwise.
     """
+    setting = {**EARLIER, **setting}
     for record in found:
-        theirs = record["setting"]
+        theirs = {**EARLIER, **record["setting"]}
         other = [f"{key} {theirs.get(key)!r}, now {now!r}" for key, now in setting.items() if theirs.get(key) != now]
         if other:
             raise StepFailed(

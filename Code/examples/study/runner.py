@@ -1,12 +1,13 @@
 """Run a script or a module in this process, unchanged, and write down what it took.
 
-    python runner.py RECORD.json [--halfway DIR] [--alpha-to X] SCRIPT ARGS...
+    python runner.py RECORD.json [--halfway DIR] [--alpha-to X] [--samples N] SCRIPT ARGS...
     python runner.py RECORD.json -m MODULE ARGS...
 
 CPU time, not wall time: the machine may be shared. If the command trains with a Trainer, the record has its steps and
 the CPU time between the first and the last of them, without imports and loading; ``--halfway`` saves the adapter as it
 is at half of the steps: early stopping, under the schedule of the whole training. ``--alpha-to`` moves SelfAug's alpha
-from SELFAUG_ALPHA at the first step to X at the last.
+from SELFAUG_ALPHA at the first step to X at the last. ``--samples`` ends the command before its first step if it trains
+on another number of them.
 """
 
 from __future__ import annotations
@@ -28,9 +29,14 @@ class Meter(TrainerCallback):
     """Counts steps and their CPU seconds; one for the process, whoever makes the Trainer."""
 
     halfway: Path | None = None
+    samples: int | None = None
     record: dict = {}  # noqa: RUF012
 
-    def on_train_begin(self, args, state, control, **given):
+    def on_train_begin(self, args, state, control, train_dataloader=None, **given):
+        found = len(train_dataloader.dataset)
+        if Meter.samples not in (None, found):
+            raise SystemExit(f"expected {Meter.samples} training samples, found {found}: some are too long. Give "
+                             "--max-length more tokens, or shorter samples.")  # fmt: skip
         Meter.began = time.process_time()
 
     def on_step_end(self, args, state, control, model=None, **given):
@@ -65,6 +71,9 @@ def main(record: str, *command: str) -> None:
     if arguments[0] == "--alpha-to":
         Ramp.end = float(arguments[1])
         trainer.DEFAULT_CALLBACKS.append(Ramp)
+        del arguments[:2]
+    if arguments[0] == "--samples":
+        Meter.samples = int(arguments[1])
         del arguments[:2]
     as_module = arguments[0] == "-m"
     sys.argv = arguments[1:] if as_module else arguments

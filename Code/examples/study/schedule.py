@@ -11,9 +11,12 @@ from sandbox import StepFailed
 
 @dataclass(frozen=True)
 class Task:
+    """``needs`` must have succeeded before it begins; ``after`` must have ended, well or not."""
+
     name: str
     work: Callable[[], None]
     needs: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
 
 
 class Schedule:
@@ -78,7 +81,7 @@ class Schedule:
                         self.open.discard(task.name)
                         self.failed[task.name] = f"left out, since {' and '.join(task.needs)} did not all succeed"
                 for task in self.waiting:
-                    if not self.open.intersection(task.needs):
+                    if not self.open.intersection((*task.needs, *task.after)):
                         self.waiting.remove(task)
                         return task
                 if self.waiting:

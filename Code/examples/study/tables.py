@@ -12,8 +12,8 @@ DIGITS = {"exact_match": 2, "length": 1}
 DERIVED = "of LoRA"
 
 
-def block(summary: dict) -> str:
-    """What stands between the marks."""
+def block(summary: dict, folder: str) -> str:
+    """What stands between the marks. ``folder``: of the raw figures and the plots, beside the page."""
     parts = [
         extent(summary),
         figures(summary),
@@ -21,8 +21,8 @@ def block(summary: dict) -> str:
         differences(summary, LORA),
         f"**Differences to {ARMS[DEFAULT].title}**, likewise:",
         differences(summary, DEFAULT),
-        "![learned against kept, and shift against drift](results/study.png)",
-        "Raw figures, one file per run: [results/runs](results/runs). Summary: [study.json](results/study.json).",
+        f"![learned against kept, and shift against drift]({folder}/study.png)",
+        f"Raw figures, one file per run: [{folder}/runs]({folder}/runs). Summary: [study.json]({folder}/study.json).",
     ]
     return "\n\n".join(parts)
 
