@@ -16,8 +16,9 @@ from pathlib import Path
 import dialogues
 import questions
 import records
-from arms import ARMS, BASE, LORA, Arm, Run, Setting, runs, training
+from arms import BASE, LORA, Arm, Run, Setting, runs, training
 from journal import Journal
+from places import Places, lora, read
 from sandbox import MODEL_PACKAGE, PACKAGES, Sandbox, StepFailed, duration, stop
 from schedule import Schedule, Task
 
@@ -48,30 +49,29 @@ class Given:
 class Study:
     def __init__(self, given: Given, setting: Setting) -> None:
         self.given, self.setting = given, setting
-        self.output = given.output
-        self.test = self.output / "data" / "test.jsonl"
+        self.places = Places(given.output, given.results / "runs")
         for file in given.task or ():
-            if file.parent == self.test.parent:
+            if file.parent == self.places.test.parent:
                 raise StepFailed(
                     f"{file} lies where the study writes its data. Give --output another folder. Nothing was changed."
                 )
-        self.sandbox = Sandbox(self.output)
+        self.sandbox = Sandbox(self.given.output)
         if given.python:
             self.sandbox.python = Path(given.python)
         folder = given.model is not None and Path(given.model).is_dir()
-        self.model = str(Path(given.model).resolve()) if folder else given.model or str(self.output / "model")
+        self.model = str(Path(given.model).resolve()) if folder else given.model or str(self.given.output / "model")
         self.own_weights = questions.folder_hash(Path(self.model)) if folder else None
         self.threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // given.jobs))}
         self.runs = runs(given.arms, given.seeds)
-        self.folder = given.results / "runs"
         self.started = time.monotonic()
         self.finished = 0
         self.writing_base = threading.Lock()
 
     def run(self) -> dict[str, str]:
         """All that is not done yet; the steps that failed, with their messages."""
-        records.check(records.read(self.folder), self.described(), self.folder)
-        left = [run for run in self.runs if not self.record(run.name).exists()]
+        folder = self.places.records
+        records.check(records.read(folder), self.described(), folder)
+        left = [run for run in self.runs if not self.places.record(run.name).exists()]
         self.say(f"{len(self.runs)} runs, {len(self.runs) - len(left)} of them done before")
         failed = {}
         if left:
@@ -94,17 +94,14 @@ class Study:
             model += f" {self.own_weights[:12]}"
         return {**asdict(self.setting), "model": model, "task": files or "made-up entities"}
 
-    def record(self, name: str) -> Path:
-        return self.folder / f"{name}.json"
-
     def prepare(self, seeds: set[int]) -> None:
         """Questions, environment and model."""
         for seed in sorted(seeds):
             size = self.setting.train, self.setting.test, seed
             rows, test = questions.of_files(*self.given.task, *size) if self.given.task else questions.synthetic(*size)
-            questions.write(self.data(seed), rows)
-            questions.write(self.test, test)
-        journal = Journal(self.output / "steps.json")
+            questions.write(self.places.data(seed), rows)
+            questions.write(self.places.test, test)
+        journal = Journal(self.given.output / "steps.json")
         requirements = CHECKOUT / "requirements.txt"
         settings = [self.given.python, self.given.model, sys.version, PACKAGES, MODEL_PACKAGE]
         if journal.begin("environment", settings, [requirements]):
@@ -121,9 +118,6 @@ class Study:
             journal.finish("model")
         weights = self.own_weights or (None if self.given.model else questions.folder_hash(Path(self.model)))
         self.made_with = [weights, self.versions]  # of every adapter, beside its command and data
-
-    def data(self, seed: int, dialogues: bool = False) -> Path:
-        return self.output / "data" / (f"mixed-{seed}.jsonl" if dialogues else f"train-{seed}.jsonl")
 
     def tasks(self, left: Sequence[Run]) -> list[Task]:
         """What ``left`` needs: dialogues, trainings, measurements. The first measurement has the base model in it; if
@@ -153,15 +147,15 @@ class Study:
 
     def make_dialogues(self, seed: int) -> None:
         """The model's dialogues with itself, mixed with the seed's training data."""
-        setting, folder = self.setting, self.output / "data"
-        made, mixed = folder / f"dialogues-{seed}.jsonl", self.data(seed, dialogues=True)
-        generate = ["-m", "selfaug_patcher", "run", str(RUNNER), str(folder / f"dialogues-{seed}.spent.json")]
+        setting, places = self.setting, self.places
+        made, mixed = places.dialogues(seed), places.data(seed, dialogues=True)
+        generate = ["-m", "selfaug_patcher", "run", str(RUNNER), str(places.dialogues(seed, ".spent.json"))]
         generate += ["-m", "selfaug.self_dialogue"]
         generate += dialogues.generate(self.model, made, setting.dialogues, setting.dialogue_tokens, seed)
         share = setting.dialogues / (setting.dialogues + setting.train)
-        mix = [*dialogues.MODULE, *dialogues.mix(self.data(seed), made, mixed, share, seed)]
-        journal = Journal(folder / f"dialogues-{seed}.steps.json")
-        sources = [RUNNER, self.data(seed), *(CHECKOUT / "Code" / "self_dialogue").glob("*.py")]
+        mix = [*dialogues.MODULE, *dialogues.mix(places.data(seed), made, mixed, share, seed)]
+        journal = Journal(places.dialogues(seed, ".steps.json"))
+        sources = [RUNNER, places.data(seed), *(CHECKOUT / "Code" / "self_dialogue").glob("*.py")]
         if journal.begin("dialogues", [generate, mix, self.made_with], sources):
             self.say(f"dialogues for seed {seed}")
             self.child(f"dialogues-{seed}", generate)
@@ -169,12 +163,12 @@ class Study:
             journal.finish("dialogues")
 
     def train(self, run: Run) -> None:
-        folder, arm = self.adapter(run), run.arm
+        folder, arm = self.places.adapter(run), run.arm
         options = ["--halfway", str(folder.with_name("halfway"))] if arm.name == LORA else []
         options += [] if arm.alpha_to is None else ["--alpha-to", f"{arm.alpha_to:g}"]
-        data = self.data(run.seed, arm.dialogues)
+        data = self.places.data(run.seed, arm.dialogues)
         options += ["--samples", str(data.read_bytes().count(b"\n"))]
-        command = [str(RUNNER), str(self.spent(run)), *options, str(TRAIN_SCRIPT), "--model", self.model]
+        command = [str(RUNNER), str(self.places.spent(run)), *options, str(TRAIN_SCRIPT), "--model", self.model]
         command += ["--data", str(data), "--output", str(folder)]
         command += ["--max-length", str(self.setting.max_length)]
         command += ["--seed", str(run.seed), *training(arm, self.setting)]
@@ -191,7 +185,7 @@ class Study:
 
     def derive(self, run: Run) -> None:
         """An adapter from plain LoRA's."""
-        source, target = self.adapter(lora(run.seed)), self.adapter(run)
+        source, target = self.places.adapter(lora(run.seed)), self.places.adapter(run)
         if run.arm.halfway:
             shutil.copytree(source.with_name("halfway"), target, dirs_exist_ok=True)
         else:
@@ -201,25 +195,25 @@ class Study:
     def measure(self, run: Run) -> None:
         """Figures of every item, and from them the run's record. The base model is measured once."""
         self.say(f"measure {run.name}")
-        folder, base = self.adapter(run).with_name("retention"), self.output / "base.json"
+        folder, base = self.places.adapter(run).with_name("retention"), self.places.base
         if base.exists():
             (folder / "items").mkdir(parents=True, exist_ok=True)
             shutil.copyfile(base, folder / "items" / "base.json")
         setting = self.setting
-        command = ["-m", "Code.retention", "--base", self.model, "--adapter", f"{run.name}={self.adapter(run)}"]
+        command = ["-m", "Code.retention", "--base", self.model, "--adapter", f"{run.name}={self.places.adapter(run)}"]
         command += ["--general-count", str(setting.general), "--answer-limit", str(setting.answer_limit)]
-        command += ["--task", str(self.test), "--task-answer-limit", str(setting.task_answer_limit)]
+        command += ["--task", str(self.places.test), "--task-answer-limit", str(setting.task_answer_limit)]
         command += ["--input-count", str(setting.inputs)]
         self.child(f"measure-{run.name}", [*command, "--out", str(folder)])
         with self.writing_base:  # also where it was there: the measurement takes no figures of another model or test
             new = base.with_suffix(".new")
             shutil.copyfile(folder / "items" / "base.json", new)
             new.replace(base)
-            if not self.record(BASE).exists():
+            if not self.places.record(BASE).exists():
                 self.write(BASE, None, None, base, {}, {})
-        self.write(run.name, run.arm, run.seed, folder / "items" / f"{run.name}.json", *self.took(run))
+        self.write(run.name, run.arm, run.seed, folder / "items" / f"{run.name}.json", *self.places.took(run))
         self.finished += 1
-        done, seconds = sum(self.record(run.name).exists() for run in self.runs), time.monotonic() - self.started
+        done, seconds = sum(self.places.record(run.name).exists() for run in self.runs), time.monotonic() - self.started
         rest = len(self.runs) - done
         left = f", about {duration(seconds / self.finished * rest)} left" if rest else ""
         self.say(f"{done} of {len(self.runs)} runs done{left}")
@@ -237,46 +231,11 @@ class Study:
             "log": log,
         }
         figures = records.compact(read(items))
-        answerable = [row["answerable"] for row in questions.read(self.test) if "answerable" in row]
+        answerable = [row["answerable"] for row in questions.read(self.places.test) if "answerable" in row]
         if len(answerable) == self.setting.test:
             figures["task"]["answerable"] = [int(flag) for flag in answerable]
-        records.write(self.record(name), {**record, **figures})
-
-    def took(self, run: Run) -> tuple[dict, dict]:
-        """What the training took, and its log step by step; for an adapter from LoRA's, what its steps took there."""
-        of = run if run.arm.trained else lora(run.seed)
-        spent = read(self.spent(of))
-        steps = spent["halfway" if run.arm.halfway else "training"]
-        took = {"steps": steps["steps"], "cpu_seconds": round(steps["cpu_seconds"], 2)}
-        took["cpu_per_step"] = round(steps["cpu_seconds"] / steps["steps"], 3)
-        took["peak_mb"] = round(spent["process"]["peak_mb"])
-        if run.arm.dialogues:
-            written = read(self.output / "data" / f"dialogues-{run.seed}.spent.json")["process"]
-            took["dialogues_cpu_seconds"] = round(written["cpu_seconds"], 1)
-        history = read(self.adapter(of) / "trainer_state.json")["log_history"][: steps["steps"]]
-        rows = [row for row in history if "loss" in row]
-        logs = {"nll": [round(row.get("selfaug/nll", row["loss"]), 4) for row in rows]}
-        if of.arm.settings:  # a step at alpha 0 is a stock one: without a KL, and its loss is the NLL
-            logs["kl"] = [round(row["selfaug/kl"], 4) if "selfaug/kl" in row else None for row in rows]
-        return took, logs
-
-    def adapter(self, run: Run) -> Path:
-        return self.output / "runs" / run.name / "adapter"
-
-    def spent(self, run: Run) -> Path:
-        return self.adapter(run).with_name("spent.json")
+        records.write(self.places.record(name), {**record, **figures})
 
     def child(self, name: str, command: Sequence[str], settings: Mapping[str, str] | None = None) -> str:
         given = {**self.threads, **(settings or {})}
         return self.sandbox.run(name, command, cwd=CHECKOUT, settings=given)
-
-
-def lora(seed: int) -> Run:
-    return Run(ARMS[LORA], seed)
-
-
-def read(file: Path) -> dict:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StepFailed(f"{file} cannot be read: {error}") from None

@@ -1,0 +1,72 @@
+"""Where the files of a study lie, and what its children have written there."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from arms import ARMS, LORA, Run
+from sandbox import StepFailed
+
+
+@dataclass(frozen=True)
+class Places:
+    """``output``: everything that was made; ``records``: what is kept of it."""
+
+    output: Path
+    records: Path
+
+    @property
+    def test(self) -> Path:
+        return self.output / "data" / "test.jsonl"
+
+    @property
+    def base(self) -> Path:
+        """The base model's answers and likelihoods, for every measurement to start from."""
+        return self.output / "base.json"
+
+    def data(self, seed: int, dialogues: bool = False) -> Path:
+        return self.output / "data" / (f"mixed-{seed}.jsonl" if dialogues else f"train-{seed}.jsonl")
+
+    def dialogues(self, seed: int, ending: str = ".jsonl") -> Path:
+        return self.output / "data" / f"dialogues-{seed}{ending}"
+
+    def adapter(self, run: Run) -> Path:
+        return self.output / "runs" / run.name / "adapter"
+
+    def spent(self, run: Run) -> Path:
+        return self.adapter(run).with_name("spent.json")
+
+    def record(self, name: str) -> Path:
+        return self.records / f"{name}.json"
+
+    def took(self, run: Run) -> tuple[dict, dict]:
+        """What the training took, and its log step by step; for an adapter from LoRA's, what its steps took there."""
+        of = run if run.arm.trained else lora(run.seed)
+        spent = read(self.spent(of))
+        steps = spent["halfway" if run.arm.halfway else "training"]
+        took = {"steps": steps["steps"], "cpu_seconds": round(steps["cpu_seconds"], 2)}
+        took["cpu_per_step"] = round(steps["cpu_seconds"] / steps["steps"], 3)
+        took["peak_mb"] = round(spent["process"]["peak_mb"])
+        if run.arm.dialogues:
+            written = read(self.dialogues(run.seed, ".spent.json"))["process"]
+            took["dialogues_cpu_seconds"] = round(written["cpu_seconds"], 1)
+        history = read(self.adapter(of) / "trainer_state.json")["log_history"][: steps["steps"]]
+        rows = [row for row in history if "loss" in row]
+        logs = {"nll": [round(row.get("selfaug/nll", row["loss"]), 4) for row in rows]}
+        if of.arm.settings:  # a step at alpha 0 is a stock one: without a KL, and its loss is the NLL
+            logs["kl"] = [round(row["selfaug/kl"], 4) if "selfaug/kl" in row else None for row in rows]
+        return took, logs
+
+
+def lora(seed: int) -> Run:
+    """The run of plain LoRA, from whose adapter those of the arms are made that train nothing."""
+    return Run(ARMS[LORA], seed)
+
+
+def read(file: Path) -> dict:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StepFailed(f"{file} cannot be read: {error}") from None
