@@ -90,7 +90,8 @@ def restore_stock(plan: Plan, target: TargetState, content: bytes | Path, like: 
     plan.remove_bytecode(store, path)
     for name, sha256 in (target.original.bytecode if target.original else {}).items():
         kept = store.original(sha256)
-        if kept is not None and isinstance(content, Path):
+        cache = (store.site / path).parent / "__pycache__"
+        if kept is not None and isinstance(content, Path) and cache.is_dir():  # a purged cache stays purged
             plan.put(store, beside(path, name), kept)
 
 

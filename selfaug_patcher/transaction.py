@@ -225,10 +225,14 @@ def _undo(store: Store, entry: Entry) -> list[str]:
     if entry.kind == "make":
         files.remove_folder(place)
     elif entry.kind == "remove":
-        with contextlib.suppress(FileExistsError):
+        with contextlib.suppress(FileExistsError, FileNotFoundError):
             os.mkdir(place)
             files.look_like(place, store.site)
-    elif place.suffix != ".pyc" or (place.parent.parent / f"{place.name.split('.')[0]}.py").exists():
+    elif place.suffix == ".pyc" and not _has_source(place):
+        return []  # a cache that is gone, or of a file that is gone, is no loss
+    elif not place.parent.is_dir():
+        return [] if entry.old == "" else [f"The folder of {place} is gone: it was left as it is."]
+    else:
         now = sha256_of(place)
         if now == entry.new and now != entry.old:
             if entry.old and not os.path.lexists(_slots(store, entry.slot)[0]):
@@ -241,6 +245,11 @@ def _undo(store: Store, entry: Entry) -> list[str]:
         elif now != entry.old:
             return [f"{place} was changed by something else in the meantime, and was left as it is."]
     return []
+
+
+def _has_source(bytecode: Path) -> bool:
+    """Whether the folder of a compiled file is there, and the file that it was compiled from."""
+    return bytecode.parent.is_dir() and (bytecode.parent.parent / f"{bytecode.name.split('.')[0]}.py").exists()
 
 
 def _has_model(entries: Sequence[Entry]) -> bool:

@@ -1,0 +1,76 @@
+"""Runs that were cut short: by a kill, after which folders disappear; by Ctrl-C, which is told what it left."""
+
+from __future__ import annotations
+
+import os
+import py_compile
+import shutil
+import signal
+
+import faults
+import pytest
+from stand_ins import Release
+
+from selfaug_patcher import install as installing
+from selfaug_patcher import revert as reverting
+
+
+def killed(place, verb: str, selfaug: Release | None = None) -> None:
+    """Run a verb that is killed when all is in place and only the journal is left to remove."""
+
+    def action() -> None:
+        def kill(*_: object) -> None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        installing._check = kill
+        execute = reverting.execute
+        reverting.execute = lambda verb, operations: execute(verb, operations, check=kill)
+        place.run(verb, selfaug=selfaug)
+
+    assert faults.forked(action) == -signal.SIGKILL
+    assert (place.site / ".selfaug" / "journal.json").exists()
+
+
+@pytest.fixture
+def compiled(place):
+    """An environment with bytecode, as pip leaves it."""
+    for path in (place.model, place.layer):
+        py_compile.compile(str(path), doraise=True)
+    return place
+
+
+def purge(place) -> None:
+    for cache in list(place.site.rglob("__pycache__")):
+        shutil.rmtree(cache)
+
+
+def test_revert_restores_the_source_where_all_bytecode_was_purged(compiled):
+    stock = compiled.snapshot()
+    compiled.done("install")
+    purge(compiled)
+    compiled.done("revert")
+    assert compiled.snapshot() == {name: entry for name, entry in stock.items() if "__pycache__" not in name}
+
+
+@pytest.mark.parametrize("after", ["status", "install", "revert"])
+@pytest.mark.parametrize("verb", ["install", "revert"])
+def test_a_purge_of_all_bytecode_after_a_kill_is_no_dead_end(compiled, verb, after):
+    stock = compiled.snapshot()
+    if verb == "revert":
+        compiled.done("install")
+    killed(compiled, verb)
+    purge(compiled)
+    assert f"An interrupted {verb} was found" in compiled.done(after).out
+    compiled.done("revert")
+    assert compiled.snapshot() == {name: entry for name, entry in stock.items() if "__pycache__" not in name}
+
+
+def test_a_runtime_removed_by_hand_after_a_kill_is_named_and_left(place, newer_selfaug):
+    before = place.snapshot()
+    place.done("install")
+    killed(place, "install", newer_selfaug)
+    shutil.rmtree(place.site / "selfaug")
+    told = place.run("status").out
+    assert f"The folder of {place.site / 'selfaug' / 'step.py'} is gone: it was left as it is." in told
+    place.done("revert")
+    assert place.snapshot() == before
