@@ -40,7 +40,6 @@ def main(arguments: Sequence[str] | None = None, patches: Path | None = None, co
     try:
         options.table, options.runtime = (lambda: pins.load(patches)), (lambda: payload.load(code))
         result = options.call(options, lambda: (discover(options.python), options.table(), options.runtime()))
-        return int(result)
     except PatcherError as error:
         if options.json:
             print(json.dumps(error.as_json(), indent=2))
@@ -53,6 +52,10 @@ def main(arguments: Sequence[str] | None = None, patches: Path | None = None, co
     except KeyboardInterrupt:
         print("Interrupted. What had been changed was put back.", file=sys.stderr)
         return FAILED
+    if callable(result):  # the user's script: whatever ends it, Ctrl-C included, is not for the handlers above
+        result()
+        return DONE
+    return int(result)
 
 
 Setup = Callable[[], "tuple[Environment, PinTable, Runtime]"]
@@ -95,10 +98,10 @@ def _diff(options: argparse.Namespace, setup: Setup) -> int:
     return DONE
 
 
-def _run(options: argparse.Namespace, setup: Setup) -> int:
-    if options.python:
-        return run.elsewhere(options.python, options.command)
-    return run.run(options.command, options.table(), options.runtime())
+def _run(options: argparse.Namespace, setup: Setup) -> Callable[[], None]:
+    if options.python is not None:
+        return run.elsewhere(options.python, options.command, options.json)
+    return run.prepare(options.command, options.table(), options.runtime())
 
 
 def _pins(options: argparse.Namespace, setup: Setup) -> int:
@@ -175,7 +178,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
 
     def verb(
-        name: str, call: Callable[..., int], text: str, *parents: argparse.ArgumentParser
+        name: str, call: Callable[..., int | Callable[[], None]], text: str, *parents: argparse.ArgumentParser
     ) -> argparse.ArgumentParser:
         added = verbs.add_parser(name, help=text, description=text, parents=[common, *parents], epilog=_EXIT_CODES)
         added.set_defaults(call=call)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -74,24 +75,21 @@ def discover(python: str | None = None) -> Environment:
     Raises:
         PatcherError: it cannot be run, gives no answer, or is older than Python 3.9.
     """
-    flags, named = () if python else _own_flags(), bool(python)
-    python = python or sys.executable
+    named = python is not None
+    flags = () if named else _own_flags()
+    python = sys.executable if python is None else python
     probe = Path(__file__).with_name("probe.py").read_text(encoding="utf-8")
     try:
         result = _run([python, *flags, "-c", probe], timeout=120)
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
-        raise PatcherError(
-            Problem("no-interpreter", f"cannot run {python}", "a Python interpreter", str(error), exit_code=USAGE)
-        ) from None
+        raise _no_interpreter(f"cannot run {shlex.quote(python)}", str(error)) from None
     try:
         # The last line only: site customisations of the environment may print above it.
         answer = json.loads(result.stdout.strip().splitlines()[-1])
         version = tuple(answer["version"])
     except (IndexError, ValueError, KeyError, TypeError):
         found = (result.stderr.strip() or result.stdout.strip() or f"exit code {result.returncode}")[-400:]
-        raise PatcherError(
-            Problem("no-interpreter", f"{python} did not say what it would import", "a Python interpreter", found)
-        ) from None
+        raise _no_interpreter(f"{shlex.quote(python)} did not say what it would import", found) from None
     if version < OLDEST:
         raise PatcherError(
             Problem(
@@ -172,6 +170,11 @@ def _with_problems(
         do = "make a virtual environment (python -m venv), and install transformers and peft there"
         problems.append(Problem("externally-managed", what, "files that pip or uv installed", str(origin.parent), do))
     return replace(package, problems=tuple(problems))
+
+
+def _no_interpreter(what: str, found: str) -> PatcherError:
+    do = "name the interpreter of the environment that has transformers with --python"
+    return PatcherError(Problem("no-interpreter", what, "a Python interpreter", found, do, exit_code=USAGE))
 
 
 def _same(left: Path, right: Path) -> bool:

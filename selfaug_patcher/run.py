@@ -12,12 +12,12 @@ import importlib.util
 import os
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
 from . import memory, payload, pins, probe
-from .environment import Environment, from_probe
+from .environment import Environment, discover, from_probe
 from .errors import USAGE, PatcherError, Problem
 from .payload import Runtime
 from .pins import PinTable
@@ -36,11 +36,11 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(arguments[:index]), list(arguments[index:])
 
 
-def run(command: Sequence[str], table: PinTable, modules: Runtime) -> int:
-    """Run a script, or with ``-m`` a module, as Python itself would.
+def prepare(command: Sequence[str], table: PinTable, modules: Runtime) -> Callable[[], None]:
+    """Make this process ready for a script, or with ``-m`` for a module; gives what runs it, as Python itself would.
 
     Raises:
-        PatcherError: a refusal, before anything is run.
+        PatcherError: a refusal; nothing was run.
     """
     if not command or (command[0] == "-m" and len(command) < 2):
         raise PatcherError(
@@ -59,21 +59,20 @@ def run(command: Sequence[str], table: PinTable, modules: Runtime) -> int:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [INHERIT, os.environ.get("PYTHONPATH")]))
     sys.argv = [target, *arguments]
     if as_module:
-        runpy.run_module(target, run_name="__main__", alter_sys=True)
-    else:
-        _run_script(target)
-    return 0
+        return lambda: _run_module(target)
+    return lambda: _run_script(target)
 
 
-def elsewhere(python: str, command: Sequence[str]) -> int:
-    """Go on in another interpreter; does not return."""
+def elsewhere(python: str, command: Sequence[str], as_json: bool = False) -> Callable[[], None]:
+    """What goes on in another interpreter, and does not return.
+
+    Raises:
+        PatcherError: there is no such interpreter, or it is too old.
+    """
+    discover(python)
     root = str(Path(__file__).resolve().parent.parent)
-    code = f"import sys; sys.path.append({root!r}); from selfaug_patcher.cli import main; sys.exit(main(sys.argv[1:]))"
-    try:
-        os.execv(python, [python, "-c", code, "run", *command])
-    except OSError as error:
-        problem = Problem("no-interpreter", f"cannot run {python}", "a Python interpreter", str(error), exit_code=USAGE)
-        raise PatcherError(problem) from None
+    code = f"import sys; sys.path.append({root!r}); from selfaug_patcher.__main__ import main; sys.exit(main())"
+    return lambda: os.execvp(python, [python, "-c", code, "run", *(["--json"] if as_json else []), *command])
 
 
 def serve(table: PinTable, modules: Runtime) -> State:
@@ -127,6 +126,10 @@ def _exists(module: str) -> bool:
 def _parents(module: str) -> list[str]:
     parts = module.split(".")
     return [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+
+
+def _run_module(name: str) -> None:
+    runpy.run_module(name, run_name="__main__", alter_sys=True)
 
 
 def _run_script(path: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from stand_ins import put_package
 
-from selfaug_patcher import wheels
+from selfaug_patcher import cli, wheels
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -198,6 +198,16 @@ def test_a_bad_interpreter_is_a_usage_error(place):
     assert (result.code, "error[no-interpreter]: cannot run /nowhere/python" in result.err) == (2, True)
 
 
+@pytest.mark.parametrize("python", ["", "/bin/ls", "/"])
+@pytest.mark.parametrize("verb", ["status", "install", "run"])
+def test_what_is_no_interpreter_is_never_taken_for_the_running_one(selfaug, capsys, monkeypatch, python, verb):
+    """Nor is the empty text, which an unset variable of a script leaves after --python."""
+    monkeypatch.setattr(os, "execvp", None)  # never to be reached, as it would end the tests
+    assert cli.main([verb, "--python", python], selfaug.patches, selfaug.code) == 2
+    printed = capsys.readouterr()
+    assert (printed.out, "error[no-interpreter]: " in printed.err, "  do:       " in printed.err) == ("", True, True)
+
+
 def test_an_old_interpreter_is_told_what_is_needed(place, tmp_path):
     old = tmp_path / "python3.6"
     old.write_text('#!/bin/sh\necho \'{"executable": "/usr/bin/python3.6", "version": [3, 6, 9]}\'\n')
@@ -226,6 +236,7 @@ def test_a_real_old_interpreter_gets_no_syntax_error(place, version):
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert result.stderr.startswith("error[old-python]")
+    assert place.run("run", python=str(found[0])).err.startswith("error[old-python]")
 
 
 def test_errors_have_a_json_form(make_place):
