@@ -237,6 +237,9 @@ def test_a_real_old_interpreter_gets_no_syntax_error(place, version):
     assert result.returncode == 1
     assert result.stderr.startswith("error[old-python]")
     assert place.run("run", python=str(found[0])).err.startswith("error[old-python]")
+    command = [str(found[0]), "-B", "update_module.py"]
+    result = subprocess.run(command, cwd=ROOT / "Code", capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr.split(":")[0]) == (1, "error[old-python]")
 
 
 def test_errors_have_a_json_form(make_place):

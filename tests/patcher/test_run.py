@@ -153,6 +153,19 @@ def test_json_and_a_name_on_the_path_go_along_to_another_interpreter(equipped):
     assert (result.returncode, json.loads(result.stdout)["exit_code"]) == (2, 2), result.stderr
 
 
+def test_an_interpreter_without_packaging_is_refused(equipped, make_place):
+    (equipped.site / "packaging").unlink()
+    bare = make_place("bare")
+    for command in (("status",), ("run", "script.py")):
+        result = launch(equipped, "-m", "selfaug_patcher", *command)
+        assert (result.returncode, result.stderr.split(":")[0]) == (1, "error[no-packaging]")
+        assert f"{equipped.python} -m pip install packaging\nNothing was changed.\n" in result.stderr
+    checkout = str(Path(__file__).resolve().parents[2])
+    command = ("-m", "selfaug_patcher", "run", "--python", bare.python, "script.py")
+    result = launch(equipped, *command, python=sys.executable, PYTHONPATH=checkout)
+    assert (result.returncode, result.stderr.split(":")[0]) == (1, "error[no-packaging]")
+
+
 ENDS = {
     "a broken pipe": ("raise BrokenPipeError('mine')", 1, "BrokenPipeError: mine\n"),
     "Ctrl-C": ("import os, signal; os.kill(os.getpid(), signal.SIGINT)", -signal.SIGINT, "KeyboardInterrupt\n"),
