@@ -174,10 +174,10 @@ def _prepare(
     operations: Sequence[Operation], keep: Sequence[tuple[Store, str]], stores: Sequence[Store]
 ) -> list[tuple[Store, Entry]]:
     for store in stores:
-        os.makedirs(store.stage, exist_ok=True)
+        _make(store, store.stage)
     for store, path in keep:
         source = store.place(path)
-        os.makedirs(store.originals, exist_ok=True)
+        _make(store, store.originals)
         target = store.originals / sha256_of(source)
         if not os.path.lexists(target):
             files.link(source, target)
@@ -219,15 +219,21 @@ def _do(store: Store, entry: Entry) -> None:
         os.unlink(place)
 
 
+def _make(store: Store, folder: Path) -> None:
+    """Make a folder where there is none, with the mode and owner of the site directory."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(folder)
+        files.look_like(folder, store.site)
+
+
 def _undo(store: Store, entry: Entry) -> list[str]:
     """Bring back what was there before. Done twice it does nothing more, so that undoing may itself be interrupted."""
     place = store.place(entry.path)
     if entry.kind == "make":
         files.remove_folder(place)
     elif entry.kind == "remove":
-        with contextlib.suppress(FileExistsError, FileNotFoundError):
-            os.mkdir(place)
-            files.look_like(place, store.site)
+        with contextlib.suppress(FileNotFoundError):
+            _make(store, place)
     elif place.suffix == ".pyc" and not _has_source(place):
         return []  # a cache that is gone, or of a file that is gone, is no loss
     elif not place.parent.is_dir():

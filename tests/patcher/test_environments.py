@@ -343,7 +343,7 @@ def test_files_of_another_owner_keep_their_owner(place):
     for path in [place.site, *place.site.rglob("*")]:
         os.chown(path, 1234, 2345)
     place.done("install")
-    for path in (place.model, place.site / "selfaug", place.site / "selfaug" / "hooks.py", place.site / ".selfaug"):
+    for path in [place.model, *(place.site / "selfaug").rglob("*"), *(place.site / ".selfaug").rglob("*")]:
         assert (path.stat().st_uid, path.stat().st_gid) == (1234, 2345), path
     place.done("revert")
     assert (place.model.stat().st_uid, place.model.stat().st_gid) == (1234, 2345)
@@ -355,5 +355,6 @@ def test_a_narrow_umask_does_not_shut_other_users_out(place):
         place.done("install")
     finally:
         os.umask(before)
-    assert (place.site / "selfaug").stat().st_mode & 0o777 == place.site.stat().st_mode & 0o777
+    for folder in ("selfaug", "selfaug/kit", ".selfaug", ".selfaug/originals"):
+        assert (place.site / folder).stat().st_mode & 0o777 == place.site.stat().st_mode & 0o777, folder
     assert (place.site / "selfaug" / "hooks.py").stat().st_mode & 0o777 == place.model.stat().st_mode & 0o777
