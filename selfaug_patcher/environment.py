@@ -11,6 +11,7 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,7 @@ def from_probe(answer: dict[str, Any], python: str, flags: tuple[str, ...] = (),
     return Environment(
         python=python,
         version=tuple(answer["version"]),
-        path=tuple(dict.fromkeys(Path(entry) for entry in answer["path"])),
+        path=_distinct(answer["path"]),
         packages={name: _package(name, found, answer, commands) for name, found in answer["packages"].items()},
         commands=commands,
         conda=answer["conda"],
@@ -120,7 +121,8 @@ def from_probe(answer: dict[str, Any], python: str, flags: tuple[str, ...] = (),
 
 def _package(name: str, found: dict[str, Any], answer: dict[str, Any], commands: Commands) -> Package:
     origin = Path(found["origin"]) if found["origin"] else None
-    distributions = found["distributions"]
+    # Stable: of several, one that says its version; a folder that an uninstall left half empty says none.
+    distributions = sorted(found["distributions"], key=lambda distribution: not distribution["version"])
     if origin is None:
         problems: tuple[Problem, ...] = ()
         if found["namespace"]:
@@ -139,7 +141,7 @@ def _package(name: str, found: dict[str, Any], answer: dict[str, Any], commands:
         installer=source.get("installer", ""),
         has_record=bool(source.get("has_record")),
         record_sha256=source.get("record_sha256") or "",
-        copies=tuple(Path(copy) for copy in found["copies"]),
+        copies=_distinct(found["copies"]),
     )
     return _with_problems(package, origin, found["loader"], owner, editable, answer, commands)
 
@@ -170,6 +172,19 @@ def _with_problems(
         do = "make a virtual environment (python -m venv), and install transformers and peft there"
         problems.append(Problem("externally-managed", what, "files that pip or uv installed", str(origin.parent), do))
     return replace(package, problems=tuple(problems))
+
+
+def _distinct(entries: Iterable[str]) -> tuple[Path, ...]:
+    """The folders among these, each under the first of its names: on Fedora an environment's lib64, a link to its lib,
+    is on ``sys.path`` beside that."""
+    found: dict[object, Path] = {}
+    for entry in entries:
+        try:
+            information = os.stat(entry)
+            found.setdefault((information.st_dev, information.st_ino), Path(entry))
+        except OSError:
+            found.setdefault(entry, Path(entry))
+    return tuple(found.values())
 
 
 def _no_interpreter(what: str, found: str) -> PatcherError:
