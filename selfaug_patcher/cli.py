@@ -12,7 +12,7 @@ from typing import Any
 
 from . import difference, install, payload, pin, pins, revert, run, status, verify
 from .environment import Environment, discover
-from .errors import DONE, FAILED, PatcherError
+from .errors import DONE, FAILED, PatcherError, Problem, from_os_error, leaving, state_of
 from .outcome import Outcome
 from .payload import Runtime
 from .pins import PinTable
@@ -41,17 +41,16 @@ def main(arguments: Sequence[str] | None = None, patches: Path | None = None, co
         options.table, options.runtime = (lambda: pins.load(patches)), (lambda: payload.load(code))
         result = options.call(options, lambda: (discover(options.python), options.table(), options.runtime()))
     except PatcherError as error:
-        if options.json:
-            print(json.dumps(error.as_json(), indent=2))
-        else:
-            print(error, file=sys.stderr)
-        return error.exit_code
+        return _print_error(error, options)
     except BrokenPipeError:  # whoever reads has read enough (`| head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
-    except KeyboardInterrupt:
-        print("Interrupted. What had been changed was put back.", file=sys.stderr)
-        return FAILED
+    except KeyboardInterrupt as error:
+        problem = Problem("interrupted", "the command was interrupted (Ctrl-C)", do="run the same command again")
+        return _print_error(PatcherError(problem, state=state_of(error)), options)
+    except OSError as error:
+        problem = from_os_error(error, f"finish {options.verb}")
+        return _print_error(PatcherError(problem, state=state_of(error)), options)
     if callable(result):  # the user's script: whatever ends it, Ctrl-C included, is not for the handlers above
         result()
         return DONE
@@ -145,8 +144,9 @@ def _print_outcome(outcome: Outcome, options: argparse.Namespace) -> int:
     if options.dry_run and outcome.verb == "install":
         data["diff"] = _diff_text(state)
         lines += ["", data["diff"].rstrip("\n"), ""]
-    lines.append(_closing(outcome, options))
-    _print(options, "\n".join(line for line in lines), data)
+    closing = _closing(outcome, options)
+    with leaving(closing):
+        _print(options, "\n".join([*lines, closing]), data)
     return DONE
 
 
@@ -164,6 +164,14 @@ def _closing(outcome: Outcome, options: argparse.Namespace) -> str:
 
 def _print(options: argparse.Namespace, text: str, data: dict[str, Any]) -> None:
     print(json.dumps(data, indent=2) if options.json else text)
+
+
+def _print_error(error: PatcherError, options: argparse.Namespace) -> int:
+    if options.json:
+        print(json.dumps(error.as_json(), indent=2))
+    else:
+        print(error, file=sys.stderr)
+    return error.exit_code
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 DONE = 0
@@ -63,6 +65,20 @@ class PatcherError(Exception):
             {"id": p.id, "what": p.what, "expected": p.expected, "found": p.found, "do": p.do} for p in self.problems
         ]
         return {"error": {"problems": problems, "state": self.state}, "exit_code": self.exit_code}
+
+
+@contextlib.contextmanager
+def leaving(state: str) -> Iterator[None]:
+    """Have a Ctrl-C or a system's error that ends this block carry the state of things, which `state_of` reads."""
+    try:
+        yield
+    except (KeyboardInterrupt, OSError) as error:
+        error.__dict__.setdefault("state", state)
+        raise
+
+
+def state_of(error: BaseException) -> str:
+    return str(getattr(error, "state", NOTHING_CHANGED))
 
 
 def from_os_error(error: OSError, doing: str) -> Problem:

@@ -90,7 +90,9 @@ class Store:
 
     def has(self, package: str) -> bool:
         """Whether a copy of this package lies in the site directory."""
-        return (self.site / package / "__init__.py").is_file()
+        return os.path.isfile(
+            self.site / package / "__init__.py"
+        )  # Path.is_file raises where the folder is closed to us
 
     def original(self, sha256: str) -> Path | None:
         """The kept file with this content; None if it is gone or no longer has that content."""

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Union
 
 from . import files, lock
-from .errors import PatcherError, Problem, from_os_error
+from .errors import PatcherError, Problem, from_os_error, leaving
 from .receipt import SHA256, damaged
 from .store import FOLDER, RUNTIME, Store, names, read, sha256_of
 
 UNDONE = "Everything was put back: nothing was changed."
+DONE = {"install": "SelfAug is installed.", "revert": "SelfAug is gone."}
 HALFWAY = "Some files are between two states: the next install, revert or status undoes what is left."
 
 _MAX_JOURNAL = 4 * 1024 * 1024
@@ -125,9 +126,11 @@ def execute(
             raise PatcherError(from_os_error(error, doing), state=state) from error
         if isinstance(error, PatcherError):
             raise PatcherError(*error.problems, state=state) from error
-        raise
+        with leaving(state):
+            raise
     for store in stores:
-        with contextlib.suppress(OSError, PatcherError):  # it has happened; the next command tidies up what is left
+        # It has happened; the next command tidies up what is left.
+        with contextlib.suppress(OSError, PatcherError), leaving(DONE[verb]):
             tidy(store)
 
 
@@ -138,13 +141,14 @@ def recover(stores: Sequence[Store]) -> list[str]:
         What was found, one sentence each; nothing if all was in order.
     """
     found = []
-    journals = [(store, *_read_journal(store)) for store in stores if store.journal.exists()]
+    journals = [(store, *_read_journal(store)) for store in stores if os.path.exists(store.journal)]
     # The order in which the parts of a run are undone: on no path is transformers patched without its runtime.
     journals.sort(key=lambda item: _has_model(item[2]) == (item[1] == "revert"))
     for store, verb, entries in journals:
         try:
-            left = [note for entry in reversed(entries) for note in _undo(store, entry)]
-            store.journal.unlink()
+            with leaving(HALFWAY):
+                left = [note for entry in reversed(entries) for note in _undo(store, entry)]
+                store.journal.unlink()
         except OSError as error:
             raise PatcherError(from_os_error(error, f"undo an interrupted {verb}"), state=HALFWAY) from error
         found += [f"An interrupted {verb} was found in {store.site}, and undone.", *left]
@@ -269,9 +273,9 @@ def _roll_back(stores: Sequence[Store], done: Sequence[tuple[Store, Entry]]) -> 
         for store in stores:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(store.journal)
-    except (OSError, PatcherError):
+    except (OSError, PatcherError, KeyboardInterrupt):
         return HALFWAY
-    with contextlib.suppress(OSError, PatcherError):
+    with contextlib.suppress(OSError, PatcherError, KeyboardInterrupt):
         for store in stores:
             tidy(store)
     return UNDONE
