@@ -128,7 +128,7 @@ def _package(name: str, found: dict[str, Any], answer: dict[str, Any], commands:
         if found["namespace"]:
             what = f"{name} is an empty folder, left over from an uninstalled one"
             do = f"remove that folder, or {commands.install(name)}"
-            problems = (Problem("leftover-package", what, found=", ".join(found["namespace"]), do=do),)
+            problems = (Problem("leftover-package", what, "a package", ", ".join(found["namespace"]), do),)
         return Package(name, problems=problems)
     site = origin.parent.parent
     owner = next((d for d in distributions if d["site"] and _same(Path(d["site"]), site)), None)

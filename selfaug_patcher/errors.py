@@ -91,7 +91,8 @@ def from_os_error(error: OSError, doing: str) -> Problem:
         errno.ENOSPC: "free some space, then run the same command again",
         errno.EXDEV: "the folders of the package lie on different file systems; reinstall it in one place",
     }
-    do = "run the command as the owner of these files" if denied else hints.get(error.errno or 0, "")
+    again = "once the cause is gone, run the same command again"
+    do = "run the command as the owner of these files" if denied else hints.get(error.errno or 0, again)
     return Problem(
         id="not-writable" if denied else "file-system",
         what=f"could not {doing}",

@@ -42,7 +42,7 @@ def install(environment: Environment, table: PinTable, runtime: Runtime, *, dry_
             if dry_run or not planned.operations:
                 return Outcome("install", state, planned, found)
     elif dry_run:
-        raise interrupted(environment)
+        raise interrupted(environment, stores)
     if not stores:
         plan(state)  # raises: there is nothing to patch
     with contextlib.ExitStack() as afterwards:

@@ -85,6 +85,7 @@ def _acquire(folder: Path, path: Path, wait: float) -> int:
                 Problem(
                     id="busy",
                     what="another selfaug_patcher is at work in this environment",
+                    expected="one at a time",
                     found=f"process {holder}, for more than {wait:g} seconds",
                     do="wait until it is done, then run the same command again",
                 )

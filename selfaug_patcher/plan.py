@@ -66,6 +66,7 @@ def not_writable(folders: Iterable[Path], commands: Commands) -> list[Problem]:
         Problem(
             id="not-writable",
             what="a folder cannot be written to",
+            expected="the right to replace files in it",
             found=_why_not(folder),
             do=f"run the command as its owner, or use SelfAug from memory: {commands.patcher('run', 'SCRIPT')}",
             exit_code=NOT_WRITABLE,

@@ -42,7 +42,7 @@ def revert(
     notes: list[str] = []
     if dry_run or not any(store.exists for store in stores):
         if any(os.path.exists(store.journal) for store in stores):
-            raise interrupted(environment)
+            raise interrupted(environment, stores)
         planned = plan(environment, stores, table, runtime, keep_edits)
         if dry_run or not planned.operations:
             return Outcome("revert", inspect(environment, table, runtime), planned, notes)

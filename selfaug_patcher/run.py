@@ -22,7 +22,7 @@ from .errors import USAGE, PatcherError, Problem
 from .payload import Runtime
 from .pins import PinTable
 from .refusals import refusals
-from .state import STOCK, State, inspect
+from .state import STOCK, State, TargetState, inspect
 from .store import RUNTIME
 
 INHERIT = str(Path(__file__).resolve().with_name("inherit"))
@@ -43,19 +43,18 @@ def prepare(command: Sequence[str], table: PinTable, modules: Runtime) -> Callab
         PatcherError: a refusal; nothing was run.
     """
     if not command or (command[0] == "-m" and len(command) < 2):
-        raise PatcherError(
-            Problem("usage", "nothing to run", "run SCRIPT ARGS..., or run -m MODULE ARGS...", exit_code=USAGE)
-        )
+        raise _usage("nothing to run", "a script, or -m and a module", " ".join(command), "name it after `run`")
     as_module = command[0] == "-m"
     target, arguments = (command[1], command[2:]) if as_module else (command[0], command[1:])
     if not as_module and not Path(target).is_file():
-        raise PatcherError(Problem("usage", "there is no such script", found=target, exit_code=USAGE))
+        raise _usage("there is no such script", "a file", target, f"name it as seen from {os.getcwd()}")
     folder = os.getcwd() if as_module else os.path.dirname(os.path.abspath(target))
     if not getattr(sys.flags, "safe_path", False) and not sys.flags.isolated:
         sys.path[0] = folder
     serve(table, modules)
     if as_module and not _exists(target):
-        raise PatcherError(Problem("usage", "there is no such module to run", found=target, exit_code=USAGE))
+        do = f"check its name, and that it is installed for {sys.executable}"
+        raise _usage("there is no such module to run", "what `python -m` runs", target, do)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [INHERIT, os.environ.get("PYTHONPATH")]))
     sys.argv = [target, *arguments]
     if as_module:
@@ -83,7 +82,7 @@ def serve(table: PinTable, modules: Runtime) -> State:
     """
     state = inspect(_this_process(), table, modules)
     problems = refusals(state, in_memory=True)
-    problems += [_older(target.package.name, state.environment) for target in state.targets if target.older]
+    problems += [_older(target, state.environment) for target in state.targets if target.older]
     if problems:
         raise PatcherError(*problems, state="Nothing was run, and nothing was changed.")
     sources = {
@@ -140,7 +139,11 @@ def _run_script(path: str) -> None:
     exec(compile(content, path, "exec", dont_inherit=True), main.__dict__)
 
 
-def _older(package: str, environment: Environment) -> Problem:
-    what = f"{package} is patched by an older SelfAug"
+def _usage(what: str, expected: str, found: str, do: str) -> PatcherError:
+    return PatcherError(Problem("usage", what, expected, found or "nothing", do, exit_code=USAGE))
+
+
+def _older(target: TargetState, environment: Environment) -> Problem:
+    what = f"{target.package.name} is patched by an older SelfAug"
     do = f"{environment.commands.patcher('install')} (or revert), then the same command again"
-    return Problem("older-selfaug", what, do=do)
+    return Problem("older-selfaug", what, "stock, or patched by this one", str(target.path), do)

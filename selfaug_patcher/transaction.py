@@ -313,4 +313,5 @@ def _slots(store: Store, slot: int) -> tuple[Path, Path]:
 
 def _changed_meanwhile(place: Path) -> PatcherError:
     what = "a file changed while selfaug_patcher was at work"
-    return PatcherError(Problem("changed-meanwhile", what, found=str(place), do="run the same command again"))
+    expected = "the file as it was when the command began"
+    return PatcherError(Problem("changed-meanwhile", what, expected, str(place), "run the same command again"))

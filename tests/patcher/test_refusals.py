@@ -209,7 +209,8 @@ def test_an_error_of_the_system_that_nobody_foresaw_has_a_name_too(place, monkey
     monkeypatch.setattr(cli, "inspect", fail)
     assert refuse(place, "diff") == (
         1,
-        "error[file-system]: could not finish diff\n  found:    Input/output error: somewhere\nNothing was changed.\n",
+        "error[file-system]: could not finish diff\n  found:    Input/output error: somewhere\n"
+        "  do:       once the cause is gone, run the same command again\nNothing was changed.\n",
     )
 
 
