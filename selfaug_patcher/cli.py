@@ -159,6 +159,8 @@ def _closing(outcome: Outcome, options: argparse.Namespace) -> str:
     version = outcome.state.runtime.version
     if patched:
         return f"SelfAug {version} is installed. Processes that run already keep the old code until they are restarted."
+    if outcome.plan.stays:
+        return "SelfAug is gone from what this environment imports, and what it had changed there is as it was."
     return "SelfAug is gone, and what it had changed is as it was."
 
 

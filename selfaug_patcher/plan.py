@@ -20,7 +20,7 @@ class Plan:
     """Operations in their order, with what they need; and the same in words, for people.
 
     ``changes`` are pairs of a word (patch, restore, add, update, remove) and a path; ``stock`` maps the name of each
-    target's module to its path and stock text.
+    target's module to its path and stock text. ``stays``: SelfAug is left in a site directory, for another environment.
     """
 
     operations: list[Operation] = field(default_factory=list)
@@ -28,6 +28,7 @@ class Plan:
     changes: list[tuple[str, Path]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     stock: dict[str, tuple[str, bytes]] = field(default_factory=dict)
+    stays: bool = False
     _present: dict[Path, str] = field(default_factory=dict)
 
     def put(self, store: Store, path: str, content: bytes | Path | None, like: Path | None = None) -> None:

@@ -104,6 +104,7 @@ def plan(
         if not hidden(environment, store, "transformers"):
             _remove_runtime(result, store, runtime, runtime_edited)
         if rest is not None:
+            result.stays = True
             result.notes.append(f"SelfAug stays in {store.site}, for packages there that are not imported from here.")
         result.put(store, ".selfaug/receipt.json", rest)
     problems += result.not_writable(environment.commands)

@@ -216,6 +216,7 @@ def test_revert_leaves_the_hidden_transformers_of_another_environment_alone(nest
     inner.done("install")
     result = inner.done("revert")
     assert f"note: SelfAug stays in {base.site}, for packages there that are not imported from here." in result.out
+    assert result.out.splitlines()[-1].startswith("SelfAug is gone from what this environment imports, and")
     assert inner.snapshot() == before[1]
     assert base.states() == ("patched", "stock", "installed")
     assert "nothing to do" in inner.done("revert").out
