@@ -8,6 +8,7 @@ patched modules, and hand over to the real packages. Nothing happens in a child 
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import runpy
@@ -52,14 +53,16 @@ def prepare(command: Sequence[str], table: PinTable, modules: Runtime) -> Callab
     if not getattr(sys.flags, "safe_path", False) and not sys.flags.isolated:
         sys.path[0] = folder
     serve(table, modules)
-    if as_module and not _exists(target):
+    try:
+        found = not as_module or _exists(target)
+    except BaseException as error:  # of a package that the module is in: the user's code, as the module itself
+        return functools.partial(_raise, error)
+    if not found:
         do = f"check its name, and that it is installed for {sys.executable}"
         raise _usage("there is no such module to run", "what `python -m` runs", target, do)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [INHERIT, os.environ.get("PYTHONPATH")]))
     sys.argv = [target, *arguments]
-    if as_module:
-        return lambda: _run_module(target)
-    return lambda: _run_script(target)
+    return functools.partial(_run_module if as_module else _run_script, target)
 
 
 def elsewhere(python: str, command: Sequence[str], as_json: bool = False) -> Callable[[], None]:
@@ -125,6 +128,10 @@ def _exists(module: str) -> bool:
 def _parents(module: str) -> list[str]:
     parts = module.split(".")
     return [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+
+
+def _raise(error: BaseException) -> None:
+    raise error
 
 
 def _run_module(name: str) -> None:

@@ -187,6 +187,15 @@ def test_a_script_ends_as_it_does_without_run(equipped, end, module):
     assert "Traceback (most recent call last):" in result.stderr
 
 
+@pytest.mark.parametrize("end", ENDS)
+def test_a_package_that_ends_the_run_on_import_does_so_as_without_run(equipped, end):
+    code, exit_code, last = ENDS[end]
+    (equipped.root.parent / "work" / "ends").mkdir()
+    (equipped.root.parent / "work" / "ends" / "__init__.py").write_text(f"{code}\n")
+    result = launch(equipped, "-m", "selfaug_patcher", "run", "-m", "ends.part")
+    assert (result.returncode, result.stderr.endswith(last)) == (exit_code, True), result.stderr
+
+
 NOTHING = {
     (): "nothing to run",
     ("nowhere.py",): "no such script",
