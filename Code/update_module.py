@@ -1,12 +1,11 @@
 """The original project's command, ``python update_module.py``: does what ``python -m selfaug_patcher install`` does."""
 
-from __future__ import annotations
-
+# Parsed by whatever interpreter the user has, as selfaug_patcher/__main__.py, which says what is wrong with it.
+import os
 import sys
-from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    from selfaug_patcher.cli import main
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    from selfaug_patcher.__main__ import main
 
-    sys.exit(main(["install", *sys.argv[1:]]))
+    sys.exit(main(["install"] + sys.argv[1:]))  # noqa: RUF005

@@ -1,17 +1,39 @@
+# mypy: allow-untyped-defs, allow-untyped-calls
+
 import sys
+
+
+def _stop(name, what, expected, found, do):
+    sys.stderr.write("error[" + name + "]: " + what + "\n")
+    for label, text in (("expected: ", expected), ("found:    ", found), ("do:       ", do)):
+        sys.stderr.write("  " + label + text + "\n")
+    sys.stderr.write("Nothing was changed.\n")
+    sys.exit(1)
+
 
 # Parsed by whatever interpreter the user has: no syntax here that is younger than Python 2.7.
 if sys.version_info < (3, 9):  # noqa: UP036
-    sys.stderr.write(
-        "error[old-python]: selfaug_patcher does not run on this interpreter\n"
-        "  expected: Python 3.9 or later\n"
-        "  found:    Python " + ".".join(map(str, sys.version_info[:2])) + " (" + sys.executable + ")\n"
-        "  do:       run it with the interpreter of the environment that has transformers\n"
-        "Nothing was changed.\n"
+    _stop(
+        "old-python",
+        "selfaug_patcher does not run on this interpreter",
+        "Python 3.9 or later",
+        "Python " + ".".join(map(str, sys.version_info[:2])) + " (" + sys.executable + ")",
+        "run it with the interpreter of the environment that has transformers",
     )
-    sys.exit(1)
+try:
+    import packaging.version  # noqa: F401
+except ImportError as error:
+    _stop(
+        "no-packaging",
+        "selfaug_patcher needs the package 'packaging', which comes with transformers",
+        "an interpreter that can import it",
+        str(error) + " (" + sys.executable + ")",
+        "run it with the interpreter of the environment that has transformers, or "
+        + sys.executable
+        + " -m pip install packaging",
+    )
 
-from selfaug_patcher.cli import main
+from selfaug_patcher.cli import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -67,6 +67,7 @@ def check_import(environment: Environment, stock: Mapping[str, tuple[str, bytes]
         Problem(
             id="import-failed",
             what="transformers and peft import together in this environment, but not once patched",
+            expected="an import without an error",
             found="\n".join(complaint) or f"exit code {patched.returncode}",
             do="please report it, with the versions of transformers, peft and torch",
         )

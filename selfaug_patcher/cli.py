@@ -12,7 +12,7 @@ from typing import Any
 
 from . import difference, install, payload, pin, pins, revert, run, status, verify
 from .environment import Environment, discover
-from .errors import DONE, FAILED, PatcherError
+from .errors import DONE, FAILED, PatcherError, Problem, from_os_error, leaving, state_of
 from .outcome import Outcome
 from .payload import Runtime
 from .pins import PinTable
@@ -40,19 +40,21 @@ def main(arguments: Sequence[str] | None = None, patches: Path | None = None, co
     try:
         options.table, options.runtime = (lambda: pins.load(patches)), (lambda: payload.load(code))
         result = options.call(options, lambda: (discover(options.python), options.table(), options.runtime()))
-        return int(result)
     except PatcherError as error:
-        if options.json:
-            print(json.dumps(error.as_json(), indent=2))
-        else:
-            print(error, file=sys.stderr)
-        return error.exit_code
+        return _print_error(error, options)
     except BrokenPipeError:  # whoever reads has read enough (`| head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
-    except KeyboardInterrupt:
-        print("Interrupted. What had been changed was put back.", file=sys.stderr)
-        return FAILED
+    except KeyboardInterrupt as error:
+        problem = Problem("interrupted", "the command was interrupted (Ctrl-C)", do="run the same command again")
+        return _print_error(PatcherError(problem, state=state_of(error)), options)
+    except OSError as error:
+        problem = from_os_error(error, f"finish {options.verb}")
+        return _print_error(PatcherError(problem, state=state_of(error)), options)
+    if callable(result):  # the user's script: whatever ends it, Ctrl-C included, is not for the handlers above
+        result()
+        return DONE
+    return int(result)
 
 
 Setup = Callable[[], "tuple[Environment, PinTable, Runtime]"]
@@ -95,10 +97,10 @@ def _diff(options: argparse.Namespace, setup: Setup) -> int:
     return DONE
 
 
-def _run(options: argparse.Namespace, setup: Setup) -> int:
-    if options.python:
-        return run.elsewhere(options.python, options.command)
-    return run.run(options.command, options.table(), options.runtime())
+def _run(options: argparse.Namespace, setup: Setup) -> Callable[[], None]:
+    if options.python is not None:
+        return run.elsewhere(options.python, options.command, options.json)
+    return run.prepare(options.command, options.table(), options.runtime())
 
 
 def _pins(options: argparse.Namespace, setup: Setup) -> int:
@@ -142,8 +144,9 @@ def _print_outcome(outcome: Outcome, options: argparse.Namespace) -> int:
     if options.dry_run and outcome.verb == "install":
         data["diff"] = _diff_text(state)
         lines += ["", data["diff"].rstrip("\n"), ""]
-    lines.append(_closing(outcome, options))
-    _print(options, "\n".join(line for line in lines), data)
+    closing = _closing(outcome, options)
+    with leaving(closing):
+        _print(options, "\n".join([*lines, closing]), data)
     return DONE
 
 
@@ -156,11 +159,21 @@ def _closing(outcome: Outcome, options: argparse.Namespace) -> str:
     version = outcome.state.runtime.version
     if patched:
         return f"SelfAug {version} is installed. Processes that run already keep the old code until they are restarted."
+    if outcome.plan.stays:
+        return "SelfAug is gone from what this environment imports, and what it had changed there is as it was."
     return "SelfAug is gone, and what it had changed is as it was."
 
 
 def _print(options: argparse.Namespace, text: str, data: dict[str, Any]) -> None:
     print(json.dumps(data, indent=2) if options.json else text)
+
+
+def _print_error(error: PatcherError, options: argparse.Namespace) -> int:
+    if options.json:
+        print(json.dumps(error.as_json(), indent=2))
+    else:
+        print(error, file=sys.stderr)
+    return error.exit_code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -175,7 +188,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
 
     def verb(
-        name: str, call: Callable[..., int], text: str, *parents: argparse.ArgumentParser
+        name: str, call: Callable[..., int | Callable[[], None]], text: str, *parents: argparse.ArgumentParser
     ) -> argparse.ArgumentParser:
         added = verbs.add_parser(name, help=text, description=text, parents=[common, *parents], epilog=_EXIT_CODES)
         added.set_defaults(call=call)

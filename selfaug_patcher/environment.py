@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -74,24 +76,21 @@ def discover(python: str | None = None) -> Environment:
     Raises:
         PatcherError: it cannot be run, gives no answer, or is older than Python 3.9.
     """
-    flags, named = () if python else _own_flags(), bool(python)
-    python = python or sys.executable
+    named = python is not None
+    flags = () if named else _own_flags()
+    python = sys.executable if python is None else python
     probe = Path(__file__).with_name("probe.py").read_text(encoding="utf-8")
     try:
         result = _run([python, *flags, "-c", probe], timeout=120)
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
-        raise PatcherError(
-            Problem("no-interpreter", f"cannot run {python}", "a Python interpreter", str(error), exit_code=USAGE)
-        ) from None
+        raise _no_interpreter(f"cannot run {shlex.quote(python)}", str(error)) from None
     try:
         # The last line only: site customisations of the environment may print above it.
         answer = json.loads(result.stdout.strip().splitlines()[-1])
         version = tuple(answer["version"])
     except (IndexError, ValueError, KeyError, TypeError):
         found = (result.stderr.strip() or result.stdout.strip() or f"exit code {result.returncode}")[-400:]
-        raise PatcherError(
-            Problem("no-interpreter", f"{python} did not say what it would import", "a Python interpreter", found)
-        ) from None
+        raise _no_interpreter(f"{shlex.quote(python)} did not say what it would import", found) from None
     if version < OLDEST:
         raise PatcherError(
             Problem(
@@ -112,7 +111,7 @@ def from_probe(answer: dict[str, Any], python: str, flags: tuple[str, ...] = (),
     return Environment(
         python=python,
         version=tuple(answer["version"]),
-        path=tuple(dict.fromkeys(Path(entry) for entry in answer["path"])),
+        path=_distinct(answer["path"]),
         packages={name: _package(name, found, answer, commands) for name, found in answer["packages"].items()},
         commands=commands,
         conda=answer["conda"],
@@ -122,13 +121,14 @@ def from_probe(answer: dict[str, Any], python: str, flags: tuple[str, ...] = (),
 
 def _package(name: str, found: dict[str, Any], answer: dict[str, Any], commands: Commands) -> Package:
     origin = Path(found["origin"]) if found["origin"] else None
-    distributions = found["distributions"]
+    # Stable: of several, one that says its version; a folder that an uninstall left half empty says none.
+    distributions = sorted(found["distributions"], key=lambda distribution: not distribution["version"])
     if origin is None:
         problems: tuple[Problem, ...] = ()
         if found["namespace"]:
             what = f"{name} is an empty folder, left over from an uninstalled one"
             do = f"remove that folder, or {commands.install(name)}"
-            problems = (Problem("leftover-package", what, found=", ".join(found["namespace"]), do=do),)
+            problems = (Problem("leftover-package", what, "a package", ", ".join(found["namespace"]), do),)
         return Package(name, problems=problems)
     site = origin.parent.parent
     owner = next((d for d in distributions if d["site"] and _same(Path(d["site"]), site)), None)
@@ -141,7 +141,7 @@ def _package(name: str, found: dict[str, Any], answer: dict[str, Any], commands:
         installer=source.get("installer", ""),
         has_record=bool(source.get("has_record")),
         record_sha256=source.get("record_sha256") or "",
-        copies=tuple(Path(copy) for copy in found["copies"]),
+        copies=_distinct(found["copies"]),
     )
     return _with_problems(package, origin, found["loader"], owner, editable, answer, commands)
 
@@ -172,6 +172,24 @@ def _with_problems(
         do = "make a virtual environment (python -m venv), and install transformers and peft there"
         problems.append(Problem("externally-managed", what, "files that pip or uv installed", str(origin.parent), do))
     return replace(package, problems=tuple(problems))
+
+
+def _distinct(entries: Iterable[str]) -> tuple[Path, ...]:
+    """The folders among these, each under the first of its names: on Fedora an environment's lib64, a link to its lib,
+    is on ``sys.path`` beside that."""
+    found: dict[object, Path] = {}
+    for entry in entries:
+        try:
+            information = os.stat(entry)
+            found.setdefault((information.st_dev, information.st_ino), Path(entry))
+        except OSError:
+            found.setdefault(entry, Path(entry))
+    return tuple(found.values())
+
+
+def _no_interpreter(what: str, found: str) -> PatcherError:
+    do = "name the interpreter of the environment that has transformers with --python"
+    return PatcherError(Problem("no-interpreter", what, "a Python interpreter", found, do, exit_code=USAGE))
 
 
 def _same(left: Path, right: Path) -> bool:

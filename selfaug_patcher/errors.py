@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 DONE = 0
@@ -65,6 +67,20 @@ class PatcherError(Exception):
         return {"error": {"problems": problems, "state": self.state}, "exit_code": self.exit_code}
 
 
+@contextlib.contextmanager
+def leaving(state: str) -> Iterator[None]:
+    """Have a Ctrl-C or a system's error that ends this block carry the state of things, which `state_of` reads."""
+    try:
+        yield
+    except (KeyboardInterrupt, OSError) as error:
+        error.__dict__.setdefault("state", state)
+        raise
+
+
+def state_of(error: BaseException) -> str:
+    return str(getattr(error, "state", NOTHING_CHANGED))
+
+
 def from_os_error(error: OSError, doing: str) -> Problem:
     """The problem behind a file system's refusal; permissions and read-only media answer with exit code 5."""
     denied = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -75,7 +91,8 @@ def from_os_error(error: OSError, doing: str) -> Problem:
         errno.ENOSPC: "free some space, then run the same command again",
         errno.EXDEV: "the folders of the package lie on different file systems; reinstall it in one place",
     }
-    do = "run the command as the owner of these files" if denied else hints.get(error.errno or 0, "")
+    again = "once the cause is gone, run the same command again"
+    do = "run the command as the owner of these files" if denied else hints.get(error.errno or 0, again)
     return Problem(
         id="not-writable" if denied else "file-system",
         what=f"could not {doing}",

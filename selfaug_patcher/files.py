@@ -77,9 +77,14 @@ def remove_folder(place: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have the content of a file, or the names in a folder, reach the disk."""
+    """Have the content of a file, or the names in a folder, reach the disk, where the system can do that."""
+    if os.name == "nt":  # only for files that are open for writing
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:  # some network and FUSE file systems know no such thing for a folder
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 
 from .check import check_import
 from .environment import Environment
-from .errors import PatcherError
+from .errors import PatcherError, leaving
 from .outcome import Outcome, interrupted
 from .pairs import warnings
 from .payload import Runtime, installed, packages
@@ -17,7 +18,7 @@ from .receipt import Original, Receipt, encode
 from .refusals import lost_original, refusals
 from .state import PATCHED, STOCK, State, TargetState, inspect, look_again
 from .store import RUNTIME, Store, content_of, digest
-from .transaction import execute, locked
+from .transaction import DONE, execute, locked
 
 
 def install(environment: Environment, table: PinTable, runtime: Runtime, *, dry_run: bool = False) -> Outcome:
@@ -41,15 +42,17 @@ def install(environment: Environment, table: PinTable, runtime: Runtime, *, dry_
             if dry_run or not planned.operations:
                 return Outcome("install", state, planned, found)
     elif dry_run:
-        raise interrupted(environment)
+        raise interrupted(environment, stores)
     if not stores:
         plan(state)  # raises: there is nothing to patch
-    with locked(stores) as found:
-        state = inspect(environment, table, runtime)
-        planned = plan(state)
-        if planned.operations:
-            execute("install", planned.operations, planned.keep, lambda: _check(environment, planned))
-    return Outcome("install", look_again(environment, table, runtime, "SelfAug is installed"), planned, found)
+    with contextlib.ExitStack() as afterwards:
+        with locked(stores) as found:
+            state = inspect(environment, table, runtime)
+            planned = plan(state)
+            if planned.operations:
+                execute("install", planned.operations, planned.keep, lambda: _check(environment, planned))
+                afterwards.enter_context(leaving(DONE["install"]))
+        return Outcome("install", look_again(environment, table, runtime, DONE["install"]), planned, found)
 
 
 def plan(state: State) -> Plan:

@@ -41,10 +41,19 @@ def hold(folder: Path, wait: float = WAIT_SECONDS) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):
-            os.unlink(path)
+        _release(descriptor, path)
+        # Only now: on NFS, a file that was removed while it is open stays in the folder under another name until then.
+        # Nobody is harmed by it: who has the lock by now has its file in there, and who lost the folder makes another.
         with contextlib.suppress(OSError):
             os.rmdir(folder)
+
+
+def _release(descriptor: int, path: Path) -> None:
+    if os.name == "nt":  # no open file can be removed there, and there is no lock to remove it under
+        os.close(descriptor)
+    with contextlib.suppress(OSError):
+        os.unlink(path)
+    if os.name != "nt":
         os.close(descriptor)
 
 
@@ -66,7 +75,7 @@ def _acquire(folder: Path, path: Path, wait: float) -> int:
                     os.truncate(descriptor, 0)
                     os.write(descriptor, str(os.getpid()).encode())
                 return descriptor
-            holder = os.pread(descriptor, 20, 0).decode("ascii", "replace") or "unknown"
+            holder = os.read(descriptor, 20).decode("ascii", "replace") or "unknown"
         except BaseException:
             os.close(descriptor)
             raise
@@ -76,6 +85,7 @@ def _acquire(folder: Path, path: Path, wait: float) -> int:
                 Problem(
                     id="busy",
                     what="another selfaug_patcher is at work in this environment",
+                    expected="one at a time",
                     found=f"process {holder}, for more than {wait:g} seconds",
                     do="wait until it is done, then run the same command again",
                 )

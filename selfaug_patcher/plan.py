@@ -20,7 +20,7 @@ class Plan:
     """Operations in their order, with what they need; and the same in words, for people.
 
     ``changes`` are pairs of a word (patch, restore, add, update, remove) and a path; ``stock`` maps the name of each
-    target's module to its path and stock text.
+    target's module to its path and stock text. ``stays``: SelfAug is left in a site directory, for another environment.
     """
 
     operations: list[Operation] = field(default_factory=list)
@@ -28,6 +28,7 @@ class Plan:
     changes: list[tuple[str, Path]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     stock: dict[str, tuple[str, bytes]] = field(default_factory=dict)
+    stays: bool = False
     _present: dict[Path, str] = field(default_factory=dict)
 
     def put(self, store: Store, path: str, content: bytes | Path | None, like: Path | None = None) -> None:
@@ -66,6 +67,7 @@ def not_writable(folders: Iterable[Path], commands: Commands) -> list[Problem]:
         Problem(
             id="not-writable",
             what="a folder cannot be written to",
+            expected="the right to replace files in it",
             found=_why_not(folder),
             do=f"run the command as its owner, or use SelfAug from memory: {commands.patcher('run', 'SCRIPT')}",
             exit_code=NOT_WRITABLE,
@@ -90,7 +92,8 @@ def restore_stock(plan: Plan, target: TargetState, content: bytes | Path, like: 
     plan.remove_bytecode(store, path)
     for name, sha256 in (target.original.bytecode if target.original else {}).items():
         kept = store.original(sha256)
-        if kept is not None and isinstance(content, Path):
+        cache = (store.site / path).parent / "__pycache__"
+        if kept is not None and isinstance(content, Path) and cache.is_dir():  # a purged cache stays purged
             plan.put(store, beside(path, name), kept)
 
 

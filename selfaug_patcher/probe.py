@@ -26,6 +26,14 @@ def record_hash(distribution, path):
     return text is not None, None
 
 
+def version(distribution):
+    """Empty for a ``.dist-info`` without METADATA, as a cut short uninstall leaves it."""
+    try:
+        return distribution.version or ""
+    except (KeyError, OSError, TypeError):  # what Python 3.14 and later make of it
+        return ""
+
+
 def distributions(name, path):
     from importlib import metadata
 
@@ -36,7 +44,7 @@ def distributions(name, path):
         direct = json.loads(distribution.read_text("direct_url.json") or "{}")
         found.append(
             {
-                "version": distribution.version,
+                "version": version(distribution),
                 "site": os.path.dirname(os.path.abspath(str(folder))) if folder is not None else "",
                 "installer": (distribution.read_text("INSTALLER") or "").strip(),
                 "has_record": has_record,

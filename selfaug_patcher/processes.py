@@ -18,7 +18,7 @@ def older_than(receipt: Path) -> list[str]:
     found = []
     try:
         written = receipt.stat().st_mtime
-        libraries = f"{receipt.parent.parent}/"
+        libraries = f"{os.path.realpath(receipt.parent.parent)}/"  # what /proc names, whatever link led there
         for entry in sorted(_PROC.iterdir()):
             if not entry.name.isdigit() or int(entry.name) == os.getpid() or _started(entry) > written - 1:
                 continue

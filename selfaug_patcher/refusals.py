@@ -57,19 +57,20 @@ def lost_original(target: TargetState, commands: Commands) -> Problem:
     return Problem(
         id="lost-original",
         what=f"the stock file of {package.name} that an older SelfAug kept is gone or damaged",
+        expected="the file, with the content that the record says",
         found=str(target.store.originals),
         do=commands.install(f"{package.name}=={package.version}", *AGAIN),
     )
 
 
 def _missing(target: TargetState, state: State) -> Problem:
-    package = target.package
+    package, commands = target.package, state.environment.commands
     if package.site is None:
         newest = state.table.of(target.target.name)[-1].version
-        do = state.environment.commands.install(f"{package.name}<={newest}")
-        return Problem("not-installed", f"{package.name} is not installed", found=state.environment.python, do=do)
-    do = state.environment.commands.install(f"{package.name}=={package.version}", *AGAIN)
-    return Problem("missing-file", f"{package.name} lacks a file that it should have", found=str(target.path), do=do)
+        found, do = f"none in {state.environment.python}", commands.install(f"{package.name}<={newest}")
+        return Problem("not-installed", f"{package.name} is not installed", "a pinned release", found, do)
+    do = commands.install(f"{package.name}=={package.version}", *AGAIN)
+    return Problem("missing-file", f"{package.name} lacks a file that it should have", str(target.path), "no file", do)
 
 
 def _unsupported(target: TargetState, state: State) -> Problem:
@@ -109,7 +110,8 @@ def _foreign_runtime(state: State) -> Problem:
     path = state.model.store.site / RUNTIME
     if state.model.store.receipt() is None:
         what = "there is a package 'selfaug' that SelfAug did not install"
-        return Problem("foreign-package", what, found=str(path), do="move it away", exit_code=EXIT_MODIFIED)
+        expected, do = "none of this name, or SelfAug's", "move it away"
+        return Problem("foreign-package", what, expected, str(path), do, exit_code=EXIT_MODIFIED)
     return Problem(
         id="modified-runtime",
         what="files of the installed SelfAug were changed by someone else",

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from dataclasses import replace
 from pathlib import Path
 
 from .difference import explain, unified
 from .environment import Environment, Package
 from .errors import MODIFIED as EXIT_MODIFIED
-from .errors import PatcherError, Problem, from_os_error
+from .errors import PatcherError, Problem, from_os_error, leaving
 from .outcome import Outcome, interrupted
 from .payload import Runtime, installed, subfolders
 from .pins import TARGETS, PinTable
 from .plan import Plan, restore_stock
 from .receipt import MODULE, encode
 from .refusals import lost_original
-from .state import PATCHED, TargetState, look_again, of_package
+from .state import PATCHED, TargetState, inspect, look_again, of_package
 from .store import RUNTIME, Store, read
-from .transaction import execute, locked
+from .transaction import DONE, execute, locked
 
 
 def revert(
@@ -39,19 +41,21 @@ def revert(
     stores = sites(environment)
     notes: list[str] = []
     if dry_run or not any(store.exists for store in stores):
-        if any(store.journal.exists() for store in stores):
-            raise interrupted(environment)
+        if any(os.path.exists(store.journal) for store in stores):
+            raise interrupted(environment, stores)
         planned = plan(environment, stores, table, runtime, keep_edits)
         if dry_run or not planned.operations:
-            return Outcome("revert", look_again(environment, table, runtime, "SelfAug is gone"), planned, notes)
+            return Outcome("revert", inspect(environment, table, runtime), planned, notes)
     stores = [store for store in stores if store.exists or _is_patched(environment, store, table)]
-    with locked(stores) as notes:
-        planned = plan(environment, stores, table, runtime, keep_edits)
-        if planned.operations:
-            if keep_edits is not None:
-                notes = notes + _save(keep_edits, edited(environment, stores, table, runtime))
-            execute("revert", planned.operations)
-    return Outcome("revert", look_again(environment, table, runtime, "SelfAug is gone"), planned, notes)
+    with contextlib.ExitStack() as afterwards:
+        with locked(stores) as notes:
+            planned = plan(environment, stores, table, runtime, keep_edits)
+            if planned.operations:
+                if keep_edits is not None:
+                    notes = notes + _save(keep_edits, edited(environment, stores, table, runtime))
+                execute("revert", planned.operations)
+                afterwards.enter_context(leaving(DONE["revert"]))
+        return Outcome("revert", look_again(environment, table, runtime, DONE["revert"]), planned, notes)
 
 
 def sites(environment: Environment) -> list[Store]:
@@ -62,8 +66,8 @@ def sites(environment: Environment) -> list[Store]:
     imported = {package.site for package in environment.packages.values() if package.site}
     stores = []
     for site in environment.path:
-        left_over = not any((site / target.package / "__init__.py").is_file() for target in TARGETS)
         store = Store(site)
+        left_over = not any(store.has(target.package) for target in TARGETS)
         if site in imported or (store.exists and left_over):
             stores.append(store)
     return stores + [Store(site) for site in sorted(imported - set(environment.path))]
@@ -100,6 +104,7 @@ def plan(
         if not hidden(environment, store, "transformers"):
             _remove_runtime(result, store, runtime, runtime_edited)
         if rest is not None:
+            result.stays = True
             result.notes.append(f"SelfAug stays in {store.site}, for packages there that are not imported from here.")
         result.put(store, ".selfaug/receipt.json", rest)
     problems += result.not_writable(environment.commands)

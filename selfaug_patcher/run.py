@@ -8,21 +8,22 @@ patched modules, and hand over to the real packages. Nothing happens in a child 
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
 from . import memory, payload, pins, probe
-from .environment import Environment, from_probe
+from .environment import Environment, discover, from_probe
 from .errors import USAGE, PatcherError, Problem
 from .payload import Runtime
 from .pins import PinTable
 from .refusals import refusals
-from .state import STOCK, State, inspect
+from .state import STOCK, State, TargetState, inspect
 from .store import RUNTIME
 
 INHERIT = str(Path(__file__).resolve().with_name("inherit"))
@@ -36,44 +37,44 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(arguments[:index]), list(arguments[index:])
 
 
-def run(command: Sequence[str], table: PinTable, modules: Runtime) -> int:
-    """Run a script, or with ``-m`` a module, as Python itself would.
+def prepare(command: Sequence[str], table: PinTable, modules: Runtime) -> Callable[[], None]:
+    """Make this process ready for a script, or with ``-m`` for a module; gives what runs it, as Python itself would.
 
     Raises:
-        PatcherError: a refusal, before anything is run.
+        PatcherError: a refusal; nothing was run.
     """
     if not command or (command[0] == "-m" and len(command) < 2):
-        raise PatcherError(
-            Problem("usage", "nothing to run", "run SCRIPT ARGS..., or run -m MODULE ARGS...", exit_code=USAGE)
-        )
+        raise _usage("nothing to run", "a script, or -m and a module", " ".join(command), "name it after `run`")
     as_module = command[0] == "-m"
     target, arguments = (command[1], command[2:]) if as_module else (command[0], command[1:])
     if not as_module and not Path(target).is_file():
-        raise PatcherError(Problem("usage", "there is no such script", found=target, exit_code=USAGE))
+        raise _usage("there is no such script", "a file", target, f"name it as seen from {os.getcwd()}")
     folder = os.getcwd() if as_module else os.path.dirname(os.path.abspath(target))
     if not getattr(sys.flags, "safe_path", False) and not sys.flags.isolated:
         sys.path[0] = folder
     serve(table, modules)
-    if as_module and not _exists(target):
-        raise PatcherError(Problem("usage", "there is no such module to run", found=target, exit_code=USAGE))
+    try:
+        found = not as_module or _exists(target)
+    except BaseException as error:  # of a package that the module is in: the user's code, as the module itself
+        return functools.partial(_raise, error)
+    if not found:
+        do = f"check its name, and that it is installed for {sys.executable}"
+        raise _usage("there is no such module to run", "what `python -m` runs", target, do)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [INHERIT, os.environ.get("PYTHONPATH")]))
     sys.argv = [target, *arguments]
-    if as_module:
-        runpy.run_module(target, run_name="__main__", alter_sys=True)
-    else:
-        _run_script(target)
-    return 0
+    return functools.partial(_run_module if as_module else _run_script, target)
 
 
-def elsewhere(python: str, command: Sequence[str]) -> int:
-    """Go on in another interpreter; does not return."""
+def elsewhere(python: str, command: Sequence[str], as_json: bool = False) -> Callable[[], None]:
+    """What goes on in another interpreter, and does not return.
+
+    Raises:
+        PatcherError: there is no such interpreter, or it is too old.
+    """
+    discover(python)
     root = str(Path(__file__).resolve().parent.parent)
-    code = f"import sys; sys.path.append({root!r}); from selfaug_patcher.cli import main; sys.exit(main(sys.argv[1:]))"
-    try:
-        os.execv(python, [python, "-c", code, "run", *command])
-    except OSError as error:
-        problem = Problem("no-interpreter", f"cannot run {python}", "a Python interpreter", str(error), exit_code=USAGE)
-        raise PatcherError(problem) from None
+    code = f"import sys; sys.path.append({root!r}); from selfaug_patcher.__main__ import main; sys.exit(main())"
+    return lambda: os.execvp(python, [python, "-c", code, "run", *(["--json"] if as_json else []), *command])
 
 
 def serve(table: PinTable, modules: Runtime) -> State:
@@ -84,7 +85,7 @@ def serve(table: PinTable, modules: Runtime) -> State:
     """
     state = inspect(_this_process(), table, modules)
     problems = refusals(state, in_memory=True)
-    problems += [_older(target.package.name, state.environment) for target in state.targets if target.older]
+    problems += [_older(target, state.environment) for target in state.targets if target.older]
     if problems:
         raise PatcherError(*problems, state="Nothing was run, and nothing was changed.")
     sources = {
@@ -129,6 +130,14 @@ def _parents(module: str) -> list[str]:
     return [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
 
 
+def _raise(error: BaseException) -> None:
+    raise error
+
+
+def _run_module(name: str) -> None:
+    runpy.run_module(name, run_name="__main__", alter_sys=True)
+
+
 def _run_script(path: str) -> None:
     main = ModuleType("__main__")
     main.__dict__.update(__file__=path, __builtins__=__builtins__, __cached__=None)
@@ -137,7 +146,11 @@ def _run_script(path: str) -> None:
     exec(compile(content, path, "exec", dont_inherit=True), main.__dict__)
 
 
-def _older(package: str, environment: Environment) -> Problem:
-    what = f"{package} is patched by an older SelfAug"
+def _usage(what: str, expected: str, found: str, do: str) -> PatcherError:
+    return PatcherError(Problem("usage", what, expected, found or "nothing", do, exit_code=USAGE))
+
+
+def _older(target: TargetState, environment: Environment) -> Problem:
+    what = f"{target.package.name} is patched by an older SelfAug"
     do = f"{environment.commands.patcher('install')} (or revert), then the same command again"
-    return Problem("older-selfaug", what, do=do)
+    return Problem("older-selfaug", what, "stock, or patched by this one", str(target.path), do)

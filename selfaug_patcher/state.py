@@ -126,11 +126,11 @@ def inspect(environment: Environment, table: PinTable, runtime: Runtime) -> Stat
 
 
 def look_again(environment: Environment, table: PinTable, runtime: Runtime, done: str) -> State:
-    """The state after a run; if it cannot be told, the error says that the run was ``done`` all the same."""
+    """The state after a run; if it cannot be told, the error begins with what was ``done`` all the same."""
     try:
         return inspect(environment, table, runtime)
     except PatcherError as error:
-        raise PatcherError(*error.problems, state=f"{done}; what failed is only the look at it afterwards.") from error
+        raise PatcherError(*error.problems, state=f"{done} What failed is only the look at it afterwards.") from error
 
 
 def of_package(target: Target, package: Package, table: PinTable) -> TargetState:

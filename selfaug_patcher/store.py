@@ -89,8 +89,8 @@ class Store:
         return None if content is None else receipts.decode(content, str(self.receipt_path))
 
     def has(self, package: str) -> bool:
-        """Whether a copy of this package lies in the site directory."""
-        return (self.site / package / "__init__.py").is_file()
+        """Whether a copy of this package lies in the site directory, as far as that may be read."""
+        return os.path.isfile(self.site / package / "__init__.py")  # Path.is_file would raise
 
     def original(self, sha256: str) -> Path | None:
         """The kept file with this content; None if it is gone or no longer has that content."""

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Union
 
 from . import files, lock
-from .errors import PatcherError, Problem, from_os_error
+from .errors import PatcherError, Problem, from_os_error, leaving
 from .receipt import SHA256, damaged
 from .store import FOLDER, RUNTIME, Store, names, read, sha256_of
 
 UNDONE = "Everything was put back: nothing was changed."
+DONE = {"install": "SelfAug is installed.", "revert": "SelfAug is gone."}
 HALFWAY = "Some files are between two states: the next install, revert or status undoes what is left."
 
 _MAX_JOURNAL = 4 * 1024 * 1024
@@ -125,9 +126,11 @@ def execute(
             raise PatcherError(from_os_error(error, doing), state=state) from error
         if isinstance(error, PatcherError):
             raise PatcherError(*error.problems, state=state) from error
-        raise
+        with leaving(state):
+            raise
     for store in stores:
-        with contextlib.suppress(OSError, PatcherError):  # it has happened; the next command tidies up what is left
+        # It has happened; the next command tidies up what is left.
+        with contextlib.suppress(OSError, PatcherError), leaving(DONE[verb]):
             tidy(store)
 
 
@@ -138,13 +141,14 @@ def recover(stores: Sequence[Store]) -> list[str]:
         What was found, one sentence each; nothing if all was in order.
     """
     found = []
-    journals = [(store, *_read_journal(store)) for store in stores if store.journal.exists()]
+    journals = [(store, *_read_journal(store)) for store in stores if os.path.exists(store.journal)]
     # The order in which the parts of a run are undone: on no path is transformers patched without its runtime.
     journals.sort(key=lambda item: _has_model(item[2]) == (item[1] == "revert"))
     for store, verb, entries in journals:
         try:
-            left = [note for entry in reversed(entries) for note in _undo(store, entry)]
-            store.journal.unlink()
+            with leaving(HALFWAY):
+                left = [note for entry in reversed(entries) for note in _undo(store, entry)]
+                store.journal.unlink()
         except OSError as error:
             raise PatcherError(from_os_error(error, f"undo an interrupted {verb}"), state=HALFWAY) from error
         found += [f"An interrupted {verb} was found in {store.site}, and undone.", *left]
@@ -174,10 +178,10 @@ def _prepare(
     operations: Sequence[Operation], keep: Sequence[tuple[Store, str]], stores: Sequence[Store]
 ) -> list[tuple[Store, Entry]]:
     for store in stores:
-        os.makedirs(store.stage, exist_ok=True)
+        _make(store, store.stage)
     for store, path in keep:
         source = store.place(path)
-        os.makedirs(store.originals, exist_ok=True)
+        _make(store, store.originals)
         target = store.originals / sha256_of(source)
         if not os.path.lexists(target):
             files.link(source, target)
@@ -219,16 +223,26 @@ def _do(store: Store, entry: Entry) -> None:
         os.unlink(place)
 
 
+def _make(store: Store, folder: Path) -> None:
+    """Make a folder where there is none, with the mode and owner of the site directory."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(folder)
+        files.look_like(folder, store.site)
+
+
 def _undo(store: Store, entry: Entry) -> list[str]:
     """Bring back what was there before. Done twice it does nothing more, so that undoing may itself be interrupted."""
     place = store.place(entry.path)
     if entry.kind == "make":
         files.remove_folder(place)
     elif entry.kind == "remove":
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(place)
-            files.look_like(place, store.site)
-    elif place.suffix != ".pyc" or (place.parent.parent / f"{place.name.split('.')[0]}.py").exists():
+        with contextlib.suppress(FileNotFoundError):
+            _make(store, place)
+    elif place.suffix == ".pyc" and not _has_source(place):
+        return []  # a cache that is gone, or of a file that is gone, is no loss
+    elif not place.parent.is_dir():
+        return [] if entry.old == "" else [f"The folder of {place} is gone: it was left as it is."]
+    else:
         now = sha256_of(place)
         if now == entry.new and now != entry.old:
             if entry.old and not os.path.lexists(_slots(store, entry.slot)[0]):
@@ -243,6 +257,11 @@ def _undo(store: Store, entry: Entry) -> list[str]:
     return []
 
 
+def _has_source(bytecode: Path) -> bool:
+    """Whether the folder of a compiled file is there, and the file that it was compiled from."""
+    return bytecode.parent.is_dir() and (bytecode.parent.parent / f"{bytecode.name.split('.')[0]}.py").exists()
+
+
 def _has_model(entries: Sequence[Entry]) -> bool:
     return any(entry.path.split("/")[0] in ("transformers", RUNTIME) for entry in entries)
 
@@ -254,9 +273,9 @@ def _roll_back(stores: Sequence[Store], done: Sequence[tuple[Store, Entry]]) -> 
         for store in stores:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(store.journal)
-    except (OSError, PatcherError):
+    except (OSError, PatcherError, KeyboardInterrupt):
         return HALFWAY
-    with contextlib.suppress(OSError, PatcherError):
+    with contextlib.suppress(OSError, PatcherError, KeyboardInterrupt):
         for store in stores:
             tidy(store)
     return UNDONE
@@ -294,4 +313,5 @@ def _slots(store: Store, slot: int) -> tuple[Path, Path]:
 
 def _changed_meanwhile(place: Path) -> PatcherError:
     what = "a file changed while selfaug_patcher was at work"
-    return PatcherError(Problem("changed-meanwhile", what, found=str(place), do="run the same command again"))
+    expected = "the file as it was when the command began"
+    return PatcherError(Problem("changed-meanwhile", what, expected, str(place), "run the same command again"))

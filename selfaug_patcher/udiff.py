@@ -80,7 +80,9 @@ def apply(patch: Patch, stock: bytes) -> bytes:
     except PatcherError:
         again = None
     if again != stock:
-        raise _unfit(patch, 1, "fits, but could not be reversed", "every post-image exactly once in the result")
+        raise _unfit(
+            patch, 1, "fits, but could not be reversed", "every post-image exactly once in the result", "another result"
+        )
     return patched
 
 
@@ -103,7 +105,9 @@ def _replace(patch: Patch, data: bytes, pairs: Sequence[tuple[tuple[bytes, ...],
             found = " and ".join(f"line {data.count(_LF, 0, place) + 1}" for place in places) or "nowhere"
             raise _unfit(patch, number, what, f"exactly once, byte for byte:{text}", found)
         if places[0] < done:
-            raise _unfit(patch, number, "comes before the one above it", "the hunks in the order of the file")
+            raise _unfit(
+                patch, number, "comes before the one above it", "the hunks in the order of the file", "another order"
+            )
         result += [data[done : places[0]], *new]
         done = places[0] + len(block)
     return b"".join([*result, data[done:]])
@@ -205,5 +209,7 @@ def _bad(name: str, what: str, expected: str, found: str) -> PatcherError:
     return PatcherError(Problem("bad-patch", f"{name} {what}", expected, found, do))
 
 
-def _unfit(patch: Patch, number: int, what: str, expected: str, found: str = "") -> PatcherError:
-    return PatcherError(Problem("patch-does-not-fit", f"hunk {number} of {patch.name} {what}", expected, found))
+def _unfit(patch: Patch, number: int, what: str, expected: str, found: str) -> PatcherError:
+    do = "take the patches/ folder from a fresh checkout of SelfAug, or make a patch that fits: docs/rebasing.md"
+    what = f"hunk {number} of {patch.name} {what}"
+    return PatcherError(Problem("patch-does-not-fit", what, expected, found, do))

@@ -136,6 +136,32 @@ def test_packages_of_the_user_site(make_place, tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def two_names(make_place, tmp_path, monkeypatch):
+    """An environment whose site directory is on the path twice, once by way of a link, as on Fedora."""
+    place = make_place()
+    (tmp_path / "lib64").symlink_to(place.site)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "lib64"))
+    return place
+
+
+def test_one_site_directory_under_two_names_is_one(two_names):
+    before = two_names.snapshot()
+    for verb in ("install", "status"):
+        assert "hidden" not in " ".join(two_names.done(verb, "--json").data["notes"])
+    two_names.done("revert")
+    assert two_names.snapshot() == before
+
+
+def test_revert_does_not_wait_for_itself_where_one_site_directory_has_two_names(two_names, monkeypatch):
+    two_names.done("install")
+    for path in [*two_names.site.glob("transformers*"), *two_names.site.glob("peft*")]:
+        shutil.rmtree(path)
+    assert [note for note in two_names.status()["notes"] if "left behind" in note]
+    two_names.done("revert")
+    assert list(two_names.snapshot()) == []
+
+
+@pytest.fixture
 def sharing(make_place, tmp_path):
     """Two environments with a transformers each and one peft, in a folder of its own."""
     put_package(tmp_path / "shared", "peft", "2.0")
@@ -190,6 +216,7 @@ def test_revert_leaves_the_hidden_transformers_of_another_environment_alone(nest
     inner.done("install")
     result = inner.done("revert")
     assert f"note: SelfAug stays in {base.site}, for packages there that are not imported from here." in result.out
+    assert result.out.splitlines()[-1].startswith("SelfAug is gone from what this environment imports, and")
     assert inner.snapshot() == before[1]
     assert base.states() == ("patched", "stock", "installed")
     assert "nothing to do" in inner.done("revert").out
@@ -291,6 +318,18 @@ def test_the_patch_is_seen_under_every_interpreter_switch(place, flag):
     assert loaded(place, "-B", flag) == "0.1.0"
 
 
+def test_the_metadata_of_an_old_release_that_an_uninstall_left_half_is_no_obstacle(place):
+    for name in ("transformers", "peft"):
+        (place.site / f"{name}-1.0.dist-info").mkdir()
+        (place.site / f"{name}-1.0.dist-info" / "RECORD").touch()
+    assert [target["version"] for target in place.status()["targets"]] == ["2.0", "2.0"]
+    for info in place.site.glob("*-2.0.dist-info"):
+        shutil.rmtree(info)
+    assert [target["version"] for target in place.status()["targets"]] == [None, None]
+    place.done("install")
+    place.done("revert")
+
+
 def test_a_missing_record_is_no_obstacle(place):
     (place.site / "transformers-2.0.dist-info" / "RECORD").unlink()
     before = place.snapshot()
@@ -343,7 +382,7 @@ def test_files_of_another_owner_keep_their_owner(place):
     for path in [place.site, *place.site.rglob("*")]:
         os.chown(path, 1234, 2345)
     place.done("install")
-    for path in (place.model, place.site / "selfaug", place.site / "selfaug" / "hooks.py", place.site / ".selfaug"):
+    for path in [place.model, *(place.site / "selfaug").rglob("*"), *(place.site / ".selfaug").rglob("*")]:
         assert (path.stat().st_uid, path.stat().st_gid) == (1234, 2345), path
     place.done("revert")
     assert (place.model.stat().st_uid, place.model.stat().st_gid) == (1234, 2345)
@@ -355,5 +394,6 @@ def test_a_narrow_umask_does_not_shut_other_users_out(place):
         place.done("install")
     finally:
         os.umask(before)
-    assert (place.site / "selfaug").stat().st_mode & 0o777 == place.site.stat().st_mode & 0o777
+    for folder in ("selfaug", "selfaug/kit", ".selfaug", ".selfaug/originals"):
+        assert (place.site / folder).stat().st_mode & 0o777 == place.site.stat().st_mode & 0o777, folder
     assert (place.site / "selfaug" / "hooks.py").stat().st_mode & 0o777 == place.model.stat().st_mode & 0o777

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -22,6 +23,23 @@ def test_every_error_of_the_patcher_is_in_the_table():
     table = set(re.findall(r"`([a-z-]+)`", PAGE.split("## What it refuses")[1]))
     assert len(ids) > 20
     assert ids - table == set()
+
+
+# What neither has an alternative nor finds anything: a Ctrl-C; an error that the system reports in its own words.
+SHORT = {"interrupted": {"expected", "found"}, "file-system": {"expected"}}
+
+
+def test_every_refusal_says_what_was_expected_what_was_found_and_what_to_do():
+    short = {}
+    for path in (ROOT / "selfaug_patcher").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if path.name not in MAINTAINERS else ():
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Problem":
+                names = ("id", "what", "expected", "found", "do")
+                given = dict(zip(names, node.args)) | {word.arg: word.value for word in node.keywords}
+                name = [n.value for n in ast.walk(given["id"]) if isinstance(n, ast.Constant)][-1]
+                if set(names) - set(given):
+                    short[name] = set(names) - set(given)
+    assert short == SHORT
 
 
 def test_every_verb_is_on_the_page(capsys):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import stat
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from selfaug_patcher import lock
+from selfaug_patcher import files, lock
 from selfaug_patcher.errors import PatcherError
 from selfaug_patcher.install import install
 from selfaug_patcher.revert import revert
@@ -91,3 +94,55 @@ def test_a_lock_that_is_a_link_is_not_followed(place, tmp_path):
     (place.site / ".selfaug" / "lock").symlink_to(victim)
     assert place.run("install").code != 0
     assert victim.read_text() == "precious"
+
+
+def test_nothing_stays_on_nfs_where_an_open_file_outlives_its_removal(tmp_path, monkeypatch):
+    store = tmp_path / "store"
+    renamed = store / ".nfs0001"
+    unlink, close = os.unlink, os.close
+
+    def silly_rename(path) -> None:
+        os.rename(path, renamed)
+
+    def last_close(descriptor: int) -> None:
+        close(descriptor)
+        if renamed.exists():
+            unlink(renamed)
+
+    with monkeypatch.context() as nfs, lock.hold(store):
+        nfs.setattr(lock.os, "unlink", silly_rename)
+        nfs.setattr(lock.os, "close", last_close)
+    assert not store.exists()
+
+
+def test_on_windows_the_file_is_closed_before_it_is_removed(monkeypatch, tmp_path):
+    done = []
+    system = {"name": "nt", "close": lambda _: done.append("close"), "unlink": lambda _: done.append("unlink")}
+    monkeypatch.setattr(lock, "os", SimpleNamespace(**system))
+    lock._release(3, tmp_path / "lock")
+    assert done == ["close", "unlink"]
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP])
+def test_a_file_system_that_cannot_sync_folders_is_good_enough(place, monkeypatch, code):
+    before, fsync = place.snapshot(), os.fsync
+
+    def fsync_of_files(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+        fsync(descriptor)
+
+    monkeypatch.setattr(files.os, "fsync", fsync_of_files)
+    place.done("install")
+    place.done("revert")
+    assert place.snapshot() == before
+
+
+def test_a_file_that_does_not_reach_the_disk_is_an_error_everywhere(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(files.os, "fsync", lambda _: os.close(10**6))  # EBADF
+    for path in (tmp_path, tmp_path / "file"):
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            files.sync(path)
+    monkeypatch.setattr(files, "os", SimpleNamespace(name="nt"))  # where neither can be opened for it
+    files.sync(tmp_path)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from stand_ins import put_package
 
-from selfaug_patcher import wheels
+from selfaug_patcher import cli, wheels
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -171,22 +171,55 @@ def test_a_folder_that_leads_elsewhere_is_refused(place, tmp_path):
     assert (tmp_path / "models" / "qwen2" / "modeling_qwen2.py").read_bytes() == before
 
 
+def bound_by_permissions(place, verb: str) -> subprocess.CompletedProcess:
+    """Run a verb without root's right to read and write everything."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from pathlib import Path; from selfaug_patcher.cli import main\n"
+        "sys.exit(main([sys.argv[2], '--python', sys.argv[3]], Path(sys.argv[4]), Path(sys.argv[5])))"
+    )
+    release = [str(place.selfaug.patches), str(place.selfaug.code)]
+    command = [sys.executable, "-c", code, str(ROOT), verb, place.python, *release]
+    if os.geteuid() == 0:
+        if not shutil.which("setpriv"):
+            pytest.skip("permissions do not bind root, and there is no setpriv to give that up")
+        command = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", *command]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("closed", [".", ".selfaug"])
+def test_a_folder_on_the_path_that_may_not_be_read_is_no_obstacle(place, tmp_path, monkeypatch, closed):
+    """Someone else's, in PYTHONPATH or a .pth file; or one where only SelfAug's record is closed."""
+    theirs = tmp_path / "theirs" / "site"
+    (theirs / ".selfaug").mkdir(parents=True)
+    monkeypatch.setenv("PYTHONPATH", str(theirs))
+    (theirs.parent / closed if closed == "." else theirs / closed).chmod(0)
+    for verb in ("install", "status", "revert"):
+        result = bound_by_permissions(place, verb)
+        if closed == "." or verb == "install":
+            assert (result.returncode, result.stderr) == (0, "")
+        else:
+            assert (result.returncode, result.stderr.split(":")[0]) == (5, "error[not-writable]")
+
+
+def test_an_error_of_the_system_that_nobody_foresaw_has_a_name_too(place, monkeypatch):
+    def fail(*_: object) -> None:
+        raise OSError(5, "Input/output error", "somewhere")
+
+    monkeypatch.setattr(cli, "inspect", fail)
+    assert refuse(place, "diff") == (
+        1,
+        "error[file-system]: could not finish diff\n  found:    Input/output error: somewhere\n"
+        "  do:       once the cause is gone, run the same command again\nNothing was changed.\n",
+    )
+
+
 def test_folders_without_permission_are_all_named_with_exit_code_5(place):
     folders = [place.site, place.model.parent, place.layer.parent]
     for folder in folders:
         folder.chmod(0o555)
     before = place.snapshot()
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from pathlib import Path; from selfaug_patcher.cli import main\n"
-        "sys.exit(main(['install', '--python', sys.argv[2]], Path(sys.argv[3]), Path(sys.argv[4])))"
-    )
-    command = [sys.executable, "-c", code, str(ROOT), place.python, str(place.selfaug.patches), str(place.selfaug.code)]
-    if os.geteuid() == 0:
-        if not shutil.which("setpriv"):
-            pytest.skip("permissions do not bind root, and there is no setpriv to give that up")
-        command = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", *command]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = bound_by_permissions(place, "install")
     assert result.returncode == 5, result.stderr
     assert result.stderr.count("error[not-writable]: a folder cannot be written to") == 3
     assert all(f"found:    {folder} (no permission" in result.stderr for folder in folders)
@@ -196,6 +229,16 @@ def test_folders_without_permission_are_all_named_with_exit_code_5(place):
 def test_a_bad_interpreter_is_a_usage_error(place):
     result = place.run("status", python="/nowhere/python")
     assert (result.code, "error[no-interpreter]: cannot run /nowhere/python" in result.err) == (2, True)
+
+
+@pytest.mark.parametrize("python", ["", "/bin/ls", "/"])
+@pytest.mark.parametrize("verb", ["status", "install", "run"])
+def test_what_is_no_interpreter_is_never_taken_for_the_running_one(selfaug, capsys, monkeypatch, python, verb):
+    """Nor is the empty text, which an unset variable of a script leaves after --python."""
+    monkeypatch.setattr(os, "execvp", None)  # never to be reached, as it would end the tests
+    assert cli.main([verb, "--python", python], selfaug.patches, selfaug.code) == 2
+    printed = capsys.readouterr()
+    assert (printed.out, "error[no-interpreter]: " in printed.err, "  do:       " in printed.err) == ("", True, True)
 
 
 def test_an_old_interpreter_is_told_what_is_needed(place, tmp_path):
@@ -226,6 +269,10 @@ def test_a_real_old_interpreter_gets_no_syntax_error(place, version):
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert result.stderr.startswith("error[old-python]")
+    assert place.run("run", python=str(found[0])).err.startswith("error[old-python]")
+    command = [str(found[0]), "-B", "update_module.py"]
+    result = subprocess.run(command, cwd=ROOT / "Code", capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr.split(":")[0]) == (1, "error[old-python]")
 
 
 def test_errors_have_a_json_form(make_place):

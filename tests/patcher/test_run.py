@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import packaging
@@ -142,6 +144,56 @@ def test_a_source_checkout_may_be_used_from_memory(equipped, tmp_path):
     (equipped.site / "checkout.pth").write_text(str(tmp_path / "src"))
     assert launch(equipped, "-m", "selfaug_patcher", "install").returncode == 1
     assert "here 0.1.0 True" in launch(equipped, "-m", "selfaug_patcher", "run", "script.py").stdout
+
+
+def test_json_and_a_name_on_the_path_go_along_to_another_interpreter(equipped):
+    path = os.pathsep.join([str(equipped.root / "bin"), os.environ["PATH"]])
+    command = ("-m", "selfaug_patcher", "run", "--python", "python", "--json", "nowhere.py")
+    result = launch(equipped, *command, python=sys.executable, PATH=path, PYTHONPATH=str(equipped.site))
+    assert (result.returncode, json.loads(result.stdout)["exit_code"]) == (2, 2), result.stderr
+
+
+def test_an_interpreter_without_packaging_is_refused(equipped, make_place):
+    (equipped.site / "packaging").unlink()
+    bare = make_place("bare")
+    for command in (("status",), ("run", "script.py")):
+        result = launch(equipped, "-m", "selfaug_patcher", *command)
+        assert (result.returncode, result.stderr.split(":")[0]) == (1, "error[no-packaging]")
+        assert f"{equipped.python} -m pip install packaging\nNothing was changed.\n" in result.stderr
+    checkout = str(Path(__file__).resolve().parents[2])
+    command = ("-m", "selfaug_patcher", "run", "--python", bare.python, "script.py")
+    result = launch(equipped, *command, python=sys.executable, PYTHONPATH=checkout)
+    assert (result.returncode, result.stderr.split(":")[0]) == (1, "error[no-packaging]")
+
+
+ENDS = {
+    "a broken pipe": ("raise BrokenPipeError('mine')", 1, "BrokenPipeError: mine\n"),
+    "Ctrl-C": ("import os, signal; os.kill(os.getpid(), signal.SIGINT)", -signal.SIGINT, "KeyboardInterrupt\n"),
+    "an error of the system": ("open('/nowhere/at/all')", 1, "directory: '/nowhere/at/all'\n"),
+}
+
+
+@pytest.mark.parametrize("module", [(), ("-m",)], ids=["script", "module"])
+@pytest.mark.parametrize("end", ENDS)
+def test_a_script_ends_as_it_does_without_run(equipped, end, module):
+    code, exit_code, last = ENDS[end]
+    (equipped.root.parent / "work" / "ends.py").write_text(f"{code}\n")
+    name = "ends" if module else "ends.py"
+    plain = launch(equipped, *module, name)
+    result = launch(equipped, "-m", "selfaug_patcher", "run", *module, name)
+    assert plain.returncode == result.returncode == exit_code
+    assert plain.stderr.endswith(last)
+    assert result.stderr.endswith(last)
+    assert "Traceback (most recent call last):" in result.stderr
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_package_that_ends_the_run_on_import_does_so_as_without_run(equipped, end):
+    code, exit_code, last = ENDS[end]
+    (equipped.root.parent / "work" / "ends").mkdir()
+    (equipped.root.parent / "work" / "ends" / "__init__.py").write_text(f"{code}\n")
+    result = launch(equipped, "-m", "selfaug_patcher", "run", "-m", "ends.part")
+    assert (result.returncode, result.stderr.endswith(last)) == (exit_code, True), result.stderr
 
 
 NOTHING = {
