@@ -30,9 +30,9 @@ def main(arguments: Sequence[str] | None = None, patches: Path | None = None, co
         patches: where the pins and patches are; default: the installed ones, or the checkout's.
         code: where the runtime is; default: likewise.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a path that the terminal cannot show must not be an error
-            stream.reconfigure(errors="backslashreplace")
+    streams = [(stream, stream.errors) for stream in (sys.stdout, sys.stderr) if hasattr(stream, "reconfigure")]
+    for stream, _ in streams:  # a path that the terminal cannot show must not be an error
+        stream.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     own, command = run.split(arguments[1:]) if arguments[:1] == ["run"] else (arguments[1:], [])
     options = _parser().parse_args([*arguments[:1], *own])
@@ -52,6 +52,8 @@ def main(arguments: Sequence[str] | None = None, patches: Path | None = None, co
         problem = from_os_error(error, f"finish {options.verb}")
         return _print_error(PatcherError(problem, state=state_of(error)), options)
     if callable(result):  # the user's script: whatever ends it, Ctrl-C included, is not for the handlers above
+        for stream, errors in streams:
+            stream.reconfigure(errors=errors)
         result()
         return DONE
     return int(result)

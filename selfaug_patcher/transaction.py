@@ -1,4 +1,4 @@
-"""Many file operations that happen as one. Only this module, with `files` and `lock` below it, writes.
+"""Many file operations that happen as one. Only this module, with `files`, `journal` and `lock` below it, writes.
 
 Everything that a run needs, the old files (as hard links, where the file system has them) and the new ones, lies in
 ``.selfaug/stage`` before the first target is touched, and the journal says how to put the old ones back. From then on
@@ -11,23 +11,20 @@ Two site directories (transformers in one, peft in the other) have a journal eac
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Union
 
-from . import files, lock
+from . import files, journal, lock
 from .errors import PatcherError, Problem, from_os_error, leaving
-from .receipt import SHA256, damaged
-from .store import FOLDER, RUNTIME, Store, names, read, sha256_of
+from .journal import Entry
+from .store import Store, names, sha256_of
 
 UNDONE = "Everything was put back: nothing was changed."
 DONE = {"install": "SelfAug is installed.", "revert": "SelfAug is gone."}
 HALFWAY = "Some files are between two states: the next install, revert or status undoes what is left."
-
-_MAX_JOURNAL = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -60,17 +57,6 @@ class RemoveFolder:
 
 
 Operation = Union[Put, MakeFolder, RemoveFolder]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One line of a journal. ``old`` and ``new`` are sha256 (empty: no file); their files are in slot ``slot``."""
-
-    kind: str
-    path: str
-    slot: int = 0
-    old: str = ""
-    new: str = ""
 
 
 @contextlib.contextmanager
@@ -106,7 +92,7 @@ def execute(
     try:
         entries = _prepare(operations, keep, stores)
         for store in stores:
-            _write_journal(store, verb, [entry for owner, entry in entries if owner == store])
+            journal.write(store, verb, [entry for owner, entry in entries if owner == store])
         for store, entry in entries:
             doing = f"change {store.site / entry.path}"
             done.append((store, entry))
@@ -116,7 +102,7 @@ def execute(
         doing = "finish"
         # If the process dies between two of these, the rest gets undone: the site directory with transformers must be
         # the last to say that it is patched, and the first to say that it is not.
-        mine = {store: _has_model([entry for owner, entry in entries if owner == store]) for store in stores}
+        mine = {store: journal.has_model([entry for owner, entry in entries if owner == store]) for store in stores}
         for store in sorted(stores, key=lambda store: mine[store] == (verb == "install")):
             os.unlink(store.journal)
             files.sync(store.root)
@@ -141,9 +127,9 @@ def recover(stores: Sequence[Store]) -> list[str]:
         What was found, one sentence each; nothing if all was in order.
     """
     found = []
-    journals = [(store, *_read_journal(store)) for store in stores if os.path.exists(store.journal)]
+    journals = [(store, *journal.read(store)) for store in stores if os.path.exists(store.journal)]
     # The order in which the parts of a run are undone: on no path is transformers patched without its runtime.
-    journals.sort(key=lambda item: _has_model(item[2]) == (item[1] == "revert"))
+    journals.sort(key=lambda item: journal.has_model(item[2]) == (item[1] == "revert"))
     for store, verb, entries in journals:
         try:
             with leaving(HALFWAY):
@@ -192,7 +178,7 @@ def _prepare(
         if not isinstance(op, Put):
             entries.append((op.store, Entry("make" if isinstance(op, MakeFolder) else "remove", op.path)))
             continue
-        old, new = _slots(op.store, slot)
+        old, new = journal.slots(op.store, slot)
         before = present.get((op.store, op.path), place)
         if before is not None and os.path.lexists(before):
             files.link(before, old)
@@ -217,7 +203,7 @@ def _do(store: Store, entry: Entry) -> None:
     elif sha256_of(place) != entry.old:
         raise _changed_meanwhile(place)
     elif entry.new:
-        os.replace(_slots(store, entry.slot)[1], place)
+        os.replace(journal.slots(store, entry.slot)[1], place)
         files.sync(place.parent)
     else:
         os.unlink(place)
@@ -245,10 +231,10 @@ def _undo(store: Store, entry: Entry) -> list[str]:
     else:
         now = sha256_of(place)
         if now == entry.new and now != entry.old:
-            if entry.old and not os.path.lexists(_slots(store, entry.slot)[0]):
+            if entry.old and not os.path.lexists(journal.slots(store, entry.slot)[0]):
                 return [f"What {place} was before is lost: it was left as it is."]
             if entry.old:
-                os.replace(_slots(store, entry.slot)[0], place)
+                os.replace(journal.slots(store, entry.slot)[0], place)
                 files.sync(place.parent)
             else:
                 os.unlink(place)
@@ -260,10 +246,6 @@ def _undo(store: Store, entry: Entry) -> list[str]:
 def _has_source(bytecode: Path) -> bool:
     """Whether the folder of a compiled file is there, and the file that it was compiled from."""
     return bytecode.parent.is_dir() and (bytecode.parent.parent / f"{bytecode.name.split('.')[0]}.py").exists()
-
-
-def _has_model(entries: Sequence[Entry]) -> bool:
-    return any(entry.path.split("/")[0] in ("transformers", RUNTIME) for entry in entries)
 
 
 def _roll_back(stores: Sequence[Store], done: Sequence[tuple[Store, Entry]]) -> str:
@@ -279,36 +261,6 @@ def _roll_back(stores: Sequence[Store], done: Sequence[tuple[Store, Entry]]) -> 
         for store in stores:
             tidy(store)
     return UNDONE
-
-
-def _write_journal(store: Store, verb: str, entries: Sequence[Entry]) -> None:
-    new = store.root / "journal.json.new"
-    files.write(new, json.dumps({"verb": verb, "entries": [vars(entry) for entry in entries]}).encode())
-    files.sync(store.stage)
-    os.replace(new, store.journal)
-    files.sync(store.root)
-
-
-def _read_journal(store: Store) -> tuple[str, list[Entry]]:
-    try:
-        data = json.loads(read(store.journal, _MAX_JOURNAL) or b"")
-        entries = [Entry(**entry) for entry in data["entries"]]
-        for entry in entries:
-            hashes = all(sha256 == "" or SHA256.fullmatch(sha256) for sha256 in (entry.old, entry.new))
-            if entry.kind not in ("put", "make", "remove") or type(entry.slot) is not int or not hashes:
-                raise ValueError(f"entry {entry!r:.100}")
-            store.place(entry.path)
-            if (entry.kind != "put") != bool(FOLDER.fullmatch(entry.path)):
-                raise ValueError(f"{entry.kind} {entry.path!r:.100}")
-        if data["verb"] not in ("install", "revert"):
-            raise ValueError(f"verb {data['verb']!r:.40}")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise damaged(str(store.journal), str(error)[:200]) from None
-    return data["verb"], entries
-
-
-def _slots(store: Store, slot: int) -> tuple[Path, Path]:
-    return store.stage / f"{slot}.old", store.stage / f"{slot}.new"
 
 
 def _changed_meanwhile(place: Path) -> PatcherError:

@@ -85,6 +85,12 @@ def test_a_module_runs_as_with_python_m(equipped):
     assert result.returncode == 7
 
 
+def test_a_script_has_the_streams_that_python_gives_it(equipped):
+    (equipped.root.parent / "work" / "streams.py").write_text("import sys; print(sys.stdout.errors, sys.stderr.errors)")
+    plain = launch(equipped, "streams.py").stdout
+    assert launch(equipped, "-m", "selfaug_patcher", "run", "streams.py").stdout == plain
+
+
 def test_a_module_in_a_package_of_the_runtime_runs_and_leaves_no_bytecode(equipped):
     before = snapshot(equipped.root.parent)
     result = launch(equipped, "-m", "selfaug_patcher", "run", "-m", "selfaug.kit", PYTHONDONTWRITEBYTECODE="")
