@@ -63,8 +63,10 @@ def _concerned(model: nn.Module, kwargs: dict[str, Any]) -> bool:
     """Whether SelfAug may have a part in this call; the cheap half of the answer."""
     if model.training:
         return torch.is_grad_enabled() and config.read(model.config).enabled
-    # a Trainer that keeps the labels from the model is current in evaluation only where the term is wanted
-    return (kwargs.get("labels") is not None or trainers.current() is not None) and config.read(model.config).evaluation
+    # trainers.step: a Trainer that keeps the labels from the model; set in evaluation only where the term is wanted.
+    # Read, not called: a compiled forward without labels must go through here whole
+    labelled = kwargs.get("labels") is not None or trainers.step is not None
+    return labelled and config.read(model.config).evaluation
 
 
 def stock_forward(model: nn.Module) -> Callable[..., Any]:

@@ -46,10 +46,17 @@ def holds(layer: Any, adapter: str) -> bool:
     return any(True for _ in _parameters(layer, adapter))
 
 
+def has_lora_on(model: nn.Module) -> bool:
+    """Whether a LoRA layer of ``model`` answers with LoRA."""
+    return any(is_lora(module) and _is_on(module) for module in model.modules())
+
+
+def _is_on(layer: Any) -> bool:
+    return not layer.disable_adapters and not layer.merged
+
+
 def _trains_any(layer: Any) -> bool:
-    if layer.disable_adapters or layer.merged:
-        return False
-    return any(trains(layer, adapter) for adapter in layer.active_adapters)
+    return _is_on(layer) and any(trains(layer, adapter) for adapter in layer.active_adapters)
 
 
 def _parameters(layer: Any, adapter: str) -> Iterator[Tensor]:

@@ -136,7 +136,7 @@ def _samples(
     """(key, flat indices of the aligned positions) of each row that has any, in their order; None if not cacheable."""
     ids, mask, numbers = (arguments.get(name) for name in ("input_ids", "attention_mask", "position_ids"))
     tensors = {k for k, v in arguments.items() if v is not None and not isinstance(v, (bool, int, float, str))}
-    if ids is None or not tensors <= _ACCOUNTED or (mask is not None and mask.dim() != 2):
+    if ids is None or not tensors <= _ACCOUNTED or not (mask is None or (isinstance(mask, Tensor) and mask.dim() == 2)):
         return None
     if numbers is not None and numbers.dim() != 2:
         return None

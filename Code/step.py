@@ -40,7 +40,7 @@ def run(model: Any, forward: Callable[..., Any], stock: bool, args: tuple[Any, .
     cached = settings.reference_cache is not None and model.training
     in_full = cached and not layers and reference_cache.trains_in_full(model)
     if not layers and not in_full:
-        if vars(model).get("_is_replica"):
+        if vars(model).get("_is_replica") and reference.has_lora_on(model):
             watch.tell_replica(settings.strict)
         elif guards.unpatched_peft(model):
             watch.of(model).tell(_UNPATCHED_PEFT, forward, settings.strict, _INSTALL)

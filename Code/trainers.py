@@ -59,13 +59,13 @@ def _keeps_labels(trainer: Any, inputs: Any) -> bool:
     )
 
 
-_current: Step | None = None
+step: Step | None = None  # on whose behalf the model is being called
 
 
 @eager
 def current() -> Step | None:
-    """The step on whose behalf the model is being called, None outside an HF Trainer's ``compute_loss``."""
-    return _current
+    """:data:`step`; None outside an HF Trainer's ``compute_loss``."""
+    return step
 
 
 @eager
@@ -117,17 +117,17 @@ def _wrapped_compute_loss(trainer: Any, training: bool) -> Iterator[None]:
 def _compute_loss(
     trainer: Any, compute_loss: Any, training: bool, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any
 ) -> Any:
-    global _current
-    before, _current = _current, Step(trainer, inputs, kwargs.get("num_items_in_batch"))
-    step = _current
+    global step
+    before, mine = step, Step(trainer, inputs, kwargs.get("num_items_in_batch"))
+    step = mine
     try:
         result = compute_loss(model, inputs, *args, **kwargs)
     finally:
-        _current = before
-    if training and step.labels is not None and not step.acted:
+        step = before
+    if training and mine.labels is not None and not mine.acted:
         watch.trainer_step_without(model, trainer)
-    if step.term is None:
+    if mine.term is None:
         return result
     loss = result[0] if isinstance(result, tuple) else result
-    loss = loss + step.share(trainer).to(loss.device)
+    loss = loss + mine.share(trainer).to(loss.device)
     return (loss, *result[1:]) if isinstance(result, tuple) else loss

@@ -38,7 +38,7 @@ class Bypass:
 
     def made(self, total: Tensor, strict: bool) -> None:
         """A loss with the term in it was returned; somebody should backpropagate it."""
-        if not total.requires_grad or (self.settled and not strict):
+        if self.settled or not total.requires_grad:  # after good steps, a loss that is only looked at is no bypass
             return
         if self.unused > UNUSED:
             self._past("the losses that the model returned were never backpropagated", "the loop that calls it", strict)
@@ -97,7 +97,7 @@ def of(model: nn.Module) -> Bypass:
 
 def trainer_step_without(model: nn.Module, trainer: Any) -> None:
     """An HF Trainer made a step on labels in which SelfAug had no part: count it for the model that should have."""
-    if isinstance(model, nn.DataParallel):  # its replicas tell why
+    if isinstance(model, nn.DataParallel) and _REPLICAS.settled:  # its replicas have said why
         return
     for module in model.modules():
         if not hasattr(type(module), "selfaug_aligned"):

@@ -23,7 +23,7 @@ from .journal import Entry
 from .store import Store, names, sha256_of
 
 UNDONE = "Everything was put back: nothing was changed."
-DONE = {"install": "SelfAug is installed.", "revert": "SelfAug is gone."}
+DONE = {"install": "SelfAug is installed.", "revert": "SelfAug is gone from what this environment imports."}
 HALFWAY = "Some files are between two states: the next install, revert or status undoes what is left."
 
 

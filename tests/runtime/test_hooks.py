@@ -228,3 +228,15 @@ def test_a_forward_that_holds_its_model_does_not_keep_it_alive():
     del model, inner
     gc.collect()
     assert gone() is None
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_inference_compiles_whole(lora):
+    """A call that is disabled under torch.compile would break the graph of every compiled forward."""
+    model = (with_lora(base()) if lora else base()).eval()
+    inner = model.get_base_model() if lora else model
+    ids = batch()["input_ids"]
+    with torch.no_grad():
+        expected = inner(input_ids=ids, use_cache=False).logits
+        compiled = torch.compile(inner, backend="eager", fullgraph=True)
+        assert torch.equal(compiled(input_ids=ids, use_cache=False).logits, expected)

@@ -303,3 +303,17 @@ def test_documents_that_a_mask_joins_are_another_sample_than_those_that_position
         keys.append({key for key, _ in found})
     assert len(keys[0]) == len(keys[1]) == 3
     assert not keys[0] & keys[1]
+
+
+@pytest.mark.parametrize("form", ["4-D", "by type of layer"])
+def test_a_mask_that_no_key_accounts_for_is_not_cached(tmp_path, form):
+    data = batch(padding=None)
+    causal = torch.ones(11, 11, dtype=torch.bool).tril().expand(3, 1, 11, 11)
+    mask = causal if form == "4-D" else {"full_attention": causal}
+    found = []
+    for folder in ({}, {"selfaug_cache": tmp_path}):
+        model = with_lora(base())
+        with settings(**folder):
+            found.append(step(model, {**data, "attention_mask": mask}))
+    assert worst_error(found[1], found[0]) < 1e-6
+    assert not list(tmp_path.glob("*/*/*.ref"))

@@ -351,6 +351,34 @@ def test_data_parallel_is_told_once_with_what_to_start_instead(monkeypatch, said
         replica(model)(**batch())
 
 
+def test_a_replica_without_lora_or_with_lora_off_is_told_nothing(monkeypatch, said):
+    monkeypatch.setattr(watch, "_REPLICAS", watch.Bypass())
+    model = with_lora(base())
+    with settings(SELFAUG_STRICT="1"):
+        replica(base().train())(**batch())
+        with model.disable_adapter():
+            replica(model)(**batch())
+    assert said == []
+
+
+def test_a_trainer_that_goes_past_the_replicas_too_is_told(monkeypatch, said):
+    monkeypatch.setattr(watch, "_REPLICAS", watch.Bypass())
+    model = torch.nn.DataParallel(with_lora(base()))
+    for _ in range(watch.MISSED + 1):
+        watch.trainer_step_without(model, object.__new__(OwnLoss))
+    assert len(said) == 1
+    assert "OwnLoss computed its loss without it" in said[0]
+
+
+def test_losses_that_are_only_looked_at_after_good_steps_are_no_false_alarm(said):
+    model = with_lora(base())
+    with settings(SELFAUG_STRICT="1"):
+        model(**batch()).loss.backward()
+        for _ in range(2 * watch.UNUSED):
+            assert model(**batch()).loss.item() > 0
+    assert said == []
+
+
 class Preferences(Run):
     """DPO, KTO, GRPO: log-probabilities of an objective of another kind; no labels in the trainer's inputs."""
 
