@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from . import calls, config, guards, head, loss, metrics, positions, reference, reference_cache, sample, trainers, watch
+from . import cached_states, calls, config, guards, head, loss, metrics, positions, reference, sample, trainers, watch
 from .eager import eager, eager_around
 from .outputs import LazyLogits, SelfAugOutput
 
@@ -38,7 +38,7 @@ def run(model: Any, forward: Callable[..., Any], stock: bool, args: tuple[Any, .
         return forward(model, *args, **kwargs)
     layers = reference.lora_layers(model)
     cached = settings.reference_cache is not None and model.training
-    in_full = cached and not layers and reference_cache.trains_in_full(model)
+    in_full = cached and not layers and cached_states.trains_in_full(model)
     if not layers and not in_full:
         if vars(model).get("_is_replica") and reference.has_lora_on(model):
             watch.tell_replica(settings.strict)
@@ -216,7 +216,7 @@ def _reference_hidden(
 
     if settings.reference_cache is None or keep or not model.training:  # frozen adapters are in no fingerprint
         return compute(chosen.index[: chosen.aligned])
-    return reference_cache.hidden_states(model, arguments, chosen, settings, None if keep is None else compute)
+    return cached_states.hidden_states(model, arguments, chosen, settings, None if keep is None else compute)
 
 
 @eager
@@ -230,7 +230,7 @@ def _terms(
 ) -> loss.Terms:
     """The sums of one micro-batch, from the decoder's (B, T, H) hidden states."""
 
-    its_base = reference_cache.base_head(model, settings) if keep is None else None
+    its_base = cached_states.base_head(model, settings) if keep is None else None
 
     def reference_head(h: Tensor) -> Tensor:
         if its_base is not None:

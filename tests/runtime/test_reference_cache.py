@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from tiny import base, batch, settings, taken_gradients, with_lora, worst_error
 
-from selfaug import config, metrics, positions, reference, reference_cache
+from selfaug import cached_states, config, metrics, positions, reference, reference_cache, training_rows
 from selfaug.entries import Entries
 from selfaug.fingerprint import fingerprint
 
@@ -227,14 +228,14 @@ def test_full_fine_tuning_on_a_sample_that_is_not_cached_is_an_error_that_says_s
     with settings(selfaug_cache=folder):
         step(model, data)
         data["input_ids"][1, 0] += 1
-        with pytest.raises(reference_cache.CacheError, match=r"1 of the 3 samples .* selfaug.reference_cache build"):
+        with pytest.raises(cached_states.CacheError, match=r"1 of the 3 samples .* selfaug.reference_cache build"):
             step(model, data)
 
 
 def test_a_resumed_full_fine_tuning_is_told_to_name_the_models_folder(built):
     folder, data = built
     model = base(seed=3).train()
-    with settings(selfaug_cache=folder), pytest.raises(reference_cache.CacheError, match="set SELFAUG_CACHE=") as error:
+    with settings(selfaug_cache=folder), pytest.raises(cached_states.CacheError, match="set SELFAUG_CACHE=") as error:
         step(model, data)
     named = str(error.value).split("set SELFAUG_CACHE=")[1].split(" ")[0]
     with settings(selfaug_cache=named):
@@ -272,8 +273,8 @@ def test_lora_on_a_sharded_model_is_refused_whichever_folder_is_named(built, mon
     folder, data = built
     model = with_lora(base())
     named = next(folder.glob("*/model.json")).parent
-    monkeypatch.setattr(reference_cache.head, "is_sharded", lambda model: True)
-    with settings(selfaug_cache=named), pytest.raises(reference_cache.CacheError, match="this model is sharded"):
+    monkeypatch.setattr(cached_states.head, "is_sharded", lambda model: True)
+    with settings(selfaug_cache=named), pytest.raises(cached_states.CacheError, match="this model is sharded"):
         step(model, data)
 
 
@@ -286,7 +287,7 @@ def test_each_folder_has_its_own_head(tmp_path):
         cache = config.read(None, {"SELFAUG_CACHE": str(tmp_path / name)})
         reference_cache.build(given, iter([{k: data[k][0].tolist() for k in ("input_ids", "labels")}]), cache)
         folder = next((tmp_path / name).glob("*/model.json")).parent
-        head = reference_cache.base_head(model, config.read(None, {"SELFAUG_CACHE": str(folder)}))
+        head = cached_states.base_head(model, config.read(None, {"SELFAUG_CACHE": str(folder)}))
         found.append(torch.equal(head(torch.eye(32)), given.lm_head.weight.T))
     assert found == [True, True]
 
@@ -299,7 +300,7 @@ def test_documents_that_a_mask_joins_are_another_sample_than_those_that_position
     for mask in (None, torch.ones_like(numbers)):
         chosen = positions.select(data["labels"], mask, numbers, "input", "token", False)
         given = {"input_ids": data["input_ids"], "attention_mask": mask, "position_ids": numbers}
-        found = reference_cache._samples(given, chosen, Entries(Path("unused"), "fingerprint", 10))
+        found = cached_states.keyed_samples(given, chosen, Entries(Path("unused"), "fingerprint", 10))
         keys.append({key for key, _ in found})
     assert len(keys[0]) == len(keys[1]) == 3
     assert not keys[0] & keys[1]
@@ -317,3 +318,65 @@ def test_a_mask_that_no_key_accounts_for_is_not_cached(tmp_path, form):
             found.append(step(model, {**data, "attention_mask": mask}))
     assert worst_error(found[1], found[0]) < 1e-6
     assert not list(tmp_path.glob("*/*/*.ref"))
+
+
+def test_build_leaves_the_folder_of_another_model_alone(built, tmp_path, capsys):
+    folder, _ = built
+    own = next(folder.glob("*/model.json")).parent
+    before = {path: path.read_bytes() for path in own.rglob("*") if path.is_file()}
+    base(seed=3).save_pretrained(tmp_path / "trained")
+    arguments = ["build", "--model", tmp_path / "trained", "--data", tmp_path / "rows.jsonl", "--cache", own]
+    assert reference_cache.main([str(a) for a in arguments]) == 1
+    assert f"{own} is the folder of another model, {tmp_path / 'model'}" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in own.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "no row has a token at the input positions"),
+        ('{"input_ids": [1, 2], "labels": [1, 2]}', "no row has a token at the input positions"),
+        ('{"input_ids": [1, 2], "labels": [1, 2]}\n{"prompt"', "rows.jsonl:2: expected JSON"),
+        ("7", "rows.jsonl:1: expected input_ids and labels, prompt and completion, or messages .* found int"),
+        ('{"prompt": "a"}', "found the columns prompt, of another form"),
+        ('{"messages": []}', "found the columns messages"),
+        ('{"messages": [{"role": "user", "content": "a"}]}', "found the columns messages"),
+        ('{"input_ids": [1, 2], "labels": [1]}', "found the columns input_ids, labels"),
+        (b"\xff\xfe", "expected UTF-8"),
+        (None, "No such file"),
+    ],
+)
+def test_what_is_no_training_data_is_said_with_its_line_and_marks_nothing_as_built(tmp_path, capsys, text, said):
+    if text is not None:
+        (tmp_path / "rows.jsonl").write_bytes(text if isinstance(text, bytes) else text.encode())
+    base().save_pretrained(tmp_path / "model")
+    arguments = ["build", "--model", tmp_path / "model", "--data", tmp_path / "rows.jsonl", "--cache", tmp_path / "c"]
+    assert reference_cache.main([str(a) for a in arguments]) == 1
+    assert re.search(f"error: .*{said}", capsys.readouterr().err)
+    assert not list(tmp_path.glob("c/*/built"))
+
+
+def test_a_model_that_is_none_and_a_setting_that_is_none_are_errors_not_tracebacks(tmp_path, capsys):
+    data_file(tmp_path / "rows.jsonl", batch())
+    arguments = ["build", "--model", str(tmp_path / "none"), "--data", str(tmp_path / "rows.jsonl"), "--cache", "c"]
+    assert reference_cache.main(arguments) == 1
+    assert "error: " in capsys.readouterr().err
+    with settings(selfaug_alpha="much"):
+        assert reference_cache.main(arguments) == 1
+    assert "SELFAUG_ALPHA must be a number" in capsys.readouterr().err
+
+
+def test_rows_end_where_lines_end_whatever_their_strings_hold(tmp_path):
+    row = {"prompt": "one\u2028two\x85", "completion": "three"}
+    (tmp_path / "rows.jsonl").write_text("\ufeff" + json.dumps(row, ensure_ascii=False) + "\n\n", encoding="utf-8")
+    assert [found for _, found in training_rows.read(tmp_path / "rows.jsonl")] == [row]
+
+
+def test_a_template_that_renders_a_prompt_otherwise_once_an_answer_follows_is_refused():
+    class Template:
+        def apply_chat_template(self, messages, tokenize, add_generation_prompt=False):
+            return f"{len(messages)} messages"
+
+    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    with pytest.raises(training_rows.RowError, match="FILE:3: the chat template renders the prompt otherwise"):
+        training_rows.tokenised(row, "FILE:3", Template())
