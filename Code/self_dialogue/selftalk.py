@@ -149,7 +149,10 @@ def _topics(file: Path | None) -> tuple[str, ...]:
         return ()
     if not file.is_file():
         raise Refusal("no-file", f"there is no file {file}")
-    topics = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+    try:
+        topics = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+    except UnicodeDecodeError as error:
+        raise Refusal("not-text", f"{file} cannot be read", "UTF-8, one topic per line", str(error)) from None
     if not topics:
         raise Refusal("no-rows", f"{file} has no topics", expected="one per line")
     return topics
