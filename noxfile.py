@@ -8,8 +8,8 @@ nox.options.reuse_existing_virtualenvs = True
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style and types."""
-    session.install("ruff>=0.6", "mypy>=1.10", "packaging>=23")
+    """Style and types, by exact releases: another may format or infer otherwise."""
+    session.install("ruff==0.17.6", "mypy==2.4.1", "packaging==26.3")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
