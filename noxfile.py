@@ -8,8 +8,8 @@ nox.options.reuse_existing_virtualenvs = True
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style and types."""
-    session.install("ruff>=0.6", "mypy>=1.10", "packaging>=23")
+    """Style and types, by exact releases: another may format or infer otherwise."""
+    session.install("ruff==0.17.6", "mypy==2.4.1", "packaging==26.3")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
@@ -52,6 +52,7 @@ STACKS = {
     "LLaMA-Factory": ("tests/trainers/llamafactory_stack.py", ["llamafactory==0.9.5"]),
     "Liger": ("tests/trainers/liger_stack.py", ["-r", "requirements.txt", "liger-kernel==0.8.5", "triton==3.7.0"]),
     "DeepSpeed": ("tests/distributed/deepspeed_run.py", ["-r", "requirements.txt", "deepspeed==0.19.8"]),
+    "bitsandbytes": ("-m pytest tests/trainers/test_quantised.py", ["-r", "requirements.txt", "bitsandbytes==0.50.2"]),
 }
 
 
@@ -59,8 +60,8 @@ STACKS = {
 @nox.parametrize("stack", list(STACKS))
 def stacks(session: nox.Session, stack: str) -> None:
     """The other rows of docs/trainers.md, each with its real package."""
-    script, packages = STACKS[stack]
+    command, packages = STACKS[stack]
     session.install("torch==2.13.0", *packages, "pytest")
     # for pictures and sound, and only if built for this very torch
     session.run("python", "-m", "pip", "uninstall", "--yes", "torchvision", "torchaudio")
-    session.run("python", script, env={"OMP_NUM_THREADS": "1"})
+    session.run("python", *command.split(), env={"OMP_NUM_THREADS": "1"})

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .refusal import Refusal
+from .rowfiles import read_text
 
 Message = dict[str, str]
 MARK = "selfaugturn{}mark"  # stands for a turn's text; no template knows it
@@ -40,7 +41,7 @@ class Chat:
         if template is not None:
             if template != "plain" and not Path(template).is_file():
                 raise Refusal("no-template", "there is no such template", "plain, or a file with Jinja", template)
-            tokenizer.chat_template = PLAIN if template == "plain" else Path(template).read_text(encoding="utf-8")
+            tokenizer.chat_template = PLAIN if template == "plain" else read_text(Path(template))
         if not tokenizer.chat_template:
             raise Refusal(
                 "no-template",

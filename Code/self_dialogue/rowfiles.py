@@ -40,6 +40,18 @@ def rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield line, value
 
 
+def read_text(path: Path) -> str:
+    """The whole of a file that is no file of rows.
+
+    Raises:
+        Refusal: it is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise Refusal("not-text", f"{path} cannot be read", expected="UTF-8", found=str(error)) from None
+
+
 def malformed(path: Path, line: int, what: str) -> Refusal:
     return Refusal("malformed-row", f"{path}:{line}: {what}")
 

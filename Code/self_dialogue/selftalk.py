@@ -20,7 +20,7 @@ from .generator import BACKENDS, usable_device
 from .nucleus import Sampling
 from .overlap import EvaluationSets
 from .refusal import Refusal
-from .rowfiles import RowWriter, dumps
+from .rowfiles import RowWriter, dumps, read_text
 from .tally import Tally, of_row, tally
 
 DEFAULT_NEAR = 0.8
@@ -149,7 +149,7 @@ def _topics(file: Path | None) -> tuple[str, ...]:
         return ()
     if not file.is_file():
         raise Refusal("no-file", f"there is no file {file}")
-    topics = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+    topics = tuple(line.strip() for line in read_text(file).splitlines() if line.strip())
     if not topics:
         raise Refusal("no-rows", f"{file} has no topics", expected="one per line")
     return topics

@@ -82,3 +82,10 @@ def test_a_template_that_hides_the_turns_is_refused(template, id):
     with pytest.raises(Refusal) as refused:
         Chat(tokenizer(template))
     assert refused.value.id == id
+
+
+def test_a_template_that_is_not_utf8_is_refused(tmp_path):
+    file = tmp_path / "chat.jinja"
+    file.write_bytes("{# café #}".encode("latin-1"))
+    with pytest.raises(Refusal, match=r"error\[not-text\]: \S+chat\.jinja cannot be read"):
+        Chat(tokenizer(None), str(file))

@@ -251,18 +251,21 @@ def test_an_interrupted_run_does_not_replace_a_file_that_it_did_not_write(genera
         pytest.param(["--rejected", "rejected.txt"], "error[unknown-file]", id="kind of the rejected"),
         pytest.param(["--task", "none.jsonl"], "error[no-file]", id="no task"),
         pytest.param(["--task", "bad.jsonl"], "bad.jsonl:1: columns text", id="malformed task"),
+        pytest.param(["--topics", "none.txt"], "error[no-file]", id="no topics"),
+        pytest.param(["--topics", "latin-1.txt"], "error[not-text]: latin-1.txt cannot be read", id="Latin-1"),
         pytest.param(["--device", "gpu7"], "error[no-device]: --device gpu7", id="no device"),
         pytest.param(["--device", "cuda:99"], "error[no-device]: --device cuda:99", id="device that is not there"),
     ],
 )
 def test_what_is_wrong_is_said_before_the_model_is_loaded(generate, tmp_path, monkeypatch, capsys, options, problem):
     (tmp_path / "bad.jsonl").write_text('{"text": "x"}\n')
+    (tmp_path / "latin-1.txt").write_bytes("café\n".encode("latin-1"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(generator.BACKENDS, "transformers", lambda *arguments: pytest.fail("the model was loaded"))
     size = ["--ratio", "0.2"] if "--task" in options else ["--count", "1"]
     generate(*size, *options, status=1)
     assert problem in capsys.readouterr().err
-    assert [file.name for file in tmp_path.iterdir()] == ["bad.jsonl"]
+    assert {file.name for file in tmp_path.iterdir()} == {"bad.jsonl", "latin-1.txt"}
 
 
 @pytest.mark.parametrize("model", ["nowhere/typo", "tokenizer-only"])

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 import records
+import summary
+import tables
 from sandbox import StepFailed
-
-summary = pytest.importorskip("summary")
-import tables  # noqa: E402
 
 COMMAND = Path(tables.__file__).with_name("__main__.py")
 STUDY = runpy.run_path(str(COMMAND), run_name="study_command")
