@@ -228,7 +228,7 @@ def test_an_edit_that_an_existing_patch_would_make_uses_that_patch(root):
 @pytest.mark.parametrize(
     ("edited", "words"),
     [
-        pytest.param(MODEL, "it is the stock file", id="unchanged"),
+        pytest.param(MODEL + "#", "it is the stock file", id="unchanged"),
         pytest.param(MODEL + "def\n", "it does not compile", id="syntax error"),
         pytest.param(None, "cannot be read", id="not there"),
     ],
@@ -239,8 +239,31 @@ def test_an_edit_that_is_not_finished_is_refused(root, edited, words):
         path.write_text(edited)
     table = (root / "pins.json").read_text()
     with pytest.raises(PatcherError, match=words):
-        release(root, "5.3", MODEL, "--from-edited", path)
+        release(root, "5.3", MODEL + "#", "--from-edited", path)
     assert (root / "pins.json").read_text() == table
+
+
+def files(root) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("version", "stock", "edited", "words"),
+    [
+        pytest.param("5.3", MODEL, MODEL + "more = 1\n", "has the file of 5.0, which has its patch", id="known file"),
+        pytest.param("5.2", MODEL, MODEL + "more = 1\n", "has the file of 5.0, which has its patch", id="pinned"),
+        pytest.param("5.3", MODEL + "#", None, "two stock files, one outcome", id="result of another release"),
+        pytest.param("5.3+vendor", MODEL, "", "is not the version of a release", id="local version"),
+    ],
+)
+def test_a_row_that_would_break_the_table_is_refused_before_anything_is_written(root, version, stock, edited, words):
+    path = root.parent / "edited.py"
+    path.write_bytes(udiff.apply(TABLE.patches[PATCH], MODEL.encode()) if edited is None else edited.encode())
+    before = files(root)
+    with pytest.raises(PatcherError, match=words) as caught:
+        release(root, version, stock, *(("--from-edited", path) if edited != "" else ()))
+    assert str(caught.value).endswith("Nothing was changed.")
+    assert files(root) == before
 
 
 def test_a_merge_is_not_put_over_an_earlier_one(root):
