@@ -24,7 +24,7 @@ from .store import digest
 
 @dataclass(frozen=True)
 class Outcome:
-    """What `pin` did. ``outcome`` is one of pinned-already, known-file, patch-fits, new-patch, merged and conflicts."""
+    """What `pin` did. ``outcome``: pinned-already, noted, known-file, patch-fits, new-patch, merged or conflicts."""
 
     outcome: str
     text: str
@@ -36,9 +36,11 @@ class Outcome:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("package", choices=[target.package for target in TARGETS])
     parser.add_argument("version", help="of the release, as on the index")
-    parser.add_argument("--wheel", type=Path, metavar="FILE", help="its wheel (default: fetched through pip, kept)")
+    parser.add_argument(
+        "--wheel", type=Path, metavar="FILE", help="its wheel (default: fetched through pip); kept in the cache"
+    )
     parser.add_argument("--from-edited", type=Path, metavar="FILE", help="make a new patch of this patched file")
-    parser.add_argument("--yanked", action="store_true", help="mark the release as withdrawn")
+    parser.add_argument("--yanked", action="store_true", help="mark the release, pinned already or not, as withdrawn")
 
 
 def main(options: argparse.Namespace, root: Path | None = None, stream: TextIO | None = None) -> int:
@@ -62,10 +64,10 @@ def pin(
 
     Args:
         target: the file.
-        version: the release, not yet in the table.
-        wheel: where it is; default: the wheel cache, or pip.
+        version: the release.
+        wheel: where it is, and what the wheel cache then has for it; default: the wheel cache, or pip.
         edited: the file as it should be once patched; a patch is made of it.
-        yanked: mark the row.
+        yanked: mark the row, also one that is there.
         root: the patches folder.
     """
     table = load(root)
@@ -90,8 +92,13 @@ def pin(
         what = f"{target.package} {version} has the file of {same.version}, which has its patch: {same.patch}"
         do = f"python -m selfaug_patcher pin {target.package} {version}, without --from-edited"
         raise PatcherError(Problem("has-patch", what, "a file that is not pinned yet", sha256, do))
+    if wheel is not None:
+        wheels.keep(wheel, target.package, version)
     if known is not None:
-        return Outcome("pinned-already", f"{target.package} {version} is pinned already: {known.patch}", ())
+        text = f"{target.package} {version} is pinned already: {known.patch}"
+        if yanked and known.note != "yanked":
+            return Outcome("noted", f"{text}; marked as yanked", _write(table, replace(known, note="yanked")))
+        return Outcome("pinned-already", text, ())
     note = "yanked" if yanked else "pre-release" if Version(version).is_prerelease else ""
     new = Pin(target.name, version, sha256, "", "", note)
     pinned = table.of(target.name)
@@ -165,9 +172,11 @@ def _from_edited(table: PinTable, row: Pin, base: Pin, target: Target, stock: by
 def _write(table: PinTable, row: Pin, patch_text: str = "") -> tuple[str, ...]:
     """Write the table with this row, its patch if that is new, and the ``Applies-To`` headers that the row changes.
 
-    Whatever `load` would refuse about the rows is refused before anything is written.
+    The row takes the place of one of its release. Whatever `load` would refuse about the rows is refused before
+    anything is written.
     """
-    pins = sorted((*table.pins, row), key=lambda pin: (_order(pin), Version(pin.version)))
+    others = [pin for pin in table.pins if (pin.target, pin.version) != (row.target, row.version)]
+    pins = sorted((*others, row), key=lambda pin: (_order(pin), Version(pin.version)))
     new = PinTable(tuple(pins), table.root, table.patches)
     problems = contradictions(list(new.of(row.target)))
     if problems:
