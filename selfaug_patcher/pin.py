@@ -200,12 +200,7 @@ def _order(row: Pin) -> int:
 
 
 def _next(row: Pin) -> str:
-    package = row.target.split(":")[0]
-    other = next(target.package for target in TARGETS if target.name != row.target)
-    return (
-        f"\nNext: python -m pytest tests/pins -k {row.version}"
-        f"\n      python tests/matrix.py {package}=={row.version} {other}==..."
-    )
+    return f"\nNext: python -m pytest tests/pins -k {row.version}, then docs/rebasing.md from step 3 on"
 
 
 def _try(patch: udiff.Patch, stock: bytes) -> bytes | None:
