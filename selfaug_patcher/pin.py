@@ -17,14 +17,14 @@ from zipfile import BadZipFile, ZipFile
 from packaging.version import InvalidVersion, Version
 
 from . import rebase, udiff, wheels
-from .errors import DONE, FAILED, UNSUPPORTED, USAGE, PatcherError, Problem
-from .pins import TARGETS, Pin, PinTable, Target, load, render
+from .errors import DONE, FAILED, UNSUPPORTED, USAGE, PatcherError, Problem, leaving
+from .pins import TARGETS, VERSION, Pin, PinTable, Target, contradictions, load, render
 from .store import digest
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What `pin` did. ``outcome`` is one of pinned-already, known-file, patch-fits, new-patch, merged and conflicts."""
+    """What `pin` did. ``outcome``: pinned-already, noted, known-file, patch-fits, new-patch, merged or conflicts."""
 
     outcome: str
     text: str
@@ -36,9 +36,11 @@ class Outcome:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("package", choices=[target.package for target in TARGETS])
     parser.add_argument("version", help="of the release, as on the index")
-    parser.add_argument("--wheel", type=Path, metavar="FILE", help="its wheel (default: fetched through pip, kept)")
+    parser.add_argument(
+        "--wheel", type=Path, metavar="FILE", help="its wheel (default: fetched through pip); kept in the cache"
+    )
     parser.add_argument("--from-edited", type=Path, metavar="FILE", help="make a new patch of this patched file")
-    parser.add_argument("--yanked", action="store_true", help="mark the release as withdrawn")
+    parser.add_argument("--yanked", action="store_true", help="mark the release, pinned already or not, as withdrawn")
 
 
 def main(options: argparse.Namespace, root: Path | None = None, stream: TextIO | None = None) -> int:
@@ -62,10 +64,10 @@ def pin(
 
     Args:
         target: the file.
-        version: the release, not yet in the table.
-        wheel: where it is; default: the wheel cache, or pip.
+        version: the release.
+        wheel: where it is, and what the wheel cache then has for it; default: the wheel cache, or pip.
         edited: the file as it should be once patched; a patch is made of it.
-        yanked: mark the row.
+        yanked: mark the row, also one that is there.
         root: the patches folder.
     """
     table = load(root)
@@ -73,23 +75,36 @@ def pin(
         do = "clone SelfAug's repository, and run the command there"
         raise PatcherError(Problem("no-checkout", "releases are pinned in a checkout", found=str(table.root), do=do))
     version = _canonical(version)
+    if not VERSION.fullmatch(version):
+        what = f"{version} is not the version of a release on the index"
+        do = "nothing: another build is told by its file, and accepted where that is pinned"
+        raise PatcherError(Problem("bad-version", what, "X.Y.Z", version, do, USAGE))
     stock = _stock(target, version, wheel)
     sha256 = digest(stock)
     known = table.by_version(target.name, version)
-    if known is not None:
-        if known.stock_sha256 == sha256:
-            return Outcome("pinned-already", f"{target.package} {version} is pinned already: {known.patch}", ())
+    if known is not None and known.stock_sha256 != sha256:
         what = f"{target.package} {version} is pinned with another file"
         raise PatcherError(
             Problem("pinned-otherwise", what, known.stock_sha256, sha256, "check where this wheel is from")
         )
+    same = table.by_stock(target.name, sha256)
+    if same is not None and edited is not None:
+        what = f"{target.package} {version} has the file of {same.version}, which has its patch: {same.patch}"
+        do = f"python -m selfaug_patcher pin {target.package} {version}, without --from-edited"
+        raise PatcherError(Problem("has-patch", what, "a file that is not pinned yet", sha256, do))
+    if wheel is not None:
+        wheels.keep(wheel, target.package, version)
+    if known is not None:
+        text = f"{target.package} {version} is pinned already: {known.patch}"
+        if yanked and known.note != "yanked":
+            return Outcome("noted", f"{text}; marked as yanked", _write(table, replace(known, note="yanked")))
+        return Outcome("pinned-already", text, ())
     note = "yanked" if yanked else "pre-release" if Version(version).is_prerelease else ""
     new = Pin(target.name, version, sha256, "", "", note)
     pinned = table.of(target.name)
     base = ([row for row in pinned if Version(row.version) < Version(version)] or pinned[:1])[-1]
     if edited is not None:
         return _from_edited(table, new, base, target, stock, edited)
-    same = table.by_stock(target.name, sha256)
     if same is not None:
         new = replace(new, patch=same.patch, patched_sha256=same.patched_sha256)
         text = f"{target.package} {version} has the file of {same.version}: pinned with {same.patch}."
@@ -150,29 +165,34 @@ def _from_edited(table: PinTable, row: Pin, base: Pin, target: Target, stock: by
     headers = {**table.patch(base).headers, "Applies-To": f"{target.package} {row.version}"}
     text = rebase.write(headers, rebase.body(target, stock, edited))
     udiff.parse(text, name)
-    (table.root / name).write_text(text, encoding="utf-8")
-    written = (str(table.root / name), *_write(table, row))
-    return Outcome(
-        "new-patch", f"{name} is a new patch: {target.package} {row.version} pinned with it." + _next(row), written
-    )
+    said = f"{name} is a new patch: {target.package} {row.version} pinned with it."
+    return Outcome("new-patch", said + _next(row), _write(table, row, text))
 
 
-def _write(table: PinTable, row: Pin) -> tuple[str, ...]:
-    """Write the table with this row, and the ``Applies-To`` headers that it changes."""
-    pins = sorted((*table.pins, row), key=lambda pin: (_order(pin), Version(pin.version)))
+def _write(table: PinTable, row: Pin, patch_text: str = "") -> tuple[str, ...]:
+    """Write the table with this row, its patch if that is new, and the ``Applies-To`` headers that the row changes.
+
+    The row takes the place of one of its release. Whatever `load` would refuse about the rows is refused before
+    anything is written.
+    """
+    others = [pin for pin in table.pins if (pin.target, pin.version) != (row.target, row.version)]
+    pins = sorted((*others, row), key=lambda pin: (_order(pin), Version(pin.version)))
     new = PinTable(tuple(pins), table.root, table.patches)
-    written = []
+    problems = contradictions(list(new.of(row.target)))
+    if problems:
+        do = "compare the file that you give with the one in the wheel of this release"
+        raise PatcherError(*(replace(problem, do=do) for problem in problems))
+    texts = {row.patch: patch_text} if patch_text else {}
     for name, patch in table.patches.items():
         applies_to = new.applies_to(name)
         if applies_to != patch.headers.get("Applies-To"):
-            path = table.root / name
-            diff = path.read_text(encoding="utf-8").split("\n--- a/", 1)[1]
-            text = rebase.write({**patch.headers, "Applies-To": applies_to}, "--- a/" + diff)
-            path.write_text(text, encoding="utf-8")
-            written.append(str(path))
-    (table.root / "pins.json").write_text(render(new.pins), encoding="utf-8")
-    load(table.root)
-    return (*written, str(table.root / "pins.json"))
+            diff = (table.root / name).read_text(encoding="utf-8").split("\n--- a/", 1)[1]
+            texts[name] = rebase.write({**patch.headers, "Applies-To": applies_to}, "--- a/" + diff)
+    texts["pins.json"] = render(new.pins)
+    with leaving(f"{table.root} may be written in part: see git diff."):
+        for name, text in texts.items():
+            (table.root / name).write_text(text, encoding="utf-8")
+    return tuple(str(table.root / name) for name in texts)
 
 
 def _order(row: Pin) -> int:
@@ -180,12 +200,7 @@ def _order(row: Pin) -> int:
 
 
 def _next(row: Pin) -> str:
-    package = row.target.split(":")[0]
-    other = next(target.package for target in TARGETS if target.name != row.target)
-    return (
-        f"\nNext: python -m pytest tests/pins -k {row.version}"
-        f"\n      python tests/matrix.py {package}=={row.version} {other}==..."
-    )
+    return f"\nNext: python -m pytest tests/pins -k {row.version}, then docs/rebasing.md from step 3 on"
 
 
 def _try(patch: udiff.Patch, stock: bytes) -> bytes | None:

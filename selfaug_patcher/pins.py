@@ -21,14 +21,17 @@ from .errors import PatcherError, Problem
 from .pairs import warnings
 from .udiff import MAX_PATCH_BYTES, Patch, parse
 
-__all__ = ["NOTES", "TARGETS", "Pin", "PinTable", "Target", "load", "print_table", "read_patch", "render", "warnings"]
+__all__ = [
+    "NOTES", "TARGETS", "VERSION", "Pin", "PinTable", "Target", "contradictions", "load", "print_table", "read_patch",
+    "render", "warnings",
+]  # fmt: skip
 
 FORMAT = 1
 NOTES = ("", "yanked", "pre-release")
 MAX_TABLE_BYTES = 1024 * 1024
 
+VERSION = re.compile(r"\d{1,6}(?:\.\d{1,6}){0,4}(?:(?:a|b|rc)\d{1,4})?(?:\.post\d{1,4})?(?:\.dev\d{1,9})?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_VERSION = re.compile(r"\d{1,6}(?:\.\d{1,6}){0,4}(?:(?:a|b|rc)\d{1,4})?(?:\.post\d{1,4})?(?:\.dev\d{1,9})?")
 _PATCH = re.compile(r"[a-z0-9_]{1,40}-[0-9a-z.]{1,40}\.patch")
 _FIELDS = {"version", "note", "patch", "stock_sha256", "patched_sha256"}
 
@@ -132,7 +135,7 @@ def load(root: Path | None = None) -> PinTable:
             continue
         found = [_pin(target, row, problems) for row in rows]
         pins += [pin for pin in found if pin]
-        problems += _contradictions([pin for pin in found if pin])
+        problems += contradictions([pin for pin in found if pin])
     patches = _patches(root, pins, problems)
     if problems:
         raise PatcherError(*problems)
@@ -228,14 +231,14 @@ def _pin(target: Target, row: Any, problems: list[Problem]) -> Pin | None:
     if not isinstance(row, dict) or set(row) != _FIELDS or not all(isinstance(value, str) for value in row.values()):
         problems.append(_problem(f"pins.json has another form {where}", f"texts {sorted(_FIELDS)}", repr(row)[:120]))
         return None
-    forms = {"version": _VERSION, "patch": _PATCH, "stock_sha256": _SHA256, "patched_sha256": _SHA256}
+    forms = {"version": VERSION, "patch": _PATCH, "stock_sha256": _SHA256, "patched_sha256": _SHA256}
     wrong = [name for name, form in forms.items() if not form.fullmatch(row[name])]
     wrong += ["note"] if row["note"] not in NOTES else []
     problems += [_problem(f"pins.json has a bad {name} {where}", f"a {name}", repr(row[name])[:80]) for name in wrong]
     return None if wrong else Pin(target=target.name, **{**row, "patch": f"{target.package}/{row['patch']}"})
 
 
-def _contradictions(pins: list[Pin]) -> list[Problem]:
+def contradictions(pins: list[Pin]) -> list[Problem]:
     """What cannot be true of one target's rows: order, and that a file has one outcome and an outcome one file."""
     problems: list[Problem] = []
     outcomes: dict[str, tuple[str, str]] = {}

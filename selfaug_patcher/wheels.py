@@ -54,6 +54,19 @@ def read(wheel: Path, path: str) -> bytes | None:
     return data
 
 
+def keep(wheel: Path, package: str, version: str) -> None:
+    """Put a copy of this wheel into the cache as the one of this release, in place of another."""
+    path = cache() / f"{package}-{version}-py3-none-any.whl"
+    if path.exists() and path.samefile(wheel):
+        return
+    cache().mkdir(parents=True, exist_ok=True)
+    folder = tempfile.mkdtemp(prefix=".part-", dir=cache())
+    try:
+        os.replace(shutil.copy(wheel, folder), path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def fetch(package: str, version: str) -> Path:
     """The wheel in the cache, downloaded if it is not there. Appears under its name only when it is complete.
 

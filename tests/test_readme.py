@@ -1,10 +1,11 @@
 """README.md says what is so: its generated blocks, its settings and its test command are compared with their sources.
 
-python tests/test_readme.py      writes the generated blocks anew, and the settings into docs/settings.md
+python tests/test_readme.py      writes the generated blocks anew, those of docs/releases.md, and docs/settings.md
 """
 
 from __future__ import annotations
 
+import argparse
 import ast
 import re
 import sys
@@ -15,16 +16,17 @@ from types import SimpleNamespace
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 SETTINGS = ROOT / "docs" / "settings.md"
+RELEASES = ROOT / "docs" / "releases.md"
 sys.path.insert(0, str(ROOT))
 
 from selfaug_patcher import pins  # noqa: E402
 
 
-def block(name: str) -> str:
-    """What README.md has between the comments NAME and "end of NAME"."""
-    text = README.read_text(encoding="utf-8")
+def block(name: str, page: Path = README) -> str:
+    """What the page has between the comments NAME and "end of NAME"."""
+    text = page.read_text(encoding="utf-8")
     found = re.search(rf"<!-- {name} -->\n(.*?)<!-- end of {name} -->", text, re.DOTALL)
-    assert found, f"README.md has no block {name!r}"
+    assert found, f"{page.name} has no block {name!r}"
     return found.group(1)
 
 
@@ -49,11 +51,39 @@ def releases() -> str:
     return "\n".join(rows)
 
 
+def patches() -> str:
+    """A line for each patch, and how many releases and files that are."""
+    table = pins.load()
+    lines = ["| patch | applies to | releases | distinct files |", "|---|---|---:|---:|"]
+    for name in table.patches:
+        rows = [pin for pin in table.pins if pin.patch == name]
+        lines.append(f"| `{name}` | {table.applies_to(name)} | {len(rows)} | {files(rows)} |")
+    counts = [
+        f"{len(table.of(target.name))} releases of {target.package} in {files(table.of(target.name))} distinct files"
+        for target in pins.TARGETS
+    ]
+    yanked = [f"{pin.target.split(':')[0]} {pin.version}" for pin in table.pins if pin.note == "yanked"]
+    early = sum(pin.note == "pre-release" for pin in table.pins)
+    lines += [
+        "",
+        f"That is {', and '.join(counts)}.",
+        f"Among them, and marked, because somebody has them: {early} release",
+    ]
+    lines[-1] += f" candidates and {len(yanked)} withdrawn releases, {', '.join(yanked)}."
+    return "\n".join(lines) + "\n"
+
+
+def files(rows) -> int:
+    return len({pin.stock_sha256 for pin in rows})
+
+
 GENERATED = {
-    "transformers hunk": lambda: hunk("transformers"),
-    "peft hunk": lambda: hunk("peft"),
-    "releases": releases,
+    "transformers hunk": (README, lambda: hunk("transformers")),
+    "peft hunk": (README, lambda: hunk("peft")),
+    "releases": (README, releases),
+    "patches": (RELEASES, patches),
 }
+REWRITE = "python tests/test_readme.py writes it anew"
 
 
 def settings_page() -> str:
@@ -64,12 +94,16 @@ def settings_page() -> str:
 
 
 def test_the_hunks_shown_are_those_of_the_newest_patches():
-    for name in ("transformers hunk", "peft hunk"):
-        assert block(name) == GENERATED[name]()
+    assert block("transformers hunk") == hunk("transformers"), REWRITE
+    assert block("peft hunk") == hunk("peft"), REWRITE
 
 
 def test_the_releases_listed_are_those_pinned():
-    assert block("releases") == releases()
+    assert block("releases") == releases(), REWRITE
+
+
+def test_the_page_of_releases_has_every_patch_and_the_counts():
+    assert block("patches", RELEASES) == patches(), REWRITE
 
 
 def test_every_setting_is_listed_with_its_default():
@@ -120,10 +154,12 @@ def test_every_file_and_link_that_is_named_exists():
 
 
 def main() -> None:
-    text = README.read_text(encoding="utf-8")
-    for name, make in GENERATED.items():
-        text = text.replace(f"<!-- {name} -->\n{block(name)}", f"<!-- {name} -->\n{make()}")
-    README.write_text(text, encoding="utf-8")
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    for name, (page, make) in GENERATED.items():
+        text = page.read_text(encoding="utf-8")
+        page.write_text(
+            text.replace(f"<!-- {name} -->\n{block(name, page)}", f"<!-- {name} -->\n{make()}"), encoding="utf-8"
+        )
     SETTINGS.write_text(settings_page(), encoding="utf-8")
 
 

@@ -12,7 +12,7 @@ import zipfile
 import pytest
 from releases import TABLE
 
-from selfaug_patcher import pin, pins, udiff
+from selfaug_patcher import pin, pins, udiff, wheels
 from selfaug_patcher.errors import PatcherError
 
 QWEN2, LORA = pins.TARGETS
@@ -106,6 +106,10 @@ def row(root, version: str) -> pins.Pin:
     return found
 
 
+def files(folder) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def headers_agree(root) -> bool:
     table = pins.load(root)
     return all(patch.headers["Applies-To"] == table.applies_to(name) for name, patch in table.patches.items())
@@ -125,6 +129,21 @@ def test_a_wheel_that_is_not_given_comes_from_the_cache(root):
     wheel(root.parent / "wheels", "5.3", MODEL)
     assert run(root, "5.3")[0] == 0
     assert row(root, "5.3").note == ""
+
+
+def test_a_wheel_that_is_given_is_in_the_cache_from_then_on(root):
+    assert release(root, "5.3", MODEL)[0] == 0
+    kept = wheels.find("transformers", "5.3")
+    assert kept.read_bytes() == (root.parent / kept.name).read_bytes()
+    assert sorted(path.suffix for path in wheels.cache().iterdir()) == [".whl"] * 3
+
+
+def test_a_wheel_that_is_refused_is_not_put_into_the_cache(root):
+    before = files(wheels.cache())
+    for version, text in (("5.2", MODEL + "#"), ("5.3", None)):
+        with pytest.raises(PatcherError):
+            release(root, version, text)
+    assert files(wheels.cache()) == before
 
 
 def test_a_file_that_a_patch_fits_is_pinned_and_the_change_of_forward_is_shown(root):
@@ -161,6 +180,19 @@ def test_release_candidates_and_yanked_releases_are_marked(root):
     assert (row(root, "5.3rc1").note, row(root, "5.3").note) == ("pre-release", "yanked")
 
 
+def test_a_pinned_release_that_was_withdrawn_since_is_marked(root):
+    before = (root / "pins.json").read_text().split("\n")
+    assert release(root, "5.2", MODEL, "--yanked") == (
+        0,
+        f"transformers 5.2 is pinned already: {PATCH}; marked as yanked\n",
+    )
+    assert (row(root, "5.0").note, row(root, "5.2").note) == ("", "yanked")
+    assert len([line for line in (root / "pins.json").read_text().split("\n") if line not in before]) == 1
+    assert release(root, "5.2", MODEL, "--yanked")[1] == f"transformers 5.2 is pinned already: {PATCH}\n"
+    assert release(root, "5.2", MODEL)[1] == f"transformers 5.2 is pinned already: {PATCH}\n"
+    assert row(root, "5.2").note == "yanked"
+
+
 def test_where_only_the_context_moved_a_person_still_decides(root):
     table = (root / "pins.json").read_text()
     code, text = release(root, "5.3", MODEL.replace("import Qwen2Config\n", "import Qwen2Config  # moved\n"))
@@ -183,12 +215,12 @@ def test_an_edited_merge_becomes_a_patch_with_headers(root):
     assert ">>>>>>> transformers 5.3\n" in merged
 
     with pytest.raises(PatcherError, match="is a conflict marker"):
-        release(root, "5.3", changed, "--from-edited", path)
+        run(root, "5.3", "--from-edited", path)
 
     edited = changed.replace("import Qwen2Config\n", "import Qwen2Config\nfrom selfaug.hooks import SelfAligned\n")
     edited = edited.replace("(Qwen2PreTrainedModel, Gen", "(SelfAligned, Qwen2PreTrainedModel, Gen")
     path.write_text(edited)
-    code, text = release(root, "5.3", changed, "--from-edited", path)
+    code, text = run(root, "5.3", "--from-edited", path)  # as printed, without --wheel
     assert code == 0
     name = "transformers/modeling_qwen2-5.3.patch"
     assert f"{name} is a new patch" in text
@@ -228,7 +260,7 @@ def test_an_edit_that_an_existing_patch_would_make_uses_that_patch(root):
 @pytest.mark.parametrize(
     ("edited", "words"),
     [
-        pytest.param(MODEL, "it is the stock file", id="unchanged"),
+        pytest.param(MODEL + "#", "it is the stock file", id="unchanged"),
         pytest.param(MODEL + "def\n", "it does not compile", id="syntax error"),
         pytest.param(None, "cannot be read", id="not there"),
     ],
@@ -239,8 +271,27 @@ def test_an_edit_that_is_not_finished_is_refused(root, edited, words):
         path.write_text(edited)
     table = (root / "pins.json").read_text()
     with pytest.raises(PatcherError, match=words):
-        release(root, "5.3", MODEL, "--from-edited", path)
+        release(root, "5.3", MODEL + "#", "--from-edited", path)
     assert (root / "pins.json").read_text() == table
+
+
+@pytest.mark.parametrize(
+    ("version", "stock", "edited", "words"),
+    [
+        pytest.param("5.3", MODEL, MODEL + "more = 1\n", "has the file of 5.0, which has its patch", id="known file"),
+        pytest.param("5.2", MODEL, MODEL + "more = 1\n", "has the file of 5.0, which has its patch", id="pinned"),
+        pytest.param("5.3", MODEL + "#", None, "two stock files, one outcome", id="result of another release"),
+        pytest.param("5.3+vendor", MODEL, "", "is not the version of a release", id="local version"),
+    ],
+)
+def test_a_row_that_would_break_the_table_is_refused_before_anything_is_written(root, version, stock, edited, words):
+    path = root.parent / "edited.py"
+    path.write_bytes(udiff.apply(TABLE.patches[PATCH], MODEL.encode()) if edited is None else edited.encode())
+    before = files(root)
+    with pytest.raises(PatcherError, match=words) as caught:
+        release(root, version, stock, *(("--from-edited", path) if edited != "" else ()))
+    assert str(caught.value).endswith("Nothing was changed.")
+    assert files(root) == before
 
 
 def test_a_merge_is_not_put_over_an_earlier_one(root):

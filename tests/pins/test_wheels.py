@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -106,3 +110,10 @@ def test_a_file_that_unpacks_without_end_is_refused(tmp_path):
         archive.writestr(FILE, b"\n" * (MAX_FILE_BYTES + 1))
     with pytest.raises(PatcherError, match="is not a source file"):
         wheels.read(path, FILE)
+
+
+def test_the_summary_says_how_many_pins_were_not_proved_even_if_none_was(tmp_path):
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__).parent)]
+    env = {**os.environ, "SELFAUG_WHEEL_CACHE": str(tmp_path), "SELFAUG_PROVE_ALL": "0"}
+    run = subprocess.run([*command, "-k", "peft-0.6.0"], capture_output=True, text=True, env=env)
+    assert f"pins: 0 of 1 proved from real files; 1 not: no wheel in {tmp_path}" in run.stdout
