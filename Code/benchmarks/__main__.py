@@ -7,7 +7,9 @@
     python Code/benchmarks shapes --lengths 2048 --checkpointing   the same of whole models
     python Code/benchmarks page                                    docs/performance/*.json to tables and plots
 
-Results go to docs/performance/, one JSON file each. The packages are patched in memory; nothing is installed.
+Results are printed, and with ``--results FOLDER`` written there, one JSON file per verb: what the page shows is in
+docs/performance/ and changes only where that folder is named. The packages are patched in memory; nothing is
+installed. ``SELFAUG_*`` variables that are set take no part.
 """
 
 from __future__ import annotations
@@ -22,26 +24,37 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "docs" / "performance"
 MAIN = ["stock", "off", "stock fused", "original", "selfaug", "sample 0.25", "cached", "reference given"]
 WITHOUT_NUMBERS = ["stock", "stock fused", "original", "selfaug", "sample 0.25", "reference given"]
+VARIANTS = [*MAIN, "plain"]
+SHAPES = ["0.5B", "7B", "72B"]
 
 
-def _write(name: str, results: Any, options: argparse.Namespace) -> None:
+def _write(results: Any, options: argparse.Namespace) -> None:
+    if options.results is not None:
+        options.results.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({**_facts(options), "results": results}, indent=1)
+        _file(options).write_text(text + "\n", encoding="utf-8")
+
+
+def _file(options: argparse.Namespace) -> Path:
+    return options.results / f"{options.verb}{'-checkpointing' if options.checkpointing else ''}.json"
+
+
+def _facts(options: argparse.Namespace) -> dict[str, Any]:
+    """What the results depend on. Nothing is computed on the meta device, by whatever processor."""
     import torch
 
-    RESULTS.mkdir(exist_ok=True)
-    facts = {
-        "machine": _processor(),
-        "device": "cpu",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "shape": options.shape,
-        "layers": options.layers,
-        "dtype": "float32",
-        "checkpointing": options.checkpointing,
-    }
-    (RESULTS / f"{name}.json").write_text(json.dumps({**facts, "results": results}, indent=1) + "\n")
+    facts: dict[str, Any] = {"device": "meta"}
+    if options.verb not in ("meta", "shapes"):
+        facts = {"machine": _processor(), "device": "cpu", "threads": torch.get_num_threads()}
+    facts["torch"] = torch.__version__
+    if options.verb != "shapes":
+        facts |= {"shape": options.shape, "layers": options.layers}
+    facts |= {"dtype": "float32", "checkpointing": options.checkpointing}
+    if options.verb in ("time", "shares"):
+        facts["rounds"] = options.rounds
+    return facts
 
 
 def _processor() -> str:
@@ -62,13 +75,14 @@ def _time(options: argparse.Namespace) -> None:
         for name, row in found.items():
             print(f"T={T} {name:16} {row['seconds']:7.2f} s  {row['ratio']:.3f} of stock", flush=True)
         results[T] = found
-        _write("time-checkpointing" if options.checkpointing else "time", results, options)
+        _write(results, options)
     counted = [name for name in options.variants if name not in ("off", "cached")]  # like stock; like reference given
     for T, found in results.items():  # last: counting replaces the attention
         flops = measure.flops(T, counted, options.shape, options.layers, options.checkpointing)
         for name in counted:
             found[name]["floor"] = flops[name] / flops["stock"]
-    _write("time-checkpointing" if options.checkpointing else "time", results, options)
+            print(f"T={T} {name:16} {found[name]['floor']:.3f} of stock in FLOPs", flush=True)
+    _write(results, options)
 
 
 def _shares(options: argparse.Namespace) -> None:
@@ -78,28 +92,29 @@ def _shares(options: argparse.Namespace) -> None:
     for T in options.lengths:
         results[T] = measure.shares(T, options.rounds, options.shape, options.layers, options.checkpointing)
         print(f"T={T}", {part: f"{share:.1%}" for part, share in results[T].items()}, flush=True)
-        _write("shares-checkpointing" if options.checkpointing else "shares", results, options)
+        _write(results, options)
 
 
 def _meta(options: argparse.Namespace) -> None:
     results: dict[int, Any] = {}
     for T in options.lengths:
         results[T] = _without_numbers(T, options.variants, options.shape, options.layers, options.checkpointing)
-        _write("meta-checkpointing" if options.checkpointing else "meta", results, options)
+        _write(results, options)
 
 
 def _shapes(options: argparse.Namespace) -> None:
-    """Adds to the cells that are there: a whole model at 32K tokens takes long."""
-    from benchmarks import slice as sliced
-
-    name = "shapes-checkpointing" if options.checkpointing else "shapes"
-    path = RESULTS / f"{name}.json"
-    results = json.loads(path.read_text())["results"] if path.exists() else {}
+    """Adds to the cells that are there, if they are of the same torch: a whole model at 32K tokens takes minutes."""
+    results: dict[str, Any] = {}
+    if options.results is not None and _file(options).exists():
+        facts = json.loads(_file(options).read_text(encoding="utf-8"))
+        results = facts.pop("results")
+        if facts != _facts(options):
+            sys.exit(f"{_file(options)} is of {facts}, this would be of {_facts(options)}: name another folder")
     for shape in options.shapes:
         for T in options.lengths:
             found = _without_numbers(T, options.variants, shape, None, options.checkpointing)
             results.setdefault(shape, {})[str(T)] = found
-            _write(name, {one: results[one] for one in sliced.SHAPES if one in results}, options)
+            _write({one: results[one] for one in SHAPES if one in results}, options)
 
 
 def _without_numbers(T: int, variants: list[str], shape: str, *options: Any) -> dict[str, dict[str, float]]:
@@ -122,7 +137,6 @@ def _without_numbers(T: int, variants: list[str], shape: str, *options: Any) -> 
 def _memory(options: argparse.Namespace) -> None:
     results: dict[int, Any] = {}
     for T in options.lengths:
-        results[T] = {}
         for name in options.variants:
             command = [sys.executable, __file__, "one-peak", "--lengths", str(T), "--variants", name]
             command += ["--shape", options.shape, "--layers", str(options.layers)]
@@ -130,11 +144,13 @@ def _memory(options: argparse.Namespace) -> None:
             done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
             if done.returncode:
                 print(f"T={T} {name}: failed\n{done.stderr[-600:]}", file=sys.stderr)
+                if name == "stock":  # there is nothing to compare the others with
+                    break
                 continue
-            found = results[T][name] = json.loads(done.stdout.splitlines()[-1])
+            found = results.setdefault(T, {})[name] = json.loads(done.stdout.splitlines()[-1])
             found["ratio"] = found["tensors"] / results[T]["stock"]["tensors"]
             print(f"T={T} {name:16} {found['tensors'] / 1e6:8.0f} MB  {found['ratio']:.3f} of stock", flush=True)
-        _write("memory-checkpointing" if options.checkpointing else "memory", results, options)
+        _write(results, options)
 
 
 def _one_peak(options: argparse.Namespace) -> None:
@@ -147,7 +163,7 @@ def _one_peak(options: argparse.Namespace) -> None:
 def _page(options: argparse.Namespace) -> None:
     from benchmarks import page
 
-    page.write(RESULTS, ROOT / "docs" / "performance.md")
+    page.write(ROOT / "docs" / "performance", ROOT / "docs" / "performance.md")
 
 
 VERBS = {
@@ -161,18 +177,38 @@ VERBS = {
 }
 
 
-def main(argv: list[str] | None = None) -> int:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python Code/benchmarks", description=__doc__.split("\n")[0])
     parser.add_argument("verb", choices=VERBS)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024])
-    parser.add_argument("--variants", nargs="+", help=f"default: {MAIN}; meta and shapes: {WITHOUT_NUMBERS}")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--shape", default="0.5B")
-    parser.add_argument("--shapes", nargs="+", default=["0.5B", "7B", "72B"])
-    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--lengths", type=_count, nargs="+", default=[512, 1024])
+    parser.add_argument(
+        "--variants",
+        choices=VARIANTS,
+        nargs="+",
+        help=f"default: {MAIN}; meta and shapes: {WITHOUT_NUMBERS}; stock is always measured, first",
+    )
+    parser.add_argument("--rounds", type=_count, default=5)
+    parser.add_argument("--shape", choices=SHAPES, default="0.5B")
+    parser.add_argument("--shapes", choices=SHAPES, nargs="+", default=SHAPES)
+    parser.add_argument("--layers", type=_count, default=4)
     parser.add_argument("--checkpointing", action="store_true")
-    options = parser.parse_args(argv)
+    parser.add_argument("--results", type=Path, metavar="FOLDER", help="where to write the results; default: nowhere")
+    return parser
+
+
+def _count(word: str) -> int:
+    if not (word.isdecimal() and int(word)):
+        raise argparse.ArgumentTypeError(f"{word} is no positive integer")
+    return int(word)
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = parser().parse_args(argv)
     options.variants = options.variants or (WITHOUT_NUMBERS if options.verb in ("meta", "shapes") else MAIN)
+    if options.verb != "one-peak":
+        options.variants = list(dict.fromkeys(["stock", *options.variants]))
+    for name in [name for name in os.environ if name.startswith("SELFAUG")]:
+        del os.environ[name]
     sys.path += [str(ROOT), str(ROOT / "Code")]  # last: Code has modules with plain names
     if options.verb != "page":
         _patch_in_memory()

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from selfaug import loss, metrics, reference
 
@@ -98,15 +98,25 @@ def _stopwatch(module: Any, name: str) -> Iterator[list[float]]:
 
 
 def flops(T: int, names: list[str], shape: str, layers: int | None, checkpointing: bool) -> dict[str, float]:
-    """Floating-point operations of a step's matrix products, on the meta device: nothing is computed."""
+    """Floating-point operations of a step's matrix products, attention's among them, on the meta device: nothing is
+    computed. Attention counts as torch counts it: all of the (T, T) square, of which causality leaves half."""
     model, data = _without_content(T, shape, layers, checkpointing, torch.float32)
     metrics.RUNNING.clear()  # sums of steps that were on another device
     found = {}
     for name in names:
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False, custom_mapping=_ATTENTION_FLOPS) as counter:
             step(name, model, data)
         found[name] = float(counter.get_total_flops())
     return found
+
+
+# torch counts the attention of GPUs and not that of CPUs. Both get shapes, first those of the operator's tensors.
+_ATTENTION_FLOPS = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **options: sdpa_flop_count(q, k, v),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda gradient, q, k, v, *_, **options: (
+        sdpa_backward_flop_count(gradient, q, k, v)
+    ),
+}
 
 
 def meta_peak(name: str, T: int, shape: str, layers: int | None, checkpointing: bool, dtype: torch.dtype) -> int:

@@ -29,9 +29,11 @@ def _part(path: Path) -> str:
         "meta": ("Peak of the tensors above the weights, and FLOPs (meta device)", _meta_rows),
         "shapes": ("Whole models: peak of the tensors above the weights, and FLOPs (meta device)", _shape_rows),
     }[kind]
-    what = "whole models" if kind == "shapes" else f"{facts['layers']} layers of Qwen2.5-{facts['shape']}"
+    what = f"{facts['layers']} layers of Qwen2.5-{facts['shape']}" if "layers" in facts else "Whole models"
     heading = f"### {title}{', gradient checkpointing' if facts['checkpointing'] else ''}\n\n"
-    note = f"{what}, {facts['dtype']}, {facts['machine']}, {facts['threads']} thread, torch {facts['torch']}.\n\n"
+    where = f"{facts['machine']}, {facts['threads']} thread, " if "machine" in facts else ""
+    rounds = f", {facts['rounds']} rounds" if "rounds" in facts else ""
+    note = f"{what}, {facts['dtype']}, {where}torch {facts['torch']}{rounds}.\n\n"
     return heading + note + "\n".join(made(facts["results"])) + "\n\n"
 
 
