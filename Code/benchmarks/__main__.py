@@ -2,6 +2,7 @@
 
     python Code/benchmarks time --lengths 512 1024 --rounds 5      seconds, ratios to stock, and the FLOP floor
     python Code/benchmarks shares --lengths 1024                   where SelfAug's step spends its time
+    python Code/benchmarks chunks --lengths 512                    speed of the loss alone, by chunk size
     python Code/benchmarks memory --lengths 2048 4096              peak of the tensors, each in a process of its own
     python Code/benchmarks meta --lengths 2048 4096                peak and FLOPs on the meta device, in seconds
     python Code/benchmarks shapes --lengths 2048 --checkpointing   the same of whole models
@@ -28,6 +29,7 @@ MAIN = ["stock", "off", "stock fused", "original", "selfaug", "sample 0.25", "ca
 WITHOUT_NUMBERS = ["stock", "stock fused", "original", "selfaug", "sample 0.25", "reference given"]
 VARIANTS = [*MAIN, "plain"]
 SHAPES = ["0.5B", "7B", "72B"]
+CHUNKS = [24, 64, 110, 256]
 
 
 def _write(results: Any, options: argparse.Namespace) -> None:
@@ -50,9 +52,11 @@ def _facts(options: argparse.Namespace) -> dict[str, Any]:
         facts = {"machine": _processor(), "device": "cpu", "threads": torch.get_num_threads()}
     facts["torch"] = torch.__version__
     if options.verb != "shapes":
-        facts |= {"shape": options.shape, "layers": options.layers}
+        facts["shape"] = options.shape
+    if options.verb not in ("shapes", "chunks"):
+        facts["layers"] = options.layers
     facts |= {"dtype": "float32", "checkpointing": options.checkpointing}
-    if options.verb in ("time", "shares"):
+    if options.verb in ("time", "shares", "chunks"):
         facts["rounds"] = options.rounds
     return facts
 
@@ -92,6 +96,18 @@ def _shares(options: argparse.Namespace) -> None:
     for T in options.lengths:
         results[T] = measure.shares(T, options.rounds, options.shape, options.layers, options.checkpointing)
         print(f"T={T}", {part: f"{share:.1%}" for part, share in results[T].items()}, flush=True)
+        _write(results, options)
+
+
+def _chunks(options: argparse.Namespace) -> None:
+    from benchmarks import measure
+
+    results = {}
+    for T in options.lengths:
+        results[T] = measure.chunk_speeds(T, CHUNKS, options.rounds, options.shape)
+        for size, row in results[T].items():
+            best, median = row["best"] / 1e9, row["median"] / 1e9
+            print(f"T={T} chunks of {size:3}: best {best:5.1f} GFLOP/s, median {median:5.1f}", flush=True)
         _write(results, options)
 
 
@@ -169,6 +185,7 @@ def _page(options: argparse.Namespace) -> None:
 VERBS = {
     "time": _time,
     "shares": _shares,
+    "chunks": _chunks,
     "memory": _memory,
     "meta": _meta,
     "one-peak": _one_peak,
@@ -180,7 +197,7 @@ VERBS = {
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python Code/benchmarks", description=__doc__.split("\n")[0])
     parser.add_argument("verb", choices=VERBS)
-    parser.add_argument("--lengths", type=_count, nargs="+", default=[512, 1024])
+    parser.add_argument("--lengths", type=_length, nargs="+", default=[512, 1024])
     parser.add_argument(
         "--variants",
         choices=VARIANTS,
@@ -196,17 +213,27 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _count(word: str) -> int:
-    if not (word.isdecimal() and int(word)):
-        raise argparse.ArgumentTypeError(f"{word} is no positive integer")
+def _count(word: str, least: int = 1) -> int:
+    if not word.isdecimal() or int(word) < least:
+        raise argparse.ArgumentTypeError(f"{word} is no integer from {least} on")
     return int(word)
 
 
-def main(argv: list[str] | None = None) -> int:
+def _length(word: str) -> int:
+    return _count(word, least=2)  # one token of prompt and one of answer
+
+
+def read(argv: list[str] | None) -> argparse.Namespace:
+    """The command line, with the variants that it stands for."""
     options = parser().parse_args(argv)
     options.variants = options.variants or (WITHOUT_NUMBERS if options.verb in ("meta", "shapes") else MAIN)
     if options.verb != "one-peak":
         options.variants = list(dict.fromkeys(["stock", *options.variants]))
+    return options
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = read(argv)
     for name in [name for name in os.environ if name.startswith("SELFAUG")]:
         del os.environ[name]
     sys.path += [str(ROOT), str(ROOT / "Code")]  # last: Code has modules with plain names
