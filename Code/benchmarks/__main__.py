@@ -2,12 +2,15 @@
 
     python Code/benchmarks time --lengths 512 1024 --rounds 5      seconds, ratios to stock, and the FLOP floor
     python Code/benchmarks shares --lengths 1024                   where SelfAug's step spends its time
+    python Code/benchmarks chunks --lengths 512                    speed of the loss alone, by chunk size
     python Code/benchmarks memory --lengths 2048 4096              peak of the tensors, each in a process of its own
     python Code/benchmarks meta --lengths 2048 4096                peak and FLOPs on the meta device, in seconds
     python Code/benchmarks shapes --lengths 2048 --checkpointing   the same of whole models
     python Code/benchmarks page                                    docs/performance/*.json to tables and plots
 
-Results go to docs/performance/, one JSON file each. The packages are patched in memory; nothing is installed.
+Results are printed, and with ``--results FOLDER`` written there, one JSON file per verb: what the page shows is in
+docs/performance/ and changes only where that folder is named. The packages are patched in memory; nothing is
+installed. ``SELFAUG_*`` variables that are set take no part.
 """
 
 from __future__ import annotations
@@ -22,26 +25,40 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "docs" / "performance"
 MAIN = ["stock", "off", "stock fused", "original", "selfaug", "sample 0.25", "cached", "reference given"]
 WITHOUT_NUMBERS = ["stock", "stock fused", "original", "selfaug", "sample 0.25", "reference given"]
+VARIANTS = [*MAIN, "plain"]
+SHAPES = ["0.5B", "7B", "72B"]
+CHUNKS = [24, 64, 110, 256]
 
 
-def _write(name: str, results: Any, options: argparse.Namespace) -> None:
+def _write(results: Any, options: argparse.Namespace) -> None:
+    if options.results is not None:
+        options.results.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({**_facts(options), "results": results}, indent=1)
+        _file(options).write_text(text + "\n", encoding="utf-8")
+
+
+def _file(options: argparse.Namespace) -> Path:
+    return options.results / f"{options.verb}{'-checkpointing' if options.checkpointing else ''}.json"
+
+
+def _facts(options: argparse.Namespace) -> dict[str, Any]:
+    """What the results depend on. Nothing is computed on the meta device, by whatever processor."""
     import torch
 
-    RESULTS.mkdir(exist_ok=True)
-    facts = {
-        "machine": _processor(),
-        "device": "cpu",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "shape": options.shape,
-        "layers": options.layers,
-        "dtype": "float32",
-        "checkpointing": options.checkpointing,
-    }
-    (RESULTS / f"{name}.json").write_text(json.dumps({**facts, "results": results}, indent=1) + "\n")
+    facts: dict[str, Any] = {"device": "meta"}
+    if options.verb not in ("meta", "shapes"):
+        facts = {"machine": _processor(), "device": "cpu", "threads": torch.get_num_threads()}
+    facts["torch"] = torch.__version__
+    if options.verb != "shapes":
+        facts["shape"] = options.shape
+    if options.verb not in ("shapes", "chunks"):
+        facts["layers"] = options.layers
+    facts |= {"dtype": "float32", "checkpointing": options.checkpointing}
+    if options.verb in ("time", "shares", "chunks"):
+        facts["rounds"] = options.rounds
+    return facts
 
 
 def _processor() -> str:
@@ -62,13 +79,14 @@ def _time(options: argparse.Namespace) -> None:
         for name, row in found.items():
             print(f"T={T} {name:16} {row['seconds']:7.2f} s  {row['ratio']:.3f} of stock", flush=True)
         results[T] = found
-        _write("time-checkpointing" if options.checkpointing else "time", results, options)
+        _write(results, options)
     counted = [name for name in options.variants if name not in ("off", "cached")]  # like stock; like reference given
     for T, found in results.items():  # last: counting replaces the attention
         flops = measure.flops(T, counted, options.shape, options.layers, options.checkpointing)
         for name in counted:
             found[name]["floor"] = flops[name] / flops["stock"]
-    _write("time-checkpointing" if options.checkpointing else "time", results, options)
+            print(f"T={T} {name:16} {found[name]['floor']:.3f} of stock in FLOPs", flush=True)
+    _write(results, options)
 
 
 def _shares(options: argparse.Namespace) -> None:
@@ -78,28 +96,41 @@ def _shares(options: argparse.Namespace) -> None:
     for T in options.lengths:
         results[T] = measure.shares(T, options.rounds, options.shape, options.layers, options.checkpointing)
         print(f"T={T}", {part: f"{share:.1%}" for part, share in results[T].items()}, flush=True)
-        _write("shares-checkpointing" if options.checkpointing else "shares", results, options)
+        _write(results, options)
+
+
+def _chunks(options: argparse.Namespace) -> None:
+    from benchmarks import measure
+
+    results = {}
+    for T in options.lengths:
+        results[T] = measure.chunk_speeds(T, CHUNKS, options.rounds, options.shape)
+        for size, row in results[T].items():
+            best, median = row["best"] / 1e9, row["median"] / 1e9
+            print(f"T={T} chunks of {size:3}: best {best:5.1f} GFLOP/s, median {median:5.1f}", flush=True)
+        _write(results, options)
 
 
 def _meta(options: argparse.Namespace) -> None:
     results: dict[int, Any] = {}
     for T in options.lengths:
         results[T] = _without_numbers(T, options.variants, options.shape, options.layers, options.checkpointing)
-        _write("meta-checkpointing" if options.checkpointing else "meta", results, options)
+        _write(results, options)
 
 
 def _shapes(options: argparse.Namespace) -> None:
-    """Adds to the cells that are there: a whole model at 32K tokens takes long."""
-    from benchmarks import slice as sliced
-
-    name = "shapes-checkpointing" if options.checkpointing else "shapes"
-    path = RESULTS / f"{name}.json"
-    results = json.loads(path.read_text())["results"] if path.exists() else {}
+    """Adds to the cells that are there, if they are of the same torch: a whole model at 32K tokens takes minutes."""
+    results: dict[str, Any] = {}
+    if options.results is not None and _file(options).exists():
+        facts = json.loads(_file(options).read_text(encoding="utf-8"))
+        results = facts.pop("results")
+        if facts != _facts(options):
+            sys.exit(f"{_file(options)} is of {facts}, this would be of {_facts(options)}: name another folder")
     for shape in options.shapes:
         for T in options.lengths:
             found = _without_numbers(T, options.variants, shape, None, options.checkpointing)
             results.setdefault(shape, {})[str(T)] = found
-            _write(name, {one: results[one] for one in sliced.SHAPES if one in results}, options)
+            _write({one: results[one] for one in SHAPES if one in results}, options)
 
 
 def _without_numbers(T: int, variants: list[str], shape: str, *options: Any) -> dict[str, dict[str, float]]:
@@ -122,7 +153,6 @@ def _without_numbers(T: int, variants: list[str], shape: str, *options: Any) -> 
 def _memory(options: argparse.Namespace) -> None:
     results: dict[int, Any] = {}
     for T in options.lengths:
-        results[T] = {}
         for name in options.variants:
             command = [sys.executable, __file__, "one-peak", "--lengths", str(T), "--variants", name]
             command += ["--shape", options.shape, "--layers", str(options.layers)]
@@ -130,11 +160,13 @@ def _memory(options: argparse.Namespace) -> None:
             done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
             if done.returncode:
                 print(f"T={T} {name}: failed\n{done.stderr[-600:]}", file=sys.stderr)
+                if name == "stock":  # there is nothing to compare the others with
+                    break
                 continue
-            found = results[T][name] = json.loads(done.stdout.splitlines()[-1])
+            found = results.setdefault(T, {})[name] = json.loads(done.stdout.splitlines()[-1])
             found["ratio"] = found["tensors"] / results[T]["stock"]["tensors"]
             print(f"T={T} {name:16} {found['tensors'] / 1e6:8.0f} MB  {found['ratio']:.3f} of stock", flush=True)
-        _write("memory-checkpointing" if options.checkpointing else "memory", results, options)
+        _write(results, options)
 
 
 def _one_peak(options: argparse.Namespace) -> None:
@@ -147,12 +179,13 @@ def _one_peak(options: argparse.Namespace) -> None:
 def _page(options: argparse.Namespace) -> None:
     from benchmarks import page
 
-    page.write(RESULTS, ROOT / "docs" / "performance.md")
+    page.write(ROOT / "docs" / "performance", ROOT / "docs" / "performance.md")
 
 
 VERBS = {
     "time": _time,
     "shares": _shares,
+    "chunks": _chunks,
     "memory": _memory,
     "meta": _meta,
     "one-peak": _one_peak,
@@ -161,18 +194,48 @@ VERBS = {
 }
 
 
-def main(argv: list[str] | None = None) -> int:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python Code/benchmarks", description=__doc__.split("\n")[0])
     parser.add_argument("verb", choices=VERBS)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024])
-    parser.add_argument("--variants", nargs="+", help=f"default: {MAIN}; meta and shapes: {WITHOUT_NUMBERS}")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--shape", default="0.5B")
-    parser.add_argument("--shapes", nargs="+", default=["0.5B", "7B", "72B"])
-    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--lengths", type=_length, nargs="+", default=[512, 1024])
+    parser.add_argument(
+        "--variants",
+        choices=VARIANTS,
+        nargs="+",
+        help=f"default: {MAIN}; meta and shapes: {WITHOUT_NUMBERS}; stock is always measured, first",
+    )
+    parser.add_argument("--rounds", type=_count, default=5)
+    parser.add_argument("--shape", choices=SHAPES, default="0.5B")
+    parser.add_argument("--shapes", choices=SHAPES, nargs="+", default=SHAPES)
+    parser.add_argument("--layers", type=_count, default=4)
     parser.add_argument("--checkpointing", action="store_true")
-    options = parser.parse_args(argv)
+    parser.add_argument("--results", type=Path, metavar="FOLDER", help="where to write the results; default: nowhere")
+    return parser
+
+
+def _count(word: str, least: int = 1) -> int:
+    if not word.isdecimal() or int(word) < least:
+        raise argparse.ArgumentTypeError(f"{word} is no integer from {least} on")
+    return int(word)
+
+
+def _length(word: str) -> int:
+    return _count(word, least=2)  # one token of prompt and one of answer
+
+
+def read(argv: list[str] | None) -> argparse.Namespace:
+    """The command line, with the variants that it stands for."""
+    options = parser().parse_args(argv)
     options.variants = options.variants or (WITHOUT_NUMBERS if options.verb in ("meta", "shapes") else MAIN)
+    if options.verb != "one-peak":
+        options.variants = list(dict.fromkeys(["stock", *options.variants]))
+    return options
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = read(argv)
+    for name in [name for name in os.environ if name.startswith("SELFAUG")]:
+        del os.environ[name]
     sys.path += [str(ROOT), str(ROOT / "Code")]  # last: Code has modules with plain names
     if options.verb != "page":
         _patch_in_memory()

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from selfaug import loss, metrics, reference
 
@@ -78,6 +78,32 @@ def shares(T: int, rounds: int, shape: str, layers: int, checkpointing: bool) ->
     return {part: spent / whole for part, spent in found.items()}
 
 
+def chunk_speeds(T: int, sizes: list[int], rounds: int, shape: str) -> dict[int, dict[str, float]]:
+    """FLOPs per CPU second of the loss alone, forward and backward, by chunk size: best and median of ``rounds`` times
+    in turn after a first that is not counted."""
+    torch.manual_seed(0)
+    H, V = (int(sliced.SHAPES[shape][name]) for name in ("hidden_size", "vocab_size"))
+    head = nn.Linear(H, V, bias=False).requires_grad_(False)
+    labels = sliced.batch(T, V)["labels"][0]
+    hidden, states = torch.randn(T, H, requires_grad=True), torch.randn(int((labels == -100).sum()), H)
+    weight = torch.ones(len(states))
+
+    def run(size: int) -> None:
+        loss.chunked_loss(hidden, states, labels, weight, head, head, size).total.backward()
+
+    spent: dict[int, list[float]] = {size: [] for size in sizes}
+    for turn in range(rounds + 1):
+        for size in sizes:
+            start = time.process_time()
+            run(size)
+            if turn:
+                spent[size].append(time.process_time() - start)
+    with FlopCounterMode(display=False) as counter:  # of any size: they make the same products
+        run(sizes[0])
+    flops = counter.get_total_flops()
+    return {size: {"best": flops / min(t), "median": flops / statistics.median(t)} for size, t in spent.items()}
+
+
 @contextlib.contextmanager
 def _stopwatch(module: Any, name: str) -> Iterator[list[float]]:
     """CPU seconds spent in a function of ``module``, in a list of one."""
@@ -98,15 +124,26 @@ def _stopwatch(module: Any, name: str) -> Iterator[list[float]]:
 
 
 def flops(T: int, names: list[str], shape: str, layers: int | None, checkpointing: bool) -> dict[str, float]:
-    """Floating-point operations of a step's matrix products, on the meta device: nothing is computed."""
+    """Floating-point operations of a step's matrix products, attention's among them, on the meta device: nothing is
+    computed. Attention counts as torch counts it: all of the (T, T) square, of which causality leaves half."""
     model, data = _without_content(T, shape, layers, checkpointing, torch.float32)
     metrics.RUNNING.clear()  # sums of steps that were on another device
+    loss._BLOCK = 2**40  # elementwise work has no products: let it go by whole chunks
     found = {}
     for name in names:
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False, custom_mapping=_ATTENTION_FLOPS) as counter:
             step(name, model, data)
         found[name] = float(counter.get_total_flops())
     return found
+
+
+# torch counts the attention of GPUs and not that of CPUs. Both get shapes, first those of the operator's tensors.
+_ATTENTION_FLOPS = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **options: sdpa_flop_count(q, k, v),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda gradient, q, k, v, *_, **options: (
+        sdpa_backward_flop_count(gradient, q, k, v)
+    ),
+}
 
 
 def meta_peak(name: str, T: int, shape: str, layers: int | None, checkpointing: bool, dtype: torch.dtype) -> int:
