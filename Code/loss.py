@@ -93,8 +93,8 @@ def auto_chunk_size(vocabulary: int, device: torch.device) -> int:
     """Aligned positions per chunk, such that their logits, tuned and base, take at most 128 MiB of float32 on a CPU
     and 512 MiB elsewhere.
 
-    Measured on a CPU core (docs/performance.md): the matrix products are at full speed from some 200 rows on. At
-    V = 151,936 there are 110 positions, 220 rows of logits, on a CPU and 441 positions on a GPU.
+    At V = 151,936 that is 110 positions, 220 rows of logits, on a CPU and 441 positions on a GPU. How the time depends
+    on it: ``python Code/benchmarks chunks``.
     """
     budget = (128 if device.type == "cpu" else 512) * 2**20
     return max(1, budget // (8 * vocabulary))
