@@ -62,13 +62,13 @@ def hidden_states(
         CacheError: without ``compute``, a sample is not in the cache; or the weights are sharded.
     """
     sampled = chosen.index[: chosen.aligned]
-    samples = keyed_samples(arguments, chosen, entries(model, settings))
+    store = entries(model, settings)
+    samples = keyed_samples(arguments, chosen, store)
     if samples is None:
         if compute is None:
             raise CacheError(f"{_title(model)} trains in full, and this batch is not one that a cache can hold. {_DOC}")
         return compute(sampled)
-    store, device = entries(model, settings), model.model.embed_tokens.weight.device
-    H = model.config.hidden_size
+    device, H = model.model.embed_tokens.weight.device, model.config.hidden_size
     found = [store.get(key, len(index), H) for key, index in samples]
     within = torch.searchsorted(chosen.all_aligned, sampled)
     if all(states is not None for states in found):

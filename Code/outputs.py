@@ -45,16 +45,14 @@ class SelfAugOutput(CausalLMOutputWithPast):
         return self._read(value, sys._getframe(1))
 
     def __getitem__(self, key: Any) -> Any:
-        if isinstance(key, str):
-            value = dict(self.items())[key]
-            return self._read(value, sys._getframe(1)) if isinstance(value, LazyLogits) else value
-        return self.to_tuple()[key]
+        return self._field(key, sys._getframe(1)) if isinstance(key, str) else self.to_tuple()[key]
 
     def get(self, key: str, default: Any = None) -> Any:
-        if key not in self:
-            return default
+        return self._field(key, sys._getframe(1)) if key in self else default
+
+    def _field(self, key: str, reader: FrameType) -> Any:
         value = dict(self.items())[key]
-        return self._read(value, sys._getframe(1)) if isinstance(value, LazyLogits) else value
+        return self._read(value, reader) if isinstance(value, LazyLogits) else value
 
     def _read(self, value: LazyLogits, reader: FrameType) -> Any:
         """The logits, made now; a library that only walks the output gets the stand-in."""

@@ -1,6 +1,8 @@
 """Fill a reference cache before training.
 
-python -m selfaug.reference_cache build --model M --data FILE --cache DIR
+    python -m selfaug.reference_cache build --model M --data FILE --cache DIR
+
+Rows are those of :mod:`.training_rows`; the head is kept, too, as full fine-tuning needs it (docs/performance.md).
 """
 
 from __future__ import annotations

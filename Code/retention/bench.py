@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ..self_dialogue.chat import Chat, Ending
-from ..self_dialogue.generator import listed, load_model, weights_hash
+from ..self_dialogue.generator import listed, load_model, loading, weights_hash
 from ..self_dialogue.manifest import sha256
-from ..self_dialogue.refusal import Refusal, optional
+from ..self_dialogue.refusal import Refusal, first_line, optional
 from .prompts import Prompt
 
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -34,13 +34,9 @@ class Bench:
         from transformers import AutoConfig, AutoTokenizer
 
         self.base, self.dtype, self.device = base, dtype, device
-        try:
+        with loading(base):
             self.config = AutoConfig.from_pretrained(base)
             self.tokenizer = AutoTokenizer.from_pretrained(base)
-        except (OSError, ValueError) as error:
-            raise Refusal(
-                "no-model", f"cannot load {base}", "a folder, or a name on the hub", _first_line(error)
-            ) from None
         self.eos = [*listed(self.config.eos_token_id), *_generation_eos(base)]
         self._template = template
 
@@ -115,7 +111,7 @@ class Bench:
             tuned = peft.PeftModel.from_pretrained(base, str(folder)).eval()
         except Exception as error:  # peft has no error of its own for an adapter that does not fit
             raise Refusal(
-                "no-adapter", f"cannot load {folder}", f"a PEFT adapter for {self.base}", _first_line(error)
+                "no-adapter", f"cannot load {folder}", f"a PEFT adapter for {self.base}", first_line(error)
             ) from error
         if tuned.active_peft_config.is_prompt_learning:
             raise Refusal(
@@ -166,7 +162,3 @@ def _generation_eos(base: str) -> list[int]:
         return listed(GenerationConfig.from_pretrained(base).eos_token_id)
     except (OSError, ValueError):
         return []
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"

@@ -11,7 +11,7 @@ from typing import Any
 
 from .chat import Ending
 from .nucleus import NucleusSampler, Sampling, draws
-from .refusal import Refusal, optional
+from .refusal import Refusal, first_line, optional
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 
@@ -36,7 +36,7 @@ class TransformersGenerator:
     ) -> None:
         from transformers import AutoTokenizer, GenerationConfig
 
-        with _loading(model):
+        with loading(model):
             self.tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
             self.model = load_model(model, dtype, device, revision)
         own = self.model.generation_config
@@ -83,7 +83,7 @@ class VllmGenerator:
         self, model: str, dtype: str, device: str, revision: str | None, sampling: Sampling, seed: int
     ) -> None:
         self.vllm = optional("vllm", "--backend vllm")
-        with _loading(model):
+        with loading(model):
             self.engine = self.vllm.LLM(model=model, revision=revision, dtype=dtype, seed=seed)
         self.tokenizer = self.engine.get_tokenizer()
         self.eos = listed(self.tokenizer.eos_token_id)
@@ -135,13 +135,13 @@ def load_model(model: str, dtype: str, device: str, revision: str | None = None)
 
 
 @contextmanager
-def _loading(model: str) -> Iterator[None]:
+def loading(model: str) -> Iterator[None]:
+    """Within, what transformers or vLLM cannot load is a :class:`Refusal` that names ``model``."""
     try:
         yield
     except (OSError, ValueError) as error:
-        lines = str(error).strip().splitlines()
-        found = f"{type(error).__name__}: {lines[0] if lines else ''}"
-        raise Refusal("no-model", f"cannot load {model}", "a folder, or a name on the hub", found) from None
+        expected = "a folder, or a name on the hub"
+        raise Refusal("no-model", f"cannot load {model}", expected, first_line(error)) from None
 
 
 def usable_device(given: str | None) -> str:
@@ -157,8 +157,8 @@ def usable_device(given: str | None) -> str:
     try:
         torch.zeros(1, device=given).item()
     except Exception as error:  # torch has no error of its own for this
-        found = f"{type(error).__name__}: {(str(error).strip() or 'nothing said').splitlines()[0]}"
-        raise Refusal("no-device", f"--device {given} cannot be used here", "cpu, cuda, cuda:1, mps …", found) from None
+        what, expected = f"--device {given} cannot be used here", "cpu, cuda, cuda:1, mps …"
+        raise Refusal("no-device", what, expected, first_line(error)) from None
     return given
 
 

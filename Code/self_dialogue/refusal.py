@@ -17,6 +17,12 @@ class Refusal(Exception):
         self.id = id
 
 
+def first_line(error: Exception) -> str:
+    """What an error of another library says, in one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'nothing said'}"
+
+
 def optional(module: str, purpose: str) -> Any:
     """Import a module that only some options need.
 
