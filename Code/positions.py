@@ -5,8 +5,9 @@ All masks are (B, T) bool and speak of the position *whose logits are used*: the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,33 +22,90 @@ def next_labels(labels: Tensor) -> Tensor:
     return torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
 
 
-def real_tokens(attention_mask: Tensor | Mapping[str, Tensor] | None, labels: Tensor) -> Tensor:
-    """(B, T) bool, False at padding.
+def real_tokens(attention_mask: Any, labels: Tensor) -> Tensor:
+    """(B, T) bool, False at padding; without a mask all are real.
 
-    ``attention_mask`` may be absent (no padding), (B, T) with 0 at padding and any other number elsewhere (packed
-    rows number their documents 1, 2, 3), or (B, 1, T, T): bool (True: may attend) or additive float (0: may attend).
-    A real token always attends to itself, so the diagonal tells. Masks by type of layer, as transformers 5 takes
-    them: that of full attention.
+    ``attention_mask`` may be (B, T) with 0 at padding and any other number elsewhere (packed rows number their
+    documents 1, 2, 3), (B, 1 or heads, T, T): bool (True: may attend) or additive float (0: may attend), or a
+    ``BlockMask`` of flex attention. A real token attends to itself, so the diagonal tells. Of masks by type of layer,
+    as transformers 5 takes them, any one tells.
 
     Raises:
         ValueError: what is no such mask, or one of another length than the labels.
     """
-    if isinstance(attention_mask, Mapping):
-        attention_mask = attention_mask.get("full_attention")
-    if attention_mask is None:
+    mask = _any_mask(attention_mask)
+    if mask is None:
         return torch.ones_like(labels, dtype=torch.bool)
-    if not isinstance(attention_mask, Tensor):
-        raise ValueError(f"attention_mask must be a tensor, found {type(attention_mask).__name__}")
-    if attention_mask.dim() == 2:
-        mask = attention_mask != 0
-    elif attention_mask.dim() == 4:
-        diagonal = attention_mask[:, 0].diagonal(dim1=-2, dim2=-1)
-        mask = diagonal == 0 if diagonal.is_floating_point() else diagonal != 0
+    if hasattr(mask, "mask_mod"):
+        real = _block_mask_diagonal(mask, labels)
+    elif not isinstance(mask, Tensor):
+        raise ValueError(f"attention_mask must be a tensor, found {type(mask).__name__}")
+    elif mask.dim() == 2:
+        real = mask != 0
+    elif mask.dim() == 4:
+        real = _attended(mask[:, 0] == 0 if mask.is_floating_point() else mask[:, 0] != 0)
     else:
-        raise ValueError(f"attention_mask must have 2 or 4 dimensions, found {attention_mask.dim()}")
-    if mask.shape[-1] != labels.shape[-1]:
-        raise ValueError(f"attention_mask covers {mask.shape[-1]} positions, labels {labels.shape[-1]}")
-    return mask.expand(labels.shape)
+        raise ValueError(f"attention_mask must have 2 or 4 dimensions, found {mask.dim()}")
+    if real.shape[-1] != labels.shape[-1]:
+        raise ValueError(f"attention_mask covers {real.shape[-1]} positions, labels {labels.shape[-1]}")
+    return real.expand(labels.shape)
+
+
+def _any_mask(attention_mask: Any) -> Any:
+    """Of masks by type of layer that of full attention, or the first one if there is none."""
+    if not isinstance(attention_mask, Mapping):
+        return attention_mask
+    masks = {kind: mask for kind, mask in attention_mask.items() if mask is not None}
+    return masks.get("full_attention", next(iter(masks.values()), None))
+
+
+def _attended(attends: Tensor) -> Tensor:
+    """(B, T) bool, the real tokens, from (B, T, T) bool: whether row t attends to column s.
+
+    Padding does not attend to itself, unless transformers opened its row: SDPA cannot have a row without any True, so
+    there a padding row attends to everything. No other row attends to that padding.
+    """
+    opened = attends.all(-1)
+    opened[:, -1] = False  # under a causal mask the last token attends to everything
+    by_others = (attends & ~opened.unsqueeze(-1)).any(-2)
+    return attends.diagonal(dim1=-2, dim2=-1) & (by_others | ~opened)
+
+
+def _block_mask_diagonal(mask: Any, labels: Tensor) -> Tensor:
+    """(B, T) bool: whether each token of ``labels`` (B, T) attends to itself under flex attention's BlockMask."""
+    rows, T, device = mask.shape[0], min(labels.shape[1], *mask.shape[-2:]), mask.kv_num_blocks.device
+    b = torch.arange(rows, device=device).repeat_interleave(T)
+    t = torch.arange(T, device=device).repeat(rows)
+    attends = torch.vmap(mask.mask_mod)(b, torch.zeros_like(b), t, t)
+    return attends.view(rows, T).expand(len(labels), T)
+
+
+def without_padding(labels: Tensor, input_ids: Tensor | None, pad_tokens: Collection[int]) -> Tensor:
+    """(B, T) bool, False at padding, of a batch without an attention mask.
+
+    Padding is a run of one of ``pad_tokens`` without labels at either end of a row. One at the beginning may be the
+    beginning-of-text token, where a model pads with that: the last of a run at the left counts as real.
+    """
+    real = torch.ones_like(labels, dtype=torch.bool)
+    if input_ids is None:
+        return real
+    for token in pad_tokens:
+        pad = (input_ids == token) & (labels == IGNORE_INDEX)
+        real &= ~pad.flip(-1).cumprod(-1).flip(-1).bool()
+        left = pad.cumprod(-1).bool()
+        real[:, :-1] &= ~(left[:, :-1] & left[:, 1:])
+    return real
+
+
+def unexplained_tail(labels: Tensor, input_ids: Tensor, real: Tensor) -> int:
+    """The length of the longest run of one and the same token at the end of a row, without labels and after labels.
+
+    Without a mask it may be padding with a token that nobody has named.
+    """
+    tail = (input_ids == input_ids[:, -1:]) & (labels == IGNORE_INDEX) & real
+    length = tail.flip(-1).cumprod(-1).sum(-1)
+    supervised = (labels != IGNORE_INDEX).any(-1)
+    return int((length * supervised).max())
 
 
 def aligned(labels: Tensor, real: Tensor, positions: str) -> Tensor:
@@ -120,31 +178,40 @@ class Selection:
     counted: int  # what sums are divided by where the trainer does not say
     length: int  # T up to and with the last aligned position of any row
     total: int  # T
+    maybe_padding: int  # tokens at the end of a row that may be padding, see unexplained_tail
 
 
 def select(
     labels: Tensor,
-    attention_mask: Tensor | Mapping[str, Tensor] | None,
+    attention_mask: Any,
     position_ids: Tensor | None,
     positions: str,
     reduction: str,
     divided_by_batch: bool,
     share: float = 1.0,
     generator: torch.Generator | None = None,
+    input_ids: Tensor | None = None,
+    pad_tokens: Collection[int] = (),
 ) -> Selection:
-    """Reads the masks of a batch, on the CPU: copying them there is the one host synchronisation of a step.
+    """Reads the masks of a batch, on the CPU: copying them there is the one host synchronisation of a step where they
+    are on one device.
 
+    input_ids, pad_tokens: tell padding where there is no mask, see :func:`without_padding`.
     share: below 1, the KL is computed at a sample of the aligned positions, drawn with ``generator``, see
         :mod:`.sample`.
     divided_by_batch: the trainer gave ``num_items_in_batch``. Then a micro-batch without a supervised token weighs
         nothing. Without it, such a micro-batch (whose stock loss is NaN) keeps its KL as a plain mean.
     """
-    labels = labels.cpu()
-    real = real_tokens(attention_mask, labels).cpu()  # of a 4-D mask, the diagonal alone is copied
+    if position_ids is not None and position_ids.dim() != 2:
+        position_ids = None
+    unmasked = _any_mask(attention_mask) is None
+    mask = None if unmasked else real_tokens(attention_mask, labels)
+    labels, mask, position_ids, ids = _on_cpu(labels, mask, position_ids, input_ids if unmasked else None)
+    real = without_padding(labels, ids, pad_tokens) if unmasked else mask != 0
     targets = next_labels(labels)
     supervised = targets != IGNORE_INDEX
     chosen = aligned(labels, real, positions)
-    row = rows(labels, None if position_ids is None else position_ids.cpu())
+    row = rows(labels, position_ids)
     counted = supervised if divided_by_batch or supervised.any() else chosen
     weight = kl_weights(chosen, counted, row, reduction)
     all_aligned = chosen.flatten().nonzero().squeeze(-1)
@@ -165,7 +232,16 @@ def select(
         counted=max(1, int(supervised.sum()) or len(all_aligned)),
         length=int(columns[-1]) + 1 if len(columns) else 0,
         total=labels.shape[1],
+        maybe_padding=unexplained_tail(labels, ids, real) if unmasked and ids is not None else 0,
     )
+
+
+def _on_cpu(labels: Tensor, *others: Tensor | None) -> list[Any]:
+    """(B, T) copies on the CPU, as long; those on one device are copied together, in one synchronisation."""
+    tensors = [labels, *(None if t is None else t.to(labels.dtype).expand_as(labels) for t in others)]
+    together = [t for t in tensors if t is not None and t.device == labels.device]
+    copied = iter(torch.stack(together).cpu())
+    return [t if t is None else next(copied) if t.device == labels.device else t.cpu() for t in tensors]
 
 
 def aligned_only(selection: Selection) -> Selection:
@@ -177,17 +253,28 @@ def aligned_only(selection: Selection) -> Selection:
 def full_labels(labels: Tensor, logits_to_keep: int | Tensor, total: int) -> Tensor:
     """(B, T) labels from labels that a trainer cut to the positions in ``logits_to_keep``; IGNORE_INDEX elsewhere.
 
-    An int k keeps the last k positions. A (T,) bool mask keeps the positions whose logits are used, so the label
-    after the j-th kept position is the j+1-th of the cut ones (ms-swift: swift/trainers/mixin.py,
+    An int k > 0 keeps the last k positions. A (T,) bool mask or (K,) indices keep the positions whose logits are used,
+    so the label after the j-th kept position is the j+1-th of the cut ones (ms-swift: swift/trainers/mixin.py,
     prepare_logits_to_keep).
+
+    Raises:
+        ValueError: there are neither T labels nor as many as positions are kept.
     """
     if labels.shape[1] == total:
         return labels
-    full = labels.new_full((labels.shape[0], total), IGNORE_INDEX)
     if isinstance(logits_to_keep, int):
-        full[:, total - labels.shape[1] :] = labels
+        kept = torch.arange(total - min(logits_to_keep or total, total), total, device=labels.device)
     else:
         kept = logits_to_keep.nonzero().squeeze(-1) if logits_to_keep.dtype == torch.bool else logits_to_keep
+    if labels.shape[1] != len(kept):
+        raise ValueError(
+            f"expected labels of {total} positions, as the model was called with, or of the {len(kept)} in "
+            f"logits_to_keep; found {labels.shape[1]}"
+        )
+    full = labels.new_full((labels.shape[0], total), IGNORE_INDEX)
+    if isinstance(logits_to_keep, int):
+        full[:, kept] = labels
+    else:
         full[:, kept[:-1] + 1] = labels[:, 1:]
     return full
 
@@ -200,3 +287,20 @@ def kept_targets(selection: Selection, rows: int, logits_to_keep: int | Tensor) 
     targets[selection.index] = selection.targets
     columns = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep.cpu()
     return targets.view(rows, selection.total)[:, columns]
+
+
+def divisor(num_items: Any, counted: int, device: torch.device) -> int | Tensor:
+    """What sums over tokens are divided by: the trainer's ``num_items_in_batch``, or ``counted``, the tokens that count
+    in this micro-batch. A 0 becomes 1: where nothing is counted the sum is 0 as well, and stays that.
+    """
+    if isinstance(num_items, Tensor):
+        num_items = num_items.to(device)
+        return torch.where(num_items == 0, torch.ones_like(num_items), num_items)
+    return (counted if num_items is None else num_items) or 1
+
+
+def without_nan(loss: Tensor, supervised: int) -> Tensor:
+    """A loss that somebody else computed, or 0 where it is NaN for want of a supervised token."""
+    if supervised == 0 and bool(loss.detach().isnan().any()):
+        return torch.zeros_like(loss.detach())
+    return loss

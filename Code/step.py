@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from typing import Any, Callable, Optional
 
 import torch
@@ -11,7 +12,7 @@ from transformers.utils import logging
 
 from . import cached_states, calls, config, guards, head, loss, metrics, positions, reference, sample, trainers, watch
 from .eager import eager, eager_around
-from .outputs import LazyLogits, SelfAugOutput
+from .outputs import SelfAugOutput, output
 
 logger = logging.get_logger("transformers.selfaug")
 
@@ -45,7 +46,7 @@ def run(model: Any, forward: Callable[..., Any], stock: bool, args: tuple[Any, .
         elif guards.unpatched_peft(model):
             watch.of(model).tell(_UNPATCHED_PEFT, forward, settings.strict, _INSTALL)
         return forward(model, *args, **kwargs)
-    keep = guards.reference_adapters(model, layers, settings) if layers else None
+    keep = guards.reference_adapters(model, settings) if layers else None
     if calls.has_past(call):
         watch.of(model).tell(_PAST, forward, settings.strict, _NO_PAST)
         return forward(model, *args, **kwargs)
@@ -66,7 +67,7 @@ def _fused(model: Any, call: dict[str, Any], settings: config.Settings, keep: Ke
     decoded = model.model(**arguments)
     hidden = decoded[0]
     terms = _terms(model, hidden, reference_hidden, chosen, settings, keep)
-    total = terms.total / _divisor(chosen, call.get("num_items_in_batch"), hidden.device)
+    total = terms.total / positions.divisor(call.get("num_items_in_batch"), chosen.counted, hidden.device)
     _acted(model, settings, terms.nll_sum, terms, chosen)
     watch.of(model).made(total, settings.strict)
 
@@ -74,13 +75,7 @@ def _fused(model: Any, call: dict[str, Any], settings: config.Settings, keep: Ke
         made = model.lm_head(hidden)
         return made if hasattr(model, "loss_function") else made.float()  # forward upcasts until transformers 4.45
 
-    return SelfAugOutput(
-        loss=total,
-        logits=LazyLogits(logits),
-        past_key_values=decoded.get("past_key_values"),
-        hidden_states=decoded.get("hidden_states"),
-        attentions=decoded.get("attentions"),
-    )
+    return output(total, logits, decoded)
 
 
 @eager_around
@@ -129,12 +124,13 @@ def _around(
     chosen = _select(model, {**call, **arguments, "num_items_in_batch": num_items}, labels, settings)
     reference_hidden = _reference_hidden(model, arguments, chosen, settings, keep)
     terms = _terms(model, hidden, reference_hidden, positions.aligned_only(chosen), settings, keep)
-    divisor = _divisor(chosen, num_items, hidden.device)
     if owed:
         _acted(model, settings, _nll_sum(outputs, chosen, kept), terms, chosen)
-        owed.owe(terms.total, chosen.counted)
+        owed.owe(terms.total, chosen)
         return outputs
-    _acted(model, settings, stock_loss.detach() * divisor, terms, chosen)
+    divisor = positions.divisor(num_items, chosen.counted, hidden.device)
+    stock_loss = positions.without_nan(stock_loss, chosen.supervised)
+    _acted(model, settings, (stock_loss.detach().mean() * divisor).reshape(()), terms, chosen)
     total = stock_loss + (terms.total / divisor).to(stock_loss)
     watch.of(model).made(total, settings.strict)
     if isinstance(outputs, tuple):
@@ -184,7 +180,7 @@ def _mark_acted(model: Any) -> None:
 @eager
 def _select(model: Any, call: dict[str, Any], labels: Tensor, settings: config.Settings) -> positions.Selection:
     share = settings.sample if model.training else 1.0  # an evaluation is exact, and leaves the random state alone
-    return positions.select(
+    chosen = positions.select(
         labels,
         call.get("attention_mask"),
         call.get("position_ids"),
@@ -193,7 +189,29 @@ def _select(model: Any, call: dict[str, Any], labels: Tensor, settings: config.S
         divided_by_batch=call.get("num_items_in_batch") is not None,
         share=share,
         generator=sample.step_generator(model) if share < 1 else None,
+        input_ids=call.get("input_ids"),
+        pad_tokens=_pad_tokens(model),
     )
+    if chosen.maybe_padding > 1 and model not in _TOLD_OF_PADDING:
+        _TOLD_OF_PADDING.add(model)
+        logger.warning(
+            f"SelfAug cannot tell padding: the model is called without attention_mask, and a row ends in "
+            f"{chosen.maybe_padding} equal tokens without labels, none of them a pad token that the model's config or "
+            "the trainer's tokenizer names. They are aligned as input. Pass attention_mask, or set "
+            "model.config.pad_token_id, if they are padding."
+        )
+    return chosen
+
+
+_TOLD_OF_PADDING: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def _pad_tokens(model: Any) -> set[int]:
+    """The pad tokens that the model's configs and the trainer's tokenizer name."""
+    step = trainers.current()
+    named = [getattr(config, "pad_token_id", None) for config in (model.config, getattr(model, "generation_config", 0))]
+    named += step.pad_tokens if step is not None else []
+    return {token for token in named if isinstance(token, int)}
 
 
 @eager_around
@@ -203,15 +221,13 @@ def _reference_hidden(
     """(A, H) hidden states of the aligned positions with LoRA off; None if there are none."""
     if chosen.aligned == 0:
         if head.is_sharded(model):  # other processes make the pass
-            with reference.switched_off(model):
-                reference.hidden_states(model.model, arguments, 1)
+            reference.hidden_states(model, arguments, 1)
         return None
 
     @eager_around
     def compute(index: Tensor) -> Tensor:
         row, column = index // chosen.total, index % chosen.total
-        with reference.switched_off(model, keep or frozenset()):
-            hidden = reference.hidden_states(model.model, arguments, int(column.max()) + 1)
+        hidden = reference.hidden_states(model, arguments, int(column.max()) + 1, keep or frozenset())
         return hidden.flatten(0, 1)[(row * hidden.shape[1] + column).to(hidden.device)]
 
     if settings.reference_cache is None or keep or not model.training:  # frozen adapters are in no fingerprint
@@ -262,16 +278,6 @@ def _terms(
         return found.total, found.nll_sum, found.kl_sum
 
     return loss.Terms(*head.once_gathered(model.lm_head, selected, terms))
-
-
-@eager
-def _divisor(chosen: positions.Selection, num_items: Any, device: torch.device) -> int | Tensor:
-    """What the sums are divided by: the trainer's ``num_items_in_batch``, or the tokens that count in this
-    micro-batch.
-    """
-    if num_items is None:
-        return chosen.counted
-    return num_items.to(device) if isinstance(num_items, Tensor) else num_items
 
 
 def _announce(settings: config.Settings, model: Any) -> None:

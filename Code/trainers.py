@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from . import config, metrics, watch
+from . import config, metrics, positions, watch
 from .eager import eager
 
 
@@ -27,23 +27,20 @@ class Step:
         self.labels = inputs.get("labels") if isinstance(inputs, Mapping) else None  # (B, T), or None: not SFT
         self.keeps_labels = _keeps_labels(trainer, inputs)
         self.num_items = num_items
+        self.pad_tokens = _pad_tokens(trainer)
         self.acted = False
         self.term: Tensor | None = None  # () sum of weighted KL, to be added to the trainer's loss
-        self.counted = 1
+        self.counted = self.supervised = 1
 
-    def owe(self, term: Tensor, counted: int) -> None:
-        """Leave a term, not yet divided, to be added to this step's loss; ``counted``: its mean's divisor."""
-        self.term, self.counted = term, counted
+    def owe(self, term: Tensor, chosen: positions.Selection) -> None:
+        """Leave a term, not yet divided, to be added to this step's loss."""
+        self.term, self.counted, self.supervised = term, chosen.counted, chosen.supervised
 
     def share(self, trainer: Any) -> Tensor:
         """The term in the trainer's own normalisation: per token of the global batch where it counts them."""
         assert self.term is not None
-        if self.num_items is None:
-            return self.term / self.counted
-        share = self.term / (
-            self.num_items.to(self.term.device) if isinstance(self.num_items, Tensor) else self.num_items
-        )
-        if getattr(trainer.args, "average_tokens_across_devices", False):
+        share = self.term / positions.divisor(self.num_items, self.counted, self.term.device)
+        if self.num_items is not None and getattr(trainer.args, "average_tokens_across_devices", False):
             tensor_parallel = trainer.get_tp_size() if hasattr(trainer, "get_tp_size") else 1
             share = share * (trainer.accelerator.num_processes // tensor_parallel)
         return share
@@ -57,6 +54,14 @@ def _keeps_labels(trainer: Any, inputs: Any) -> bool:
         or (isinstance(inputs, Mapping) and "loss_scale" in inputs)  # ms-swift: swift/trainers/seq2seq_trainer.py
         or any(getattr(trainer.args, name, False) for name in ("enable_dft_loss", "enable_channel_loss"))
     )
+
+
+def _pad_tokens(trainer: Any) -> list[Any]:
+    """The pad tokens of the tokenizers that the trainer and its collator hold (named differently over the releases)."""
+    holders = [vars(trainer), getattr(vars(trainer).get("data_collator"), "__dict__", {})]
+    tokenizers = [holder.get(name) for holder in holders for name in ("processing_class", "tokenizer")]
+    tokens = [getattr(tokenizer, "pad_token_id", None) for tokenizer in tokenizers]
+    return tokens + [holder.get("pad_token_id") for holder in holders]
 
 
 step: Step | None = None  # on whose behalf the model is being called
@@ -129,5 +134,5 @@ def _compute_loss(
     if mine.term is None:
         return result
     loss = result[0] if isinstance(result, tuple) else result
-    loss = loss + mine.share(trainer).to(loss.device)
+    loss = positions.without_nan(loss, mine.supervised) + mine.share(trainer).to(loss.device)
     return (loss, *result[1:]) if isinstance(result, tuple) else loss

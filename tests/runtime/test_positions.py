@@ -130,11 +130,11 @@ def test_masks_by_type_of_layer_are_read_by_that_of_full_attention():
         positions.real_tokens((full,), LABELS)
 
 
-def test_no_more_than_the_diagonal_of_a_mask_is_copied_to_the_cpu(monkeypatch):
+def test_a_step_copies_to_the_cpu_once_and_of_a_mask_no_more_than_its_diagonal(monkeypatch):
     copied = []
     real = torch.Tensor.cpu
     monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: copied.append(tensor.numel()) or real(tensor))
     full = (ATTENTION[:, None, :, None] * ATTENTION[:, None, None, :]).bool()
-    positions.select(LABELS, full, None, "input", "token", False)
-    assert copied
-    assert max(copied) == LABELS.numel()
+    ids = torch.arange(6).expand(2, 6)
+    positions.select(LABELS, full, ids, "input", "token", False)
+    assert copied == [3 * LABELS.numel()], "labels, the diagonal and the position ids, in one copy"

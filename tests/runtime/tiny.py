@@ -93,16 +93,16 @@ def base_logits(model, data):
     return found
 
 
-def expected(model, data, reference=None, num_items=None, row_of=None, **options):
+def expected(model, data, reference=None, num_items=None, row_of=None, real=None, **options):
     """(the oracle's answer, gradients by name): the oracle's d loss / d logits, carried back by the network itself."""
     logits = logits_of(model, data)
     reference = base_logits(model, data) if reference is None else reference
-    mask = data.get("attention_mask", torch.ones_like(data["labels"]))
+    real = data.get("attention_mask", torch.ones_like(data["labels"])) if real is None else real
     answer = oracle(
         logits.detach().double().numpy(),
         reference.double().numpy(),
         data["labels"].numpy(),
-        mask.numpy(),
+        real.numpy(),
         num_items=num_items,
         row_of=None if row_of is None else np.asarray(row_of),
         **options,
