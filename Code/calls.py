@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any, Callable
 
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
 
 from .eager import eager
 
@@ -65,12 +66,20 @@ def _is_stock_loss(function: Any) -> bool:
     return str(module).startswith("transformers.") and name == "ForCausalLMLoss"
 
 
+def is_cache(value: Any) -> bool:
+    """Whether ``value`` is a key-value cache, whatever the argument is called: a ``Cache`` of transformers, an object
+    that counts its positions as one does, or the tuples of old releases.
+    """
+    if isinstance(value, (tuple, list)):
+        return len(value) > 0 and isinstance(value[0], (tuple, list))
+    return isinstance(value, Cache) or hasattr(value, "get_seq_length")
+
+
 @eager
 def has_past(call: dict[str, Any]) -> bool:
-    past = call.get("past_key_values")
-    if past is None:
-        return False
-    return past.get_seq_length() > 0 if hasattr(past, "get_seq_length") else len(past) > 0
+    """Whether the caller gave a key-value cache with something in it."""
+    caches = [value for value in call.values() if is_cache(value)]
+    return any(isinstance(cache, (tuple, list)) or cache.get_seq_length() > 0 for cache in caches)
 
 
 @eager

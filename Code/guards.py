@@ -1,8 +1,8 @@
 """Is the model with LoRA off the model that training started from? Where it is not, the reference is a wrong one.
 
-:func:`reference_adapters` is asked at every step and looks at the model at the first: it raises
-:class:`ReferenceModelError` with what it found, why that matters and what to do. docs/reference-model.md has the
-table.
+:func:`reference_adapters` runs at every step, and examines the model at the first one and whenever adapters or what
+trains have changed. It raises :class:`ReferenceModelError` with what was found, why that matters and what to do.
+docs/reference-model.md has the table.
 """
 
 from __future__ import annotations
@@ -39,23 +39,39 @@ class ReferenceModelError(RuntimeError):
 
 
 @eager
-def reference_adapters(model: nn.Module, layers: list[nn.Module], settings: config.Settings) -> frozenset[str]:
+def reference_adapters(model: nn.Module, settings: config.Settings) -> frozenset[str]:
     """Names of the adapters that stay on in the reference pass: none, or the frozen ones if the user says so.
 
     Args:
-        model: a Qwen2ForCausalLM with LoRA.
-        layers: its training LoRA layers.
+        model: a Qwen2ForCausalLM with LoRA that trains.
         settings: ``settings.reference`` decides about frozen adapters that are active beside the training ones.
 
     Raises:
         ReferenceModelError: see the module.
     """
-    # peft's unload() and get_peft_model() leave the model the same object, with other layers in it
-    key = (settings.reference, tuple(layers[0].active_adapters), weakref.ref(layers[0]))  # type: ignore[arg-type]
+    facts = _facts(model, settings)
     known = _SEEN.get(model)
-    if known is None or known[0] != key:
-        known = _SEEN[model] = (key, _examine(model, settings))
+    if known is None or known[0] != facts:
+        known = _SEEN[model] = (facts, _examine(model, settings))
     return known[1]
+
+
+def _facts(model: nn.Module, settings: config.Settings) -> tuple[Any, ...]:
+    """What the answer depends on and a script may change between two steps: which LoRA layers there are (peft's
+    unload() and get_peft_model() leave the model the same object), what is active, trains and is merged in each, and
+    which weights of the base model train.
+    """
+    layers: list[Any] = [module for module in model.modules() if reference.is_lora(module)]
+    states = [
+        (
+            weakref.ref(layer),
+            tuple((name, reference.trains(layer, name)) for name in layer.active_adapters),
+            tuple(layer.merged_adapters),
+        )
+        for layer in layers
+    ]
+    trained = [name for name, parameter in base_parameters(model) if parameter.requires_grad]
+    return (settings.reference, states, trained)
 
 
 _SEEN: weakref.WeakKeyDictionary[nn.Module, tuple[Any, frozenset[str]]] = weakref.WeakKeyDictionary()

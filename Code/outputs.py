@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import FrameType
 from typing import Any, Callable
 
@@ -35,31 +35,44 @@ class SelfAugOutput(CausalLMOutputWithPast):
     """
 
     def __post_init__(self) -> None:
-        super().__post_init__()  # reads every field
+        super().__post_init__()
         object.__setattr__(self, "_selfaug_made", True)
 
     def __getattribute__(self, name: str) -> Any:
         value = super().__getattribute__(name)
         if not isinstance(value, LazyLogits) or "_selfaug_made" not in super().__getattribute__("__dict__"):
-            return value
+            return value  # while the dataclass is made, its own __post_init__ reads every field
         return self._read(value, sys._getframe(1))
 
     def __getitem__(self, key: Any) -> Any:
-        return self._field(key, sys._getframe(1)) if isinstance(key, str) else self.to_tuple()[key]
+        reader = sys._getframe(1)
+        if isinstance(key, str):
+            return self._read(super().__getitem__(key), reader)
+        values = list(self.values())[key]
+        return tuple(self._read(v, reader) for v in values) if isinstance(key, slice) else self._read(values, reader)
 
     def get(self, key: str, default: Any = None) -> Any:
-        return self._field(key, sys._getframe(1)) if key in self else default
+        return self._read(super().get(key, default), sys._getframe(1))
 
-    def _field(self, key: str, reader: FrameType) -> Any:
-        value = dict(self.items())[key]
-        return self._read(value, reader) if isinstance(value, LazyLogits) else value
-
-    def _read(self, value: LazyLogits, reader: FrameType) -> Any:
-        """The logits, made now; a library that only walks the output gets the stand-in."""
+    def _read(self, value: Any, reader: FrameType) -> Any:
+        """``value``, or the logits that it stands for, made now; a library that only walks the output gets the
+        stand-in.
+        """
+        if not isinstance(value, LazyLogits):
+            return value
         if reader.f_globals.get("__name__", "").partition(".")[0] in _WALKERS:
             return value
         self.logits = value.compute()
         return self.logits
 
     def to_tuple(self) -> tuple[Any, ...]:
-        return tuple(self[name] for name in self.keys())
+        return self[:]
+
+
+def output(loss: Tensor, logits: Callable[[], Tensor], decoded: Any) -> SelfAugOutput:
+    """What stock ``forward`` would return: its own fields, under the names that this release gives them.
+
+    decoded: the decoder's output, whose fields (cache, hidden states, attentions) are handed on.
+    """
+    handed_on = {field.name: decoded.get(field.name) for field in fields(CausalLMOutputWithPast)}
+    return SelfAugOutput(**{**handed_on, "loss": loss, "logits": LazyLogits(logits)})

@@ -8,17 +8,22 @@ peft#3447).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import gc
+import weakref
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from . import calls
 from .eager import eager, eager_around
 
 # decoder arguments with a position axis, and that axis; a call with any other tensor argument is not shortened
 _POSITION_AXES = {"input_ids": 1, "inputs_embeds": 1, "position_ids": -1, "attention_mask": -1, "cache_position": 0}
+# rotary embeddings whose frequencies do not change with the length of the batch ("dynamic" and "longrope" do)
+_FIXED_ROPE = {"default", "linear", "yarn", "llama3", "proportional", "mrope"}
 
 
 @eager
@@ -34,6 +39,11 @@ def lora_layers(model: nn.Module) -> list[nn.Module]:
 def is_lora(module: nn.Module) -> bool:
     """Whether ``module`` is a LoRA layer with SelfAug's switch."""
     return hasattr(type(module), "selfaug_reference")
+
+
+def is_adapter(module: nn.Module) -> bool:
+    """Whether ``module`` is any tuner layer or wrapper of peft, which answers as the original while it is disabled."""
+    return "_disable_adapters" in vars(module) or hasattr(type(module), "_disable_adapters")
 
 
 def trains(layer: Any, adapter: str) -> bool:
@@ -75,78 +85,151 @@ def switched_off(model: nn.Module, keep: frozenset[str] = frozenset()) -> Iterat
     """Within: every adapter of ``model`` but those in ``keep`` is off, every module in eval mode, no gradient. After:
     everything as it was.
 
-    Eval mode means no dropout, no NEFTune noise, and gradient checkpointing not engaged. Beside LoRA layers it
-    switches peft's wrappers of whole modules (``modules_to_save``, trainable tokens), which then answer with the
-    original module.
+    Eval mode means no dropout, no NEFTune noise, and gradient checkpointing not engaged. The modules around ``model``
+    (PeftModel, DDP, …) are in eval mode, too: a hook may ask one of them for its mode. Beside LoRA layers, all tuner
+    layers and wrappers of peft are switched (``modules_to_save``, trainable tokens, other tuners of a mixed model).
+    They answer with the original module while ``_disable_adapters`` is True, which some hold as an attribute of the
+    class until it is changed.
     """
-    modules = list(model.modules())
-    training = [module for module in modules if module.training]
-    lora: list[Any] = [module for module in modules if is_lora(module)]
-    wrappers = [m for m in modules if not is_lora(m) and vars(m).get("_disable_adapters") is False]
-    narrowed = {}
-    if keep:
-        narrowed = {m: m._active_adapter for m in lora if any(a in keep and holds(m, a) for a in m.active_adapters)}
-        lora = [module for module in lora if module not in narrowed]
-        wrappers = [module for module in wrappers if not keep.intersection(_active(module))]
+    changes: list[tuple[dict[str, Any], str, Any]] = []  # attributes of the modules themselves, and what to set
+    for module in (*model.modules(), *_modules_around(model)):
+        own = vars(module)
+        if own["training"]:
+            changes.append((own, "training", False))
+        if is_adapter(module):
+            changes += _switch(module, keep)
+    before = [own.get(name, _MISSING) for own, name, _ in changes]
     try:
-        for module in training:
-            module.training = False
-        for module in lora:
-            module.selfaug_reference = True
-        for module in narrowed:
-            module._active_adapter = [adapter for adapter in module.active_adapters if adapter in keep]
-        for module in wrappers:
-            module._disable_adapters = True
+        for own, name, value in changes:
+            own[name] = value
         with torch.no_grad():
             yield
     finally:
-        for module in training:
-            module.training = True
-        for module in lora:
-            module.selfaug_reference = False
-        for module, active in narrowed.items():
-            module._active_adapter = active
-        for module in wrappers:
-            module._disable_adapters = False
+        for (own, name, _), value in zip(changes, before):
+            if value is _MISSING:
+                del own[name]
+            else:
+                own[name] = value
 
 
-def _active(wrapper: nn.Module) -> list[str]:
-    active = vars(wrapper).get("_active_adapter") or []
+_MISSING = object()
+
+
+def _switch(adapter: Any, keep: frozenset[str]) -> list[tuple[dict[str, Any], str, Any]]:
+    """The change that leaves only the adapters in ``keep`` on."""
+    own = vars(adapter)
+    kept = [name for name in _active(adapter) if name in keep] if keep else []
+    if is_lora(adapter):
+        kept = [name for name in kept if holds(adapter, name)]
+        return [(own, "_active_adapter", kept) if kept else (own, "selfaug_reference", True)]
+    return [] if kept or adapter._disable_adapters else [(own, "_disable_adapters", True)]
+
+
+def _active(adapter: Any) -> list[str]:
+    active = vars(adapter).get("_active_adapter") or []  # wrappers of peft 0.6 have no `active_adapters`
     return [active] if isinstance(active, str) else list(active)
 
 
-@eager_around
+def _modules_around(model: nn.Module) -> list[nn.Module]:
+    """The modules that contain ``model``, as they were when ``model`` was first seen.
+
+    PyTorch keeps no pointer from a module to the one around it, so every module of the process is looked at, once.
+    """
+    known = _AROUND.get(model)
+    if known is None:
+        parents: dict[int, list[nn.Module]] = {}
+        for candidate in gc.get_objects():
+            if issubclass(type(candidate), nn.Module):
+                for child in (vars(candidate).get("_modules") or {}).values():
+                    parents.setdefault(id(child), []).append(candidate)
+        around: dict[int, nn.Module] = {}
+        found = [model]
+        while found:
+            for parent in parents.get(id(found.pop()), []):
+                if id(parent) not in around:
+                    around[id(parent)] = parent
+                    found.append(parent)
+        known = _AROUND[model] = [weakref.ref(module) for module in around.values()]
+    return [module for module in (reference() for reference in known) if module is not None]
+
+
+_AROUND: weakref.WeakKeyDictionary[nn.Module, list[weakref.ref[nn.Module]]] = weakref.WeakKeyDictionary()
+
+
 def _needs_cache(decoder: Any, arguments: dict[str, Any]) -> bool:
-    """transformers tells packed documents apart by their position ids only where there is no cache. The reference has
-    to see what the tuned pass sees, so it fills a cache (of its own) if that one does.
+    """transformers tells packed documents apart by their position ids only where there is no key-value cache. The
+    reference has to see what the tuned pass sees, so it fills a cache (of its own) if that one does.
     """
     if arguments.get("position_ids") is None or arguments.get("attention_mask") is not None:
         return False
-    if getattr(decoder, "gradient_checkpointing", False):  # the tuned pass has gone without
+    if any(calls.is_cache(value) for value in arguments.values()):
+        return True
+    if getattr(decoder, "gradient_checkpointing", False) and decoder.training:  # the tuned pass goes without
         return False
     wanted = arguments.get("use_cache")
     return bool(decoder.config.use_cache if wanted is None else wanted)
 
 
-def hidden_states(decoder: nn.Module, arguments: dict[str, Any], length: int) -> Tensor:
+@eager
+def reads_whole_length(decoder: Any) -> bool:
+    """Whether a hidden state depends on how many positions come after it, even under a causal mask.
+
+    It does where the rotary frequencies follow the length of the batch (``rope_type`` "dynamic", "longrope"; a kind
+    that is not known here is taken for one of these), and in a decoder that was made bidirectional.
+    """
+    if getattr(decoder.config, "is_causal", True) is False:
+        return True
+    for module in decoder.modules():
+        if vars(module).get("is_causal") is False:
+            return True
+        kinds = vars(module).get("rope_type", "default")
+        kinds = kinds.values() if isinstance(kinds, Mapping) else [kinds]
+        if not _FIXED_ROPE.issuperset(kinds):
+            return True
+    return False
+
+
+@eager_around
+def hidden_states(model: Any, arguments: dict[str, Any], length: int, keep: frozenset[str] = frozenset()) -> Tensor:
     """(B, length or T, H): the decoder's last hidden states at the first ``length`` positions, by the reference.
 
-    Call it inside :func:`switched_off`. ``arguments`` are those of the tuned pass. Later positions are not computed
-    where every argument can be cut, which a causal decoder allows. The caller's key-value cache is never touched.
+    ``arguments`` are those of the tuned pass's decoder call; ``keep`` as in :func:`switched_off`. Later positions are
+    not computed where a causal decoder allows that and every argument can be cut. The caller's key-value cache is
+    never touched.
     """
-    arguments = {**arguments, "use_cache": _needs_cache(decoder, arguments)}
-    arguments.pop("past_key_values", None)
+    decoder = model.model
+    arguments = {
+        **{name: value for name, value in arguments.items() if not calls.is_cache(value)},
+        "use_cache": _needs_cache(decoder, arguments),
+    }
     for unwanted in ("output_hidden_states", "output_attentions"):
         if arguments.get(unwanted):
             arguments[unwanted] = False
+    if not reads_whole_length(decoder):
+        arguments = _cut(arguments, length)
+    with switched_off(model, keep):
+        return decoder(**arguments)[0]
+
+
+def _cut(arguments: dict[str, Any], length: int) -> dict[str, Any]:
+    """The arguments of the first ``length`` positions; all, where one cannot be cut or the mask looks beyond them."""
     tensors = {
         name: value
         for name, value in arguments.items()
         if value is not None and not isinstance(value, (bool, int, float, str))
     }
-    if all(name in _POSITION_AXES and isinstance(value, Tensor) for name, value in tensors.items()):
-        for name, value in tensors.items():
-            arguments[name] = value.narrow(_POSITION_AXES[name], 0, min(length, value.shape[_POSITION_AXES[name]]))
-            if name == "attention_mask" and value.dim() == 4:
-                arguments[name] = arguments[name].narrow(-2, 0, min(length, value.shape[-2]))
-    return decoder(**arguments)[0]
+    if not all(name in _POSITION_AXES and isinstance(value, Tensor) for name, value in tensors.items()):
+        return arguments
+    mask = arguments.get("attention_mask")
+    if mask is not None and mask.dim() == 4:
+        beyond = mask[..., :length, length:]
+        if bool((beyond == 0 if beyond.is_floating_point() else beyond != 0).any()):  # prefix LM: prompts see it all
+            return arguments
+        tensors["attention_mask"] = mask[..., : min(length, mask.shape[-2]), :]
+    return {
+        **arguments,
+        **{
+            name: value.narrow(_POSITION_AXES[name], 0, min(length, value.shape[_POSITION_AXES[name]]))
+            for name, value in tensors.items()
+        },
+    }

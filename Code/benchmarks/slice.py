@@ -120,8 +120,8 @@ def plain(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
     """Full logits and autograd, by the equation: loss.plain_loss."""
     inner = peft_model.base_model.model
     A, N = aligned(data), len(supervised(data)[0])
-    with reference.switched_off(inner):
-        hidden = reference.hidden_states(inner.model, {"input_ids": data["input_ids"]}, A)
+    hidden = reference.hidden_states(inner, {"input_ids": data["input_ids"]}, A)
+    with reference.switched_off(inner.lm_head):
         reference_logits = inner.lm_head(hidden)[0]
     logits = hooks.stock_forward(inner)(inner, data["input_ids"]).logits[0]
     targets = nn.functional.pad(data["labels"][0, 1:], (0, 1), value=-100)
