@@ -157,10 +157,11 @@ _AROUND: weakref.WeakKeyDictionary[nn.Module, list[weakref.ref[nn.Module]]] = we
 
 
 def _needs_cache(decoder: Any, arguments: dict[str, Any]) -> bool:
-    """transformers tells packed documents apart by their position ids only where there is no key-value cache. The
-    reference has to see what the tuned pass sees, so it fills a cache (of its own) if that one does.
+    """Without a mask, transformers makes another one where there is a key-value cache: packed documents are told apart
+    by their position ids only where there is none. The reference has to see what the tuned pass sees, so it fills a
+    cache (of its own) if that one does.
     """
-    if arguments.get("position_ids") is None or arguments.get("attention_mask") is not None:
+    if arguments.get("attention_mask") is not None:
         return False
     if any(calls.is_cache(value) for value in arguments.values()):
         return True

@@ -8,10 +8,12 @@ import math
 import pytest
 import torch
 from tiny import base, batch, settings, taken_gradients, with_lora
-from transformers import Trainer, TrainingArguments
+from transformers import Qwen2ForCausalLM, Trainer, TrainingArguments
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from selfaug import metrics
+
+TAKES_NO_COUNT = not hasattr(Qwen2ForCausalLM, "loss_function")  # until 4.45
 
 
 def unsupervised():
@@ -31,6 +33,8 @@ def mean_of_nothing(self, input_ids=None, attention_mask=None, labels=None, num_
 @pytest.mark.parametrize("count", [0, 0.0, torch.tensor(0), torch.tensor(0.0), torch.tensor([0])], ids=repr)
 @pytest.mark.parametrize("way", ["fused", "around", "foreign"])
 def test_a_count_of_zero_that_the_trainer_supplies_gives_gradient_zero(count, way):
+    if way != "foreign" and TAKES_NO_COUNT:
+        pytest.skip("this release takes no count")
     model = with_lora(base())
     if way == "foreign":
         model.get_base_model().forward = mean_of_nothing.__get__(model.get_base_model())

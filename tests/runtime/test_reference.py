@@ -41,6 +41,7 @@ def kl_of(model, data):
     return metrics.RUNNING.take()["selfaug/kl"]
 
 
+LORA_OPTIONS = set(inspect.signature(LoraConfig).parameters)
 TOKENS_OF_THE_BATCH = sorted(set(batch()["input_ids"].flatten().tolist()))[:8]
 
 
@@ -90,7 +91,8 @@ def test_other_tuners_beside_lora_are_off_in_the_reference_and_on_again_afterwar
 
 
 def test_the_switch_leaves_no_trace_on_any_module():
-    model = with_lora(base(), trainable_token_indices=TOKENS_OF_THE_BATCH, modules_to_save=["norm"])
+    tokens = {"trainable_token_indices": TOKENS_OF_THE_BATCH} if "trainable_token_indices" in LORA_OPTIONS else {}
+    model = with_lora(base(), modules_to_save=["norm"], **tokens)
     before = [dict(vars(module)) for module in model.modules()]
     with reference.switched_off(model.get_base_model()):
         pass
@@ -126,6 +128,10 @@ def test_a_mask_under_which_prompts_see_what_comes_after_them_is_not_cut(kind):
     mask = allowed if kind == "bool" else torch.zeros(3, 1, T, T).masked_fill(~allowed, -1e9)
     model = base()
     untouched = copy_of_the_base(model)
+    try:
+        logits_of_the_base(untouched, {**data, "attention_mask": mask})
+    except ValueError:
+        pytest.skip("this release takes no 4-D mask")
     agree(with_lora(model), untouched, {**data, "attention_mask": mask}, real=torch.ones(3, T))
 
 
