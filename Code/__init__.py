@@ -2,7 +2,7 @@
 
 The patched ``transformers`` model file calls :mod:`.hooks`; everything else follows from there:
 
-    hooks -> reference (the LoRA-off pass), positions (which tokens), loss (NLL + alpha * KL), config, metrics, outputs
+    hooks -> step -> reference (the model with LoRA off), positions (which tokens), loss (NLL + alpha * KL), metrics
 
 In a checkout this folder is ``Code``; ``python -m selfaug_patcher install`` copies it beside transformers as
 ``selfaug``.

@@ -36,10 +36,10 @@ class Settings:
         weights rows by their supervised tokens.
     chunk_size: positions whose logits exist at a time; None is "auto", see :func:`.loss.auto_chunk_size`.
     sample: share of the aligned positions, 0 < p <= 1, at which the KL is computed, see :mod:`.sample`.
-    reference_cache: folder where the reference's hidden states are kept between epochs, see :mod:`.cached_states`.
+    reference_cache: folder where the reference's hidden states are kept between epochs, see :mod:`.reference.cache`.
     reference_cache_gb: how many gigabytes it may take.
     reference: what an active but frozen adapter belongs to: "base" switches it off in the reference pass,
-        "frozen-adapters" leaves it on; None stops where there is one, see :mod:`.guards`.
+        "frozen-adapters" leaves it on; None stops where there is one, see :mod:`.reference.guards`.
     evaluation: ``eval_loss`` contains the term, too.
     strict: a step that goes past SelfAug is an error instead of a warning, see :mod:`.watch`.
     """

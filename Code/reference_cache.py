@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 
-from . import cached_states, config, positions, training_rows
-from .cached_states import CacheError
-from .fingerprint import fingerprint
+from . import config, positions, training_rows
+from .reference import cache
+from .reference.cache import CacheError
+from .reference.fingerprint import fingerprint
 
 
 @torch.no_grad()
@@ -30,17 +31,17 @@ def build(model: Any, rows: Iterable[dict[str, list[int]]], settings: config.Set
             written until then stays, as what a training has written.
     """
     model.eval()
-    store = cached_states.entries(model, settings)
+    store = cache.entries(model, settings)
     if store.folder.name != fingerprint(model):
         raise CacheError(
-            f"{store.folder} is the folder of another model, {cached_states.described(store)}. Name the folder above "
+            f"{store.folder} is the folder of another model, {cache.described(store)}. Name the folder above "
             "it, and this model gets its own. Nothing was written."
         )
     device, H, count, size = model.model.embed_tokens.weight.device, model.config.hidden_size, 0, 0
     for row in rows:
         ids, labels = (torch.tensor([row[name]]) for name in ("input_ids", "labels"))
         chosen = positions.select(labels, None, None, settings.positions, settings.reduction, False)
-        samples = cached_states.keyed_samples({"input_ids": ids}, chosen, store)
+        samples = cache.keyed_samples({"input_ids": ids}, chosen, store)
         if not samples:
             continue
         key, index = samples[0]
@@ -78,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
         model, tokenizer = _load(options.model, options.dtype, texts)
         rows = (training_rows.tokenised(row, where, tokenizer) for where, row in training_rows.read(options.data))
         count, size = build(model, rows, settings)
-        print(f"{count} samples, {size / 1e6:.1f} MB in {cached_states.entries(model, settings).folder}")
+        print(f"{count} samples, {size / 1e6:.1f} MB in {cache.entries(model, settings).folder}")
     except (CacheError, ValueError, OSError) as error:  # settings, rows, files, and what transformers cannot load
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from . import cached_states, calls, config, guards, head, loss, metrics, positions, reference, sample, trainers, watch
+from . import calls, config, head, loss, metrics, positions, sample, trainers, watch
 from .eager import eager, eager_around
 from .outputs import SelfAugOutput, output
+from .reference import cache, guards, switch
 
 logger = logging.get_logger("transformers.selfaug")
 
@@ -37,11 +38,11 @@ def run(model: Any, forward: Callable[..., Any], stock: bool, args: tuple[Any, .
     settings = config.read(model.config)
     if labels is None or not settings.enabled or settings.alpha == 0:
         return forward(model, *args, **kwargs)
-    layers = reference.lora_layers(model)
-    cached = settings.reference_cache is not None and model.training
-    in_full = cached and not layers and cached_states.trains_in_full(model)
+    layers = switch.lora_layers(model)
+    from_disk = settings.reference_cache is not None and model.training
+    in_full = from_disk and not layers and cache.trains_in_full(model)
     if not layers and not in_full:
-        if vars(model).get("_is_replica") and reference.has_lora_on(model):
+        if vars(model).get("_is_replica") and switch.has_lora_on(model):
             watch.tell_replica(settings.strict)
         elif guards.unpatched_peft(model):
             watch.of(model).tell(_UNPATCHED_PEFT, forward, settings.strict, _INSTALL)
@@ -221,18 +222,18 @@ def _reference_hidden(
     """(A, H) hidden states of the aligned positions with LoRA off; None if there are none."""
     if chosen.aligned == 0:
         if head.is_sharded(model):  # other processes make the pass
-            reference.hidden_states(model, arguments, 1)
+            switch.hidden_states(model, arguments, 1)
         return None
 
     @eager_around
     def compute(index: Tensor) -> Tensor:
         row, column = index // chosen.total, index % chosen.total
-        hidden = reference.hidden_states(model, arguments, int(column.max()) + 1, keep or frozenset())
+        hidden = switch.hidden_states(model, arguments, int(column.max()) + 1, keep or frozenset())
         return hidden.flatten(0, 1)[(row * hidden.shape[1] + column).to(hidden.device)]
 
     if settings.reference_cache is None or keep or not model.training:  # frozen adapters are in no fingerprint
         return compute(chosen.index[: chosen.aligned])
-    return cached_states.hidden_states(model, arguments, chosen, settings, None if keep is None else compute)
+    return cache.hidden_states(model, arguments, chosen, settings, None if keep is None else compute)
 
 
 @eager
@@ -246,12 +247,12 @@ def _terms(
 ) -> loss.Terms:
     """The sums of one micro-batch, from the decoder's (B, T, H) hidden states."""
 
-    its_base = cached_states.base_head(model, settings) if keep is None else None
+    its_base = cache.base_head(model, settings) if keep is None else None
 
     def reference_head(h: Tensor) -> Tensor:
         if its_base is not None:
             return its_base(h)
-        with reference.switched_off(model.lm_head, keep or frozenset()):
+        with switch.switched_off(model.lm_head, keep or frozenset()):
             return model.lm_head(h)
 
     device = hidden.device
@@ -286,7 +287,7 @@ def _announce(settings: config.Settings, model: Any) -> None:
         return
     _announced = True
     if os.environ.get("RANK", "0") == "0":
-        layers = len(reference.lora_layers(model))
+        layers = len(switch.lora_layers(model))
         what = f"{layers} LoRA layers" if layers else "full fine-tuning against the reference cache"
         logger.warning(
             f"SelfAug is on: loss = NLL + {settings.alpha:g} * KL at {settings.positions} positions, "

@@ -11,7 +11,8 @@ from typing import Any, Callable
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from . import config, reference
+from . import config
+from .reference import switch
 
 logger = logging.get_logger("transformers.selfaug")
 
@@ -103,7 +104,7 @@ def trainer_step_without(model: nn.Module, trainer: Any) -> None:
         if not hasattr(type(module), "selfaug_aligned"):
             continue
         settings = config.read(module.config)
-        if settings.enabled and settings.alpha > 0 and reference.lora_layers(module):
+        if settings.enabled and settings.alpha > 0 and switch.lora_layers(module):
             of(module).missed_by(trainer, module, settings.strict)
 
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from selfaug import loss, metrics, reference
+from selfaug import loss, metrics
+from selfaug.reference import switch
 
 from . import slice as sliced
 
@@ -61,7 +62,7 @@ def shares(T: int, rounds: int, shape: str, layers: int, checkpointing: bool) ->
     data = sliced.batch(T, model.config.vocab_size)
     back = start = 0.0
     with contextlib.ExitStack() as stack:
-        watched = (reference, "hidden_states"), (loss, "_through_weight"), (loss, "_chunk_terms")
+        watched = (switch, "hidden_states"), (loss, "_through_weight"), (loss, "_chunk_terms")
         base, head, softmax = (stack.enter_context(_stopwatch(*place)) for place in watched)
         for turn in range(rounds + 1):
             if turn == 1:

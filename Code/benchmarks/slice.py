@@ -12,7 +12,8 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from selfaug import hooks, loss, reference
+from selfaug import hooks, loss
+from selfaug.reference import switch
 
 SHAPES = {  # Qwen/Qwen2.5-…/config.json
     "0.5B": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
@@ -105,7 +106,7 @@ def stock_fused(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
 def original(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
     """The authors' algorithm in our words: full logits of both passes, softmax of both and log-softmax of one."""
     inner = peft_model.base_model.model
-    with reference.switched_off(inner):
+    with switch.switched_off(inner):
         reference_logits = hooks.stock_forward(inner)(inner, data["input_ids"]).logits.float()
     logits = hooks.stock_forward(inner)(inner, data["input_ids"]).logits.float()
     labels = data["labels"].to(logits.device)
@@ -120,8 +121,8 @@ def plain(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
     """Full logits and autograd, by the equation: loss.plain_loss."""
     inner = peft_model.base_model.model
     A, N = aligned(data), len(supervised(data)[0])
-    hidden = reference.hidden_states(inner, {"input_ids": data["input_ids"]}, A)
-    with reference.switched_off(inner.lm_head):
+    hidden = switch.hidden_states(inner, {"input_ids": data["input_ids"]}, A)
+    with switch.switched_off(inner.lm_head):
         reference_logits = inner.lm_head(hidden)[0]
     logits = hooks.stock_forward(inner)(inner, data["input_ids"]).logits[0]
     targets = nn.functional.pad(data["labels"][0, 1:], (0, 1), value=-100)

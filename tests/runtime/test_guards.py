@@ -7,7 +7,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tiny import ALL_LINEAR, base, base_logits, batch, expected, settings, taken_gradients, with_lora, worst_error
 
-from selfaug import guards, metrics, watch
+from selfaug import metrics, watch
+from selfaug.reference import guards
 
 
 def refusal(model):

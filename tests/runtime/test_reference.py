@@ -11,7 +11,8 @@ from peft import LoraConfig, get_peft_model
 from tiny import ALL_LINEAR, base, batch, expected, settings, taken_gradients, with_lora, worst_error
 from transformers import DynamicCache, Qwen2ForCausalLM
 
-from selfaug import metrics, reference
+from selfaug import metrics
+from selfaug.reference import switch
 
 
 def copy_of_the_base(model):
@@ -82,7 +83,7 @@ def test_other_tuners_beside_lora_are_off_in_the_reference_and_on_again_afterwar
     data = batch()
     wanted = logits_of_the_base(untouched, data)
     tuned = mixed.eval()(input_ids=data["input_ids"], attention_mask=data["attention_mask"]).logits
-    with reference.switched_off(model):
+    with switch.switched_off(model):
         off = model(input_ids=data["input_ids"], attention_mask=data["attention_mask"]).logits
     assert torch.equal(off, wanted)
     assert not torch.equal(tuned, wanted)
@@ -94,7 +95,7 @@ def test_the_switch_leaves_no_trace_on_any_module():
     tokens = {"trainable_token_indices": TOKENS_OF_THE_BATCH} if "trainable_token_indices" in LORA_OPTIONS else {}
     model = with_lora(base(), modules_to_save=["norm"], **tokens)
     before = [dict(vars(module)) for module in model.modules()]
-    with reference.switched_off(model.get_base_model()):
+    with switch.switched_off(model.get_base_model()):
         pass
     assert [dict(vars(module)) for module in model.modules()] == before
 
@@ -175,7 +176,7 @@ def test_a_wrapper_around_the_peft_model_is_in_eval_mode_in_the_reference():
 
     tuned = with_lora(base())
     outer = torch.nn.Sequential(Lightning(tuned)).train()
-    with reference.switched_off(tuned.get_base_model()):
+    with switch.switched_off(tuned.get_base_model()):
         assert not any(module.training for module in outer.modules())
     assert all(module.training for module in outer.modules())
 

@@ -13,9 +13,10 @@ import pytest
 import torch
 from tiny import base, batch, settings, taken_gradients, with_lora, worst_error
 
-from selfaug import cached_states, config, metrics, positions, reference, reference_cache, training_rows
-from selfaug.entries import Entries
-from selfaug.fingerprint import fingerprint
+from selfaug import config, metrics, positions, reference_cache, training_rows
+from selfaug.reference import cache, switch
+from selfaug.reference.entries import Entries
+from selfaug.reference.fingerprint import fingerprint
 
 KEY, OTHER = b"k" * 32, b"o" * 32
 
@@ -29,8 +30,8 @@ def step(model, data):
 def passes(monkeypatch):
     """A list that grows with every reference pass."""
     made = []
-    real = reference.hidden_states
-    monkeypatch.setattr(reference, "hidden_states", lambda *args: made.append(1) or real(*args))
+    real = switch.hidden_states
+    monkeypatch.setattr(switch, "hidden_states", lambda *args: made.append(1) or real(*args))
     return made
 
 
@@ -228,14 +229,14 @@ def test_full_fine_tuning_on_a_sample_that_is_not_cached_is_an_error_that_says_s
     with settings(selfaug_cache=folder):
         step(model, data)
         data["input_ids"][1, 0] += 1
-        with pytest.raises(cached_states.CacheError, match=r"1 of the 3 samples .* selfaug.reference_cache build"):
+        with pytest.raises(cache.CacheError, match=r"1 of the 3 samples .* selfaug.reference_cache build"):
             step(model, data)
 
 
 def test_a_resumed_full_fine_tuning_is_told_to_name_the_models_folder(built):
     folder, data = built
     model = base(seed=3).train()
-    with settings(selfaug_cache=folder), pytest.raises(cached_states.CacheError, match="set SELFAUG_CACHE=") as error:
+    with settings(selfaug_cache=folder), pytest.raises(cache.CacheError, match="set SELFAUG_CACHE=") as error:
         step(model, data)
     named = str(error.value).split("set SELFAUG_CACHE=")[1].split(" ")[0]
     with settings(selfaug_cache=named):
@@ -273,8 +274,8 @@ def test_lora_on_a_sharded_model_is_refused_whichever_folder_is_named(built, mon
     folder, data = built
     model = with_lora(base())
     named = next(folder.glob("*/model.json")).parent
-    monkeypatch.setattr(cached_states.head, "is_sharded", lambda model: True)
-    with settings(selfaug_cache=named), pytest.raises(cached_states.CacheError, match="this model is sharded"):
+    monkeypatch.setattr(cache.head, "is_sharded", lambda model: True)
+    with settings(selfaug_cache=named), pytest.raises(cache.CacheError, match="this model is sharded"):
         step(model, data)
 
 
@@ -284,10 +285,10 @@ def test_each_folder_has_its_own_head(tmp_path):
     found = []
     for name in ("one", "other"):
         given = base(seed=len(found))
-        cache = config.read(None, {"SELFAUG_CACHE": str(tmp_path / name)})
-        reference_cache.build(given, iter([{k: data[k][0].tolist() for k in ("input_ids", "labels")}]), cache)
+        chosen = config.read(None, {"SELFAUG_CACHE": str(tmp_path / name)})
+        reference_cache.build(given, iter([{k: data[k][0].tolist() for k in ("input_ids", "labels")}]), chosen)
         folder = next((tmp_path / name).glob("*/model.json")).parent
-        head = cached_states.base_head(model, config.read(None, {"SELFAUG_CACHE": str(folder)}))
+        head = cache.base_head(model, config.read(None, {"SELFAUG_CACHE": str(folder)}))
         found.append(torch.equal(head(torch.eye(32)), given.lm_head.weight.T))
     assert found == [True, True]
 
@@ -300,7 +301,7 @@ def test_documents_that_a_mask_joins_are_another_sample_than_those_that_position
     for mask in (None, torch.ones_like(numbers)):
         chosen = positions.select(data["labels"], mask, numbers, "input", "token", False)
         given = {"input_ids": data["input_ids"], "attention_mask": mask, "position_ids": numbers}
-        found = cached_states.keyed_samples(given, chosen, Entries(Path("unused"), "fingerprint", 10))
+        found = cache.keyed_samples(given, chosen, Entries(Path("unused"), "fingerprint", 10))
         keys.append({key for key, _ in found})
     assert len(keys[0]) == len(keys[1]) == 3
     assert not keys[0] & keys[1]

@@ -2,7 +2,7 @@
 
     SELFAUG_CACHE=DIR python train.py               filled by the first epoch, read from the second
 
-A cache that :mod:`.reference_cache` built before training also lets a model train in full, without LoRA: the reference
+A cache that :mod:`..reference_cache` built before training also lets a model train in full, without LoRA: the reference
 is then what the cache holds, and the head that it keeps beside it. A sample that is not there is an error.
 
 A sample is known by the base weights (:mod:`.fingerprint`), its tokens up to the last aligned position, which
@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from . import config, guards, head, positions, reference
+from .. import config, head, positions
+from . import guards, switch
 from .entries import Entries
 from .fingerprint import ShardedWeights, fingerprint
 
@@ -95,7 +96,7 @@ def entries(model: Any, settings: config.Settings) -> Entries:
     other LoRA layers: something may have been merged.
     """
     folder = str(settings.reference_cache)
-    lora = next((weakref.ref(module) for module in model.modules() if reference.is_lora(module)), None)
+    lora = next((weakref.ref(module) for module in model.modules() if switch.is_lora(module)), None)
     key, known = (folder, lora), _ENTRIES.get(model)
     if known is None or known[0] != key:
         root = Path(folder).expanduser()

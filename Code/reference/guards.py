@@ -13,8 +13,9 @@ from typing import Any
 
 from torch import nn
 
-from . import config, reference
-from .eager import eager
+from .. import config
+from ..eager import eager
+from . import switch
 
 # init_lora_weights (the part before "_") that subtract something from the base weights or replace them, by peft's names
 _CHANGES_THE_BASE = {
@@ -61,11 +62,11 @@ def _facts(model: nn.Module, settings: config.Settings) -> tuple[Any, ...]:
     unload() and get_peft_model() leave the model the same object), what is active, trains and is merged in each, and
     which weights of the base model train.
     """
-    layers: list[Any] = [module for module in model.modules() if reference.is_lora(module)]
+    layers: list[Any] = [module for module in model.modules() if switch.is_lora(module)]
     states = [
         (
             weakref.ref(layer),
-            tuple((name, reference.trains(layer, name)) for name in layer.active_adapters),
+            tuple((name, switch.trains(layer, name)) for name in layer.active_adapters),
             tuple(layer.merged_adapters),
         )
         for layer in layers
@@ -78,9 +79,9 @@ _SEEN: weakref.WeakKeyDictionary[nn.Module, tuple[Any, frozenset[str]]] = weakre
 
 
 def _examine(model: nn.Module, settings: config.Settings) -> frozenset[str]:
-    layers = [module for module in model.modules() if reference.is_lora(module)]
-    active = {name for layer in layers for name in layer.active_adapters if reference.holds(layer, name)}
-    trained = {name for layer in layers for name in layer.active_adapters if reference.trains(layer, name)}
+    layers = [module for module in model.modules() if switch.is_lora(module)]
+    active = {name for layer in layers for name in layer.active_adapters if switch.holds(layer, name)}
+    trained = {name for layer in layers for name in layer.active_adapters if switch.trains(layer, name)}
     _check_merged(layers)
     _check_initialisation(model, active)
     _check_base_weights(model, active)
@@ -163,7 +164,7 @@ def unpatched_peft(model: nn.Module) -> bool:
     """Whether ``model`` trains LoRA layers of a peft that lacks SelfAug's switch (upgraded after ``install``)."""
     return any(
         any(cls.__name__ == "LoraLayer" and cls.__module__.startswith("peft.") for cls in type(module).__mro__)
-        and not reference.is_lora(module)
+        and not switch.is_lora(module)
         and any(parameter.requires_grad for parameter in module.parameters())
         for module in model.modules()
     )

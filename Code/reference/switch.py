@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import calls
-from .eager import eager, eager_around
+from .. import calls
+from ..eager import eager, eager_around
 
 # decoder arguments with a position axis, and that axis; a call with any other tensor argument is not shortened
 _POSITION_AXES = {"input_ids": 1, "inputs_embeds": 1, "position_ids": -1, "attention_mask": -1, "cache_position": 0}
