@@ -190,8 +190,8 @@ def _select(model: Any, call: dict[str, Any], labels: Tensor, settings: config.S
         divided_by_batch=call.get("num_items_in_batch") is not None,
         share=share,
         generator=sample.step_generator(model) if share < 1 else None,
-        input_ids=call.get("input_ids"),
-        pad_tokens=_pad_tokens(model),
+        input_ids=_token_ids(call),
+        pad_tokens=_pad_tokens(model) if call.get("input_ids") is not None else (),
     )
     if chosen.maybe_padding > 1 and model not in _TOLD_OF_PADDING:
         _TOLD_OF_PADDING.add(model)
@@ -205,6 +205,14 @@ def _select(model: Any, call: dict[str, Any], labels: Tensor, settings: config.S
 
 
 _TOLD_OF_PADDING: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def _token_ids(call: dict[str, Any]) -> Tensor | None:
+    """(B, T) the tokens; of embeddings, 1 where the vector is that of the row's last position."""
+    embeddings = call.get("inputs_embeds")
+    if call.get("input_ids") is not None or embeddings is None or call.get("attention_mask") is not None:
+        return call.get("input_ids")
+    return (embeddings.detach() == embeddings.detach()[:, -1:]).all(-1).long()
 
 
 def _pad_tokens(model: Any) -> set[int]:

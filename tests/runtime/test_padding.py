@@ -94,6 +94,13 @@ def test_what_may_be_padding_and_cannot_be_told_is_said_once(said):
     assert "model.config.pad_token_id" in message
 
 
+def test_what_may_be_padding_is_said_of_embeddings_too(said):
+    data, model = padded(), with_lora(base())
+    embeddings = model.get_input_embeddings()(data["input_ids"]).detach()
+    model(inputs_embeds=embeddings, labels=data["labels"])
+    assert [message for message in said if "3 equal tokens" in message]
+
+
 def test_rows_of_full_length_without_a_mask_say_nothing(said):
     with_lora(base())(**batch(None))
     assert not [message for message in said if "padding" in message]

@@ -56,6 +56,7 @@ TOKENS_OF_THE_BATCH = sorted(set(batch()["input_ids"].flatten().tolist()))[:8]
         pytest.param({"modules_to_save": ["norm"]}, False, id="a norm saved"),
         pytest.param({"target_modules": [*ALL_LINEAR, "embed_tokens"]}, False, id="LoRA on embeddings"),
         pytest.param({"use_dora": True}, False, id="DoRA"),
+        pytest.param({"target_modules": [], "target_parameters": ["v_proj.weight", "up_proj.weight"]}, False, id="target_parameters"),
     ],
 )
 def test_no_tuner_layer_or_wrapper_of_peft_stays_on_in_the_reference(options, tied):
@@ -63,7 +64,7 @@ def test_no_tuner_layer_or_wrapper_of_peft_stays_on_in_the_reference(options, ti
         "trainable_token_indices" in options
         and "trainable_token_indices" not in inspect.signature(LoraConfig).parameters
     ):
-        pytest.skip("this peft has no trainable tokens")
+        pytest.skip("this peft has no such option")
     model = base(tie_word_embeddings=tied)
     untouched = copy_of_the_base(model)
     agree(with_lora(model, **options), untouched, batch())
