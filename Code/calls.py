@@ -14,7 +14,14 @@ from transformers.cache_utils import Cache
 from .eager import eager
 
 # arguments of Qwen2ForCausalLM.forward that its decoder does not take
-_NOT_FOR_THE_DECODER = {"labels", "logits_to_keep", "num_logits_to_keep", "num_items_in_batch", "return_dict"}
+_NOT_FOR_THE_DECODER = {
+    "labels",
+    "shift_labels",
+    "logits_to_keep",
+    "num_logits_to_keep",
+    "num_items_in_batch",
+    "return_dict",
+}
 # keyword arguments that transformers' stock loss and attention know beside those in the signature
 _KNOWN_EXTRAS = {"num_items_in_batch", "output_attentions", "output_hidden_states", "return_dict", "cache_position",
                  "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}  # fmt: skip

@@ -1,22 +1,25 @@
 """What patched transformers calls: :class:`SelfAligned`, the first base class of ``Qwen2ForCausalLM``.
 
-It wraps ``forward``: the class's own, one that a subclass or another library puts in its place on the class before a
-model is made (Liger), and one that is assigned to an instance (TRL's fused heads). A wrapped forward is the stock
-one, argument for argument, unless the model is training LoRA on labels; then the loss gains ``alpha * KL``
-(:mod:`.loss`). Signature, name and ``__wrapped__`` stay those of the function inside.
+It wraps ``forward``: the class's own, one that a subclass or another library puts in its place on the class (Liger),
+and one that is put on an instance (TRL's fused heads). It looks again whenever the model is called or set to train, and
+whenever a gradient arrives, because others may replace a forward at any time. A wrapped forward is the stock one,
+argument for argument, unless the model is training LoRA on labels; then the loss gains ``alpha * KL`` (:mod:`.loss`).
+Signature, name and ``__wrapped__`` stay those of the function inside.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from types import MethodType
 from typing import Any, Callable
 
 import torch
 from torch import nn
 
-from . import config, step, trainers
+from . import config, step, trainers, watch
+from .eager import eager
 
 
 class SelfAligned:
@@ -29,15 +32,20 @@ class SelfAligned:
         _wrap_class(cls, stock=cls.__module__.startswith("transformers.models.qwen2."))
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        for owner in cls.__mro__:
-            if "forward" in vars(owner):
-                _wrap_class(owner)
-                break
+        _wrap_class_in_force(cls)
         trainers.attach()
         return super().__new__(cls)
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.training:
+            keep_wrapped(self)
+        return super().__call__(*args, **kwargs)  # type: ignore[misc]
+
     def train(self, mode: bool = True) -> Any:
         trainers.attach()  # the Trainer may have been imported after the model was made
+        keep_wrapped(self)
+        if mode:  # peft until 0.20 calls forward itself, not the model
+            watch.watch_gradients(self, functools.partial(keep_wrapped, self))  # type: ignore[arg-type]
         return super().train(mode)  # type: ignore[misc]
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -49,9 +57,12 @@ class SelfAligned:
 def wrap(forward: Callable[..., Any], stock: bool = False) -> Callable[..., Any]:
     """``forward``, a function of (self, ...), with SelfAug around it. ``stock``: it is transformers' own."""
 
+    names = list(inspect.signature(forward).parameters)
+    labels_at = names.index("labels") - 1 if "labels" in names else sys.maxsize  # among the positional arguments
+
     @functools.wraps(forward)
     def selfaug_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if _concerned(self, kwargs):
+        if _concerned(self, kwargs, args[labels_at] if len(args) > labels_at else None):
             return step.run(self, forward, stock, args, kwargs)
         return forward(self, *args, **kwargs)
 
@@ -59,14 +70,27 @@ def wrap(forward: Callable[..., Any], stock: bool = False) -> Callable[..., Any]
     return selfaug_forward
 
 
-def _concerned(model: nn.Module, kwargs: dict[str, Any]) -> bool:
+def _concerned(model: nn.Module, kwargs: dict[str, Any], labels: Any) -> bool:
     """Whether SelfAug may have a part in this call; the cheap half of the answer."""
     if model.training:
         return torch.is_grad_enabled() and config.read(model.config).enabled
     # trainers.step: a Trainer that keeps the labels from the model; set in evaluation only where the term is wanted.
     # Read, not called: a compiled forward without labels must go through here whole
-    labelled = kwargs.get("labels") is not None or trainers.step is not None
+    given = labels is not None or kwargs.get("labels") is not None or kwargs.get("shift_labels") is not None
+    labelled = given or trainers.step is not None
     return labelled and config.read(model.config).evaluation
+
+
+@eager
+def keep_wrapped(model: Any) -> Callable[..., Any] | None:
+    """See to it that the forward in force is wrapped; returns it if it was not."""
+    own = vars(model).get("forward")
+    if own is None:
+        return _wrap_class_in_force(type(model))
+    if not callable(own) or _is_wrapped(own):
+        return None
+    model.forward = own
+    return own
 
 
 def stock_forward(model: nn.Module) -> Callable[..., Any]:
@@ -80,10 +104,20 @@ def _is_wrapped(forward: Any) -> bool:
     return getattr(function, "selfaug_wrapper", None) is function
 
 
-def _wrap_class(cls: type, stock: bool = False) -> None:
+def _wrap_class_in_force(cls: type) -> Callable[..., Any] | None:
+    for owner in cls.__mro__:
+        if "forward" in vars(owner):
+            return _wrap_class(owner)
+    return None
+
+
+def _wrap_class(cls: type, stock: bool = False) -> Callable[..., Any] | None:
+    """Wrap the forward that ``cls`` itself has; returns it if it was not wrapped."""
     forward = vars(cls).get("forward")
-    if inspect.isfunction(forward) and not _is_wrapped(forward):
-        cls.forward = wrap(forward, stock)  # type: ignore[attr-defined]
+    if not inspect.isfunction(forward) or _is_wrapped(forward):
+        return None
+    cls.forward = wrap(forward, stock)  # type: ignore[attr-defined]
+    return forward
 
 
 def _unbound(forward: Callable[..., Any], instance: Any) -> Callable[..., Any]:

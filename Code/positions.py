@@ -108,8 +108,9 @@ def unexplained_tail(labels: Tensor, input_ids: Tensor, real: Tensor) -> int:
     return int((length * supervised).max())
 
 
-def aligned(labels: Tensor, real: Tensor, positions: str) -> Tensor:
-    """(B, T) bool: where the tuned model is held to the base model.
+def aligned(labels: Tensor, real: Tensor, positions: str, trained: Tensor | None = None) -> Tensor:
+    """(B, T) bool: where the tuned model is held to the base model. ``trained``: (B, T) bool, where NLL is computed,
+    if that is not where the next label says.
 
     positions:
         "input": ``labels == -100``, un-shifted, as in the authors' code. It includes the last prompt position, whose
@@ -119,7 +120,8 @@ def aligned(labels: Tensor, real: Tensor, positions: str) -> Tensor:
         "all": every real token.
     Padding is never aligned (the authors' code counts it).
     """
-    trained = next_labels(labels) != IGNORE_INDEX
+    if trained is None:
+        trained = next_labels(labels) != IGNORE_INDEX
     chosen = {
         "input": labels == IGNORE_INDEX,
         "strict-input": (labels == IGNORE_INDEX) & ~trained,
@@ -179,6 +181,7 @@ class Selection:
     length: int  # T up to and with the last aligned position of any row
     total: int  # T
     maybe_padding: int  # tokens at the end of a row that may be padding, see unexplained_tail
+    rows: int  # B
 
 
 def select(
@@ -192,11 +195,14 @@ def select(
     generator: torch.Generator | None = None,
     input_ids: Tensor | None = None,
     pad_tokens: Collection[int] = (),
+    targets: Tensor | None = None,
 ) -> Selection:
     """Reads the masks of a batch, on the CPU: copying them there is the one host synchronisation of a step where they
     are on one device.
 
     input_ids, pad_tokens: tell padding where there is no mask, see :func:`without_padding`.
+    targets: (B, T) long, what the logits at each position are scored against, where that is more than the labels say;
+        None: the next label.
     share: below 1, the KL is computed at a sample of the aligned positions, drawn with ``generator``, see
         :mod:`.sample`.
     divided_by_batch: the trainer gave ``num_items_in_batch``. Then a micro-batch without a supervised token weighs
@@ -208,9 +214,9 @@ def select(
     mask = None if unmasked else real_tokens(attention_mask, labels)
     labels, mask, position_ids, ids = _on_cpu(labels, mask, position_ids, input_ids if unmasked else None)
     real = without_padding(labels, ids, pad_tokens) if unmasked else mask != 0
-    targets = next_labels(labels)
+    targets = next_labels(labels) if targets is None else targets.cpu()
     supervised = targets != IGNORE_INDEX
-    chosen = aligned(labels, real, positions)
+    chosen = aligned(labels, real, positions, supervised)
     row = rows(labels, position_ids)
     counted = supervised if divided_by_batch or supervised.any() else chosen
     weight = kl_weights(chosen, counted, row, reduction)
@@ -233,6 +239,7 @@ def select(
         length=int(columns[-1]) + 1 if len(columns) else 0,
         total=labels.shape[1],
         maybe_padding=unexplained_tail(labels, ids, real) if unmasked and ids is not None else 0,
+        rows=labels.shape[0],
     )
 
 
@@ -262,6 +269,25 @@ def full_labels(labels: Tensor, logits_to_keep: int | Tensor, total: int) -> Ten
     """
     if labels.shape[1] == total:
         return labels
+    kept = _kept_positions(labels, logits_to_keep, total)
+    full = labels.new_full((labels.shape[0], total), IGNORE_INDEX)
+    if isinstance(logits_to_keep, int):
+        full[:, kept] = labels
+    else:
+        full[:, kept[:-1] + 1] = labels[:, 1:]
+    return full
+
+
+def full_targets(shifted: Tensor, logits_to_keep: int | Tensor, total: int) -> Tensor:
+    """(B, T) labels that are shifted already, likewise: each belongs to the position that is kept."""
+    if shifted.shape[1] == total:
+        return shifted
+    full = shifted.new_full((shifted.shape[0], total), IGNORE_INDEX)
+    full[:, _kept_positions(shifted, logits_to_keep, total)] = shifted
+    return full
+
+
+def _kept_positions(labels: Tensor, logits_to_keep: int | Tensor, total: int) -> Tensor:
     if isinstance(logits_to_keep, int):
         kept = torch.arange(total - min(logits_to_keep or total, total), total, device=labels.device)
     else:
@@ -271,12 +297,7 @@ def full_labels(labels: Tensor, logits_to_keep: int | Tensor, total: int) -> Ten
             f"expected labels of {total} positions, as the model was called with, or of the {len(kept)} in "
             f"logits_to_keep; found {labels.shape[1]}"
         )
-    full = labels.new_full((labels.shape[0], total), IGNORE_INDEX)
-    if isinstance(logits_to_keep, int):
-        full[:, kept] = labels
-    else:
-        full[:, kept[:-1] + 1] = labels[:, 1:]
-    return full
+    return kept
 
 
 def kept_targets(selection: Selection, rows: int, logits_to_keep: int | Tensor) -> Tensor:

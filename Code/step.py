@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from . import calls, config, head, loss, metrics, positions, sample, trainers, watch
+from . import calls, config, head, loss, metrics, positions, runs, sample, trainers, watch
+from . import labels as label_forms
 from .eager import eager, eager_around
 from .outputs import SelfAugOutput, output
 from .reference import cache, guards, switch
@@ -23,6 +24,7 @@ Keep = Optional[frozenset]  # of str
 _UNPATCHED_PEFT = "this peft has no switch for the reference pass; was it upgraded after the installation?"
 _INSTALL = "Run `python -m selfaug_patcher install` again"
 _PAST = "the model was called with labels and a filled key-value cache, which no reference pass can share"
+_WHOLE = "Give each process whole sequences, with labels that are not shifted"
 _NO_PAST = "Call the model without past_key_values where it trains"
 
 
@@ -32,7 +34,9 @@ def run(model: Any, forward: Callable[..., Any], stock: bool, args: tuple[Any, .
     trainers.attach()
     call = calls.by_name(forward, model, args, kwargs)
     step = trainers.current()
-    labels = call.get("labels")
+    if stock:
+        call = label_forms.without_ignored(model, call)
+    labels = label_forms.given(call)
     if labels is None and step is not None and step.keeps_labels:
         labels = step.labels
     settings = config.read(model.config)
@@ -43,9 +47,13 @@ def run(model: Any, forward: Callable[..., Any], stock: bool, args: tuple[Any, .
     in_full = from_disk and not layers and cache.trains_in_full(model)
     if not layers and not in_full:
         if vars(model).get("_is_replica") and switch.has_lora_on(model):
-            watch.tell_replica(settings.strict)
+            watch.tell_replica(model, settings.strict)
         elif guards.unpatched_peft(model):
             watch.of(model).tell(_UNPATCHED_PEFT, forward, settings.strict, _INSTALL)
+        return forward(model, *args, **kwargs)
+    split = label_forms.split_by(call)
+    if split is not None:
+        watch.of(model).tell(f"{split}, and the KL's mean needs the whole one", forward, settings.strict, _WHOLE)
         return forward(model, *args, **kwargs)
     keep = guards.reference_adapters(model, settings) if layers else None
     if calls.has_past(call):
@@ -111,7 +119,8 @@ def _around(
     log_probs = getattr(outputs, "log_probs", None)  # TRL's fused head, since 1.15
     if log_probs is not None and step is not None and step.labels is None:
         return outputs  # DPO, KTO, GRPO: log-probabilities for an objective of another kind
-    owed = step if step is not None and (log_probs is not None or call.get("labels") is None) else None
+    collects = step is not None and step.collects
+    owed = step if collects and (log_probs is not None or call.get("labels") is None) else None
     stock_loss = outputs[0] if isinstance(outputs, tuple) else getattr(outputs, "loss", None)
     if not decoded or not (owed or isinstance(stock_loss, Tensor)):
         what = "without calling the decoder" if not decoded else "without a loss that the term could be added to"
@@ -121,8 +130,8 @@ def _around(
     arguments, hidden = decoded[-1]
     num_items = owed.num_items if owed else call.get("num_items_in_batch")
     kept = call.get("logits_to_keep", call.get("num_logits_to_keep", 0))
-    labels = positions.full_labels(labels, kept, hidden.shape[1])
-    chosen = _select(model, {**call, **arguments, "num_items_in_batch": num_items}, labels, settings)
+    labels, targets = label_forms.both_forms(labels, call, kept, hidden.shape[1])
+    chosen = _select(model, {**call, **arguments, "num_items_in_batch": num_items}, labels, settings, targets)
     reference_hidden = _reference_hidden(model, arguments, chosen, settings, keep)
     terms = _terms(model, hidden, reference_hidden, positions.aligned_only(chosen), settings, keep)
     if owed:
@@ -167,8 +176,12 @@ def _acted(
     """Book one micro-batch: for the logs, for the forwards around this one, for the trainer."""
     _mark_acted(model)
     if model.training:
-        metrics.RUNNING.add(nll_sum, chosen.supervised, terms.kl_sum, chosen.aligned, settings.alpha)
+        metrics.RUNNING.of(model).add(nll_sum, chosen.supervised, terms.kl_sum, chosen.aligned, settings.alpha)
         _announce(settings, model)
+        if chosen.supervised:
+            step, rows = trainers.current(), chosen.rows
+            trainer = None if step is None else step.trainer
+            watch.of(model).aligns(rows, len(chosen.all_aligned), settings.positions, trainer, settings.strict)
 
 
 @eager
@@ -179,7 +192,9 @@ def _mark_acted(model: Any) -> None:
 
 
 @eager
-def _select(model: Any, call: dict[str, Any], labels: Tensor, settings: config.Settings) -> positions.Selection:
+def _select(
+    model: Any, call: dict[str, Any], labels: Tensor, settings: config.Settings, targets: Tensor | None = None
+) -> positions.Selection:
     share = settings.sample if model.training else 1.0  # an evaluation is exact, and leaves the random state alone
     chosen = positions.select(
         labels,
@@ -192,6 +207,7 @@ def _select(model: Any, call: dict[str, Any], labels: Tensor, settings: config.S
         generator=sample.step_generator(model) if share < 1 else None,
         input_ids=_token_ids(call),
         pad_tokens=_pad_tokens(model) if call.get("input_ids") is not None else (),
+        targets=targets,
     )
     if chosen.maybe_padding > 1 and model not in _TOLD_OF_PADDING:
         _TOLD_OF_PADDING.add(model)
@@ -289,11 +305,20 @@ def _terms(
     return loss.Terms(*head.once_gathered(model.lm_head, selected, terms))
 
 
+class _Announced:
+    """Whether a run has said that SelfAug is on."""
+
+    yet = False
+
+
+_ANNOUNCED = runs.PerRun(_Announced)
+
+
 def _announce(settings: config.Settings, model: Any) -> None:
-    global _announced
-    if _announced:
+    announced = _ANNOUNCED.of(model)
+    if announced.yet:
         return
-    _announced = True
+    announced.yet = True
     if os.environ.get("RANK", "0") == "0":
         layers = len(switch.lora_layers(model))
         what = f"{layers} LoRA layers" if layers else "full fine-tuning against the reference cache"
@@ -301,6 +326,3 @@ def _announce(settings: config.Settings, model: Any) -> None:
             f"SelfAug is on: loss = NLL + {settings.alpha:g} * KL at {settings.positions} positions, "
             f"{what} (SELFAUG=0 switches it off)."
         )
-
-
-_announced = False

@@ -8,6 +8,7 @@ import hashlib
 import importlib.util
 import os
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,21 @@ def pytest_terminal_summary(terminalreporter) -> None:
         terminalreporter.write_line(f"pins: {len(proved)} of {len(proved | missing)} proved from real files{no}")
     for line in sorted(value for name, value in told if name == "told"):
         terminalreporter.write_line(line)
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """The texts of SelfAug's warnings in this test, as Python would show them."""
+    from selfaug import watch
+
+    found = []
+
+    def show(message, category, *where, **how):
+        if issubclass(category, watch.BypassWarning):
+            found.append(str(message))
+
+    monkeypatch.setattr(warnings, "showwarning", show)
+    return found
 
 
 CHATML = (

@@ -176,6 +176,56 @@ def trainer(tmp, rows_each=ROWS // 2):
     return {**run.state.log_history[0], "logits made": len(made)}
 
 
+def own_logs(tmp):
+    """A Trainer whose callback logs a loss on rank 0 only, and whose rank 1 has no step that SelfAug acts on."""
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    class Logs(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if rank() == 0:
+                run.log({"loss": 1.0})
+
+    class Halved(Trainer):
+        def training_step(self, model, inputs, *args, **kwargs):
+            with settings(SELFAUG_ALPHA=str(0.5 * (rank() == 0))):
+                return super().training_step(model, inputs, *args, **kwargs)
+
+    data = batch(**ROWS_OF["alike"])
+    rows = [{name: value[i] for name, value in data.items()} for i in range(ROWS)]
+    arguments = TrainingArguments(
+        tmp, per_device_train_batch_size=ROWS // 2, max_steps=2, logging_steps=1, report_to=[], save_strategy="no",
+        disable_tqdm=True, use_cpu=True, label_names=["labels"], ddp_backend="gloo", learning_rate=0.0,
+    )  # fmt: skip
+    found = {}
+    for name, cls in (("both", Trainer), ("one", Halved)):
+        run = cls(with_lora(base()), arguments, train_dataset=rows, callbacks=[Logs()])
+        run.train()
+        found[name] = [log for log in run.state.log_history if "loss" in log]
+    return found
+
+
+def split_sequences(tmp):
+    """Each process has half of each sequence: what a step returns with and without SelfAug, and what it says."""
+    import warnings
+
+    from selfaug import watch
+
+    data = batch(**{**ROWS_OF["alike"], "T": 12})
+    shift = torch.cat((data["labels"][:, 1:], torch.full((ROWS, 1), -100)), 1)
+    half = slice(rank() * 6, rank() * 6 + 6)
+    ids, shift = data["input_ids"][:, half], shift[:, half].contiguous()
+    position_ids = torch.arange(12)[None, half].expand(ROWS, -1)
+    model = with_lora(base())
+    with warnings.catch_warnings(record=True) as shown:
+        loss = model(input_ids=ids, position_ids=position_ids, labels=shift, shift_labels=shift).loss
+    with settings(SELFAUG="0"):
+        stock = model(input_ids=ids, position_ids=position_ids, labels=shift, shift_labels=shift).loss
+    said = [str(w.message) for w in shown if issubclass(w.category, watch.BypassWarning)]
+    everyone = [None, None]
+    dist.all_gather_object(everyone, {"stock": torch.equal(loss, stock), "said": said})
+    return {"ranks": everyone}
+
+
 CASES = {
     "DDP": ddp,
     "DDP, accumulation 2": functools.partial(ddp, accumulation=2),
@@ -195,7 +245,10 @@ CASES = {
     "FSDP1, no aligned token on rank 1": functools.partial(fsdp1, rows="no aligned token on rank 1"),
     "FSDP2, no aligned token on rank 1": functools.partial(fsdp2, rows="no aligned token on rank 1"),
     "Trainer": trainer,
+    "own logs": own_logs,
+    "split sequences": split_sequences,
 }
+RUNS = ("Trainer", "own logs", "split sequences")  # which need a folder
 
 
 def main(out):
@@ -205,7 +258,7 @@ def main(out):
     found = {}
     for name in sys.argv[2:] or CASES:
         try:
-            found[name] = CASES[name](out + ".trainer") if name == "Trainer" else CASES[name]()
+            found[name] = CASES[name](out + ".trainer") if name in RUNS else CASES[name]()
         except Exception:
             found[name] = {"failed": traceback.format_exc()}
             break  # the other process may be waiting in a collective call

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+import os
+
 import pytest
 import torch
 from tiny import base, batch, settings, with_lora
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_pt_utils import LabelSmoother
 
 from selfaug import metrics
 
@@ -104,7 +108,18 @@ def test_without_selfaug_the_logs_are_stocks(tmp_path):
     assert not [name for log in logs for name in log if "selfaug" in name]
 
 
-def test_mixed_precision_training_keeps_logits_lazy(tmp_path, monkeypatch):
+@pytest.fixture
+def forgotten_precision():
+    """accelerate and transformers keep the precision of one Trainer for those after it, in this test only."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
+    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
+
+
+def test_mixed_precision_training_keeps_logits_lazy(tmp_path, monkeypatch, forgotten_precision):
     """accelerate converts every tensor of an output to float32; it must not make logits on the way."""
     from selfaug import outputs
 
@@ -127,12 +142,15 @@ def test_the_run_says_once_that_selfaug_is_on(tmp_path, monkeypatch, caplog):
     from selfaug import step
 
     said = []
-    monkeypatch.setattr(step, "_announced", False)
     monkeypatch.setattr(step.logger, "warning", said.append)
     train(tmp_path)
     assert said == [
         "SelfAug is on: loss = NLL + 0.5 * KL at input positions, 14 LoRA layers (SELFAUG=0 switches it off)."
     ]
+    with settings(SELFAUG_ALPHA="0.25"):
+        train(tmp_path)
+    assert [line[:30] for line in said] == ["SelfAug is on: loss = NLL + 0.", "SelfAug is on: loss = NLL + 0."]
+    assert "0.25 * KL" in said[1]
 
 
 def test_evaluation_contains_the_term_where_the_user_asks_for_it(tmp_path):
@@ -180,15 +198,169 @@ def test_evaluation_has_the_term_where_the_trainer_keeps_the_labels_too(tmp_path
     assert twice - once == pytest.approx(once - stock, rel=1e-3)
 
 
-def test_steps_that_a_trainer_did_not_log_are_not_the_next_ones(tmp_path):
-    with settings(SELFAUG_ALPHA="0.25"):
-        train(tmp_path, logging_steps=5)
-    left = metrics.RUNNING.supervised
-    first = Trainer(with_lora(base()), TrainingArguments(tmp_path, report_to=[], use_cpu=True))
-    assert left > 0
-    metrics.RUNNING.belong_to(first)
-    assert metrics.RUNNING.supervised == 0
-    metrics.RUNNING.supervised = 7
-    metrics.RUNNING.belong_to(first)
-    assert metrics.RUNNING.supervised == 7
+def kls(trainer):
+    return [log["selfaug/kl"] for log in trainer.state.log_history if "selfaug/kl" in log]
+
+
+def one_step(trainer):
+    """Train the same Trainer again, for one step that is logged."""
+    trainer.args.max_steps = trainer.args.logging_steps = 1
+    trainer.train()
+    return kls(trainer)
+
+
+def test_a_second_train_of_the_same_trainer_logs_its_own_steps_alone(tmp_path):
+    """model_init: the second train() starts from a fresh LoRA, whose KL at its first step is 0; the two steps of the
+    first, which its log never came to, had a large one.
+    """
+    made = []
+
+    def fresh(trial=None):
+        made.append(with_lora(base(), perturbed=len(made) < 2))  # __init__ makes one, too
+        return made[-1]
+
+    arguments = TrainingArguments(tmp_path, report_to=[], save_strategy="no", disable_tqdm=True, use_cpu=True,
+                                  max_steps=2, logging_steps=5, per_device_train_batch_size=4, learning_rate=0.0,
+                                  label_names=["labels"])  # fmt: skip
+    trainer = Trainer(args=arguments, model_init=fresh, train_dataset=Rows())
+    trainer.train()
+    assert kls(trainer) == []
+    assert one_step(trainer)[0] < 1e-6
+    assert len(made) == 3
+
+
+def test_a_retry_with_a_smaller_batch_logs_its_own_steps_alone(tmp_path):
+    """auto_find_batch_size: the first attempt runs out of memory after a step with four times the KL weight."""
+
+    class Small(TrainerCallback):
+        attempts = 0
+
+        def on_train_begin(self, args, state, control, model, **kwargs):
+            self.attempts += 1
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.data.mul_(1.0 if self.attempts == 1 else 0.0)
+
+        def on_step_end(self, args, state, control, **kwargs):
+            if self.attempts == 1:
+                raise RuntimeError("CUDA out of memory.")
+
+    callback = Small()
+    trainer = train(tmp_path, callbacks=[callback], auto_find_batch_size=True, max_steps=1, learning_rate=0.0)
+    assert callback.attempts == 2
+    assert kls(trainer)[0] < 1e-6
+
+
+def test_two_trainers_in_turn_log_their_own_steps(tmp_path):
+    train(tmp_path, logging_steps=5)
+    assert kls(train(tmp_path, model=with_lora(base(), perturbed=False), max_steps=1))[0] < 1e-6
+
+
+def test_two_models_in_one_loop_have_sums_of_their_own():
     metrics.RUNNING.clear()
+    moved, fresh = with_lora(base()), with_lora(base(), perturbed=False)
+    for model in (moved, fresh, moved):
+        model(**batch()).loss.backward()
+    alone = [metrics.RUNNING.of(model.get_base_model()) for model in (moved, fresh)]
+    assert [sums.supervised for sums in alone] == [2 * alone[1].supervised, alone[1].supervised]
+    assert alone[0].sums[1] > 1e-3
+    assert alone[1].sums[1] < 1e-6
+
+
+def test_what_is_remembered_of_a_run_goes_with_it():
+    import gc
+
+    model = with_lora(base())
+    model(**batch()).loss.backward()
+    gc.collect()
+    before = len(metrics.RUNNING.all())
+    del model
+    gc.collect()
+    assert len(metrics.RUNNING.all()) == before - 1
+
+
+def test_a_log_of_the_users_own_is_left_alone_and_takes_nothing_from_the_trainers(tmp_path):
+    class Logs(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            self.trainer.log({"loss": 1.0})
+
+    callback = Logs()
+    plain = train(tmp_path, logging_steps=2)
+
+    class Own(Trainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            callback.trainer = self
+
+    arguments = TrainingArguments(tmp_path, report_to=[], save_strategy="no", disable_tqdm=True, use_cpu=True, seed=1,
+                                  max_steps=2, logging_steps=2, per_device_train_batch_size=4, learning_rate=1e-2,
+                                  label_names=["labels"])  # fmt: skip
+    own = Own(with_lora(base()), arguments, train_dataset=Rows(), callbacks=[callback])
+    own.train()
+    assert kls(own) == kls(plain)
+    assert [set(log) for log in own.state.log_history if log.get("loss") == 1.0] == [{"loss", "epoch", "step"}] * 2
+
+
+def moved(accumulation, tmp_path, alpha, smoothing=0.1, **options):
+    """Minus the gradient of one step on eight rows: how far SGD moves the weights."""
+    model = with_lora(base())
+    before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    arguments = TrainingArguments(tmp_path, report_to=[], save_strategy="no", disable_tqdm=True, use_cpu=True, seed=1,
+                                  max_steps=1, optim="sgd", learning_rate=1.0, lr_scheduler_type="constant",
+                                  max_grad_norm=0.0, per_device_train_batch_size=8 // accumulation,
+                                  gradient_accumulation_steps=accumulation, label_smoothing_factor=smoothing,
+                                  label_names=["labels"])  # fmt: skip
+    with settings(SELFAUG_ALPHA=str(alpha)):
+        Trainer(model, arguments, train_dataset=Rows(8), **options).train()
+    return {n: (before[n] - p.detach()).double() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def the_term_changes_as_stock_does(move):
+    """Rows are alike in length, so N micro-batches change stock's gradient either not at all or, where each makes a
+    mean that nobody divides, N times; and the term's gradient has to change as stock's does. Returns that factor.
+    """
+    moves = {n: [move(n, alpha) for alpha in (0, 1)] for n in (1, 4)}
+    largest = max(moves[1][0], key=lambda name: moves[1][0][name].norm())
+    stock = (moves[4][0][largest].norm() / moves[1][0][largest].norm()).item()
+    for name in moves[1][0]:
+        one, four = (moves[n][1][name] - moves[n][0][name] for n in (1, 4))
+        assert (four - round(stock) * one).norm() < 1e-3 * four.norm()
+    return pytest.approx(stock, rel=1e-3)
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["this release", "until 5.14, and ms-swift"])
+def test_alpha_means_the_same_with_label_smoothing_and_accumulation(tmp_path, monkeypatch, told):
+    """Until 5.14, and in ms-swift, the smoother is not told `num_items_in_batch`: it means each micro-batch alone."""
+    call = LabelSmoother.__call__
+    if not told:
+        monkeypatch.setattr(
+            LabelSmoother,
+            "__call__",
+            lambda self, output, labels, shift_labels=False, **counts: call(self, output, labels, shift_labels),
+        )
+    factor = the_term_changes_as_stock_does(lambda n, alpha: moved(n, tmp_path, alpha))
+    counts = "accepts_loss_kwargs" in inspect.getsource(Trainer)  # transformers from 4.46 on; before it, all is divided
+    tells = "num_items_in_batch" in inspect.signature(call).parameters and told
+    assert factor == (1 if tells or not counts else 4)
+
+
+@pytest.mark.skipif(
+    "compute_loss_func" not in inspect.signature(Trainer.__init__).parameters, reason="transformers until 4.45"
+)
+@pytest.mark.parametrize("divides", [True, False])
+def test_alpha_means_the_same_with_a_loss_function_of_ones_own_and_accumulation(tmp_path, divides):
+    def loss(outputs, labels, reduction):
+        logits = outputs["logits"][:, :-1].flatten(0, 1)
+        return torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten(), reduction=reduction)
+
+    def of_the_batch(outputs, labels, num_items_in_batch=None):
+        return loss(outputs, labels, "sum") / num_items_in_batch
+
+    def of_the_micro_batch(outputs, labels, **ignored):
+        return loss(outputs, labels, "mean")
+
+    mine = of_the_batch if divides else of_the_micro_batch
+    factor = the_term_changes_as_stock_does(
+        lambda n, alpha: moved(n, tmp_path, alpha, smoothing=0.0, compute_loss_func=mine)
+    )
+    assert factor == (1 if divides else 4)

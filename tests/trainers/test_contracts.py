@@ -18,17 +18,13 @@ from tiny import base, batch, settings, taken_gradients, with_lora, worst_error
 from transformers import Qwen2ForCausalLM, Trainer, TrainingArguments
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from selfaug import metrics, positions, step, watch
+from selfaug import metrics, positions, watch
 
 
 @pytest.fixture(autouse=True)
-def said(monkeypatch):
-    """Warnings of this test."""
-    found = []
-    monkeypatch.setattr(step, "_announced", True)
-    monkeypatch.setattr(watch.logger, "warning", found.append)
+def alone(said):
+    """No test has sums or warnings of another."""
     metrics.RUNNING.clear()
-    return found
 
 
 def is_documented(message):
@@ -340,8 +336,7 @@ def replica(model):
     return copies[model]
 
 
-def test_data_parallel_is_told_once_with_what_to_start_instead(monkeypatch, said):
-    monkeypatch.setattr(watch, "_REPLICAS", watch.Bypass())
+def test_data_parallel_is_told_once_with_what_to_start_instead(said):
     model = with_lora(base())
     for _ in range(3):
         replica(model)(**batch())
@@ -351,8 +346,7 @@ def test_data_parallel_is_told_once_with_what_to_start_instead(monkeypatch, said
         replica(model)(**batch())
 
 
-def test_a_replica_without_lora_or_with_lora_off_is_told_nothing(monkeypatch, said):
-    monkeypatch.setattr(watch, "_REPLICAS", watch.Bypass())
+def test_a_replica_without_lora_or_with_lora_off_is_told_nothing(said):
     model = with_lora(base())
     with settings(SELFAUG_STRICT="1"):
         replica(base().train())(**batch())
@@ -361,8 +355,7 @@ def test_a_replica_without_lora_or_with_lora_off_is_told_nothing(monkeypatch, sa
     assert said == []
 
 
-def test_a_trainer_that_goes_past_the_replicas_too_is_told(monkeypatch, said):
-    monkeypatch.setattr(watch, "_REPLICAS", watch.Bypass())
+def test_a_trainer_that_goes_past_the_replicas_too_is_told(said):
     model = torch.nn.DataParallel(with_lora(base()))
     for _ in range(watch.MISSED + 1):
         watch.trainer_step_without(model, object.__new__(OwnLoss))
