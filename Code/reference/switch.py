@@ -209,7 +209,8 @@ def hidden_states(model: Any, arguments: dict[str, Any], length: int, keep: froz
     if not reads_whole_length(decoder):
         arguments = _cut(arguments, length)
     with switched_off(model, keep):
-        return decoder(**arguments)[0]
+        hidden: Tensor = decoder(**arguments)[0]
+    return hidden
 
 
 def _cut(arguments: dict[str, Any], length: int) -> dict[str, Any]:
