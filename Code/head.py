@@ -1,56 +1,66 @@
-"""The head of a sharded model: every chunk of the loss within one call of the module, so that its weight is gathered
-once.
+"""The head of a model: the layer that turns hidden states into logits, and how FSDP or ZeRO-3 may have sharded it.
 
 FSDP and DeepSpeed ZeRO-3 gather a module's weight when the module is called and let go of it afterwards. Calling the
-head once per chunk would gather the vocabulary matrix once per chunk, and as often on each process as it has chunks.
+head once per chunk of positions would gather the vocabulary matrix once per chunk, and as often on each process as it
+has chunks. So the loss computes all chunks within one call of a sharded head.
 """
 
 from __future__ import annotations
 
-from typing import Callable, TypeVar
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from .eager import eager_around
 
-T = TypeVar("T")
-
-
-@eager_around
-def once_gathered(head: nn.Module, hidden: Tensor, compute: Callable[[nn.Module, Tensor], T]) -> T:
-    """``compute(head, hidden)``; where a call of ``head`` gathers its weight, within one such call.
-
-    ``compute`` then gets a plain ``nn.Linear`` with the gathered weight. What it returns passes through the hooks of
-    the sharding library: a tuple of tensors.
-    """
-    linear = _sharded_linear(head)
-    if linear is None:
-        return compute(head, hidden)
-
-    def forward(h: Tensor) -> T:
-        return compute(_plain(linear), h)
-
-    linear.forward = forward  # type: ignore[method-assign, assignment]
-    try:
-        return head(hidden)
-    finally:
-        del linear.forward
-
-
-def _sharded_linear(head: nn.Module) -> nn.Linear | None:
-    """The linear layer in ``head``, if it is a unit of its own under FSDP1, FSDP2 or ZeRO-3; else None."""
+def linear(head: nn.Module) -> nn.Linear | None:
+    """The ``nn.Linear`` that ``head`` is, without FSDP1's wrappers. None for any other head, such as a LoRA layer."""
     inner = head
-    while isinstance(vars(inner).get("_modules", {}).get("_fsdp_wrapped_module"), nn.Module):
-        inner = inner._modules["_fsdp_wrapped_module"]  # type: ignore[assignment]
-    if not isinstance(inner, nn.Linear) or hasattr(type(inner), "adapter_layer_names") or "forward" in vars(inner):
+    while isinstance(wrapped := vars(inner).get("_modules", {}).get("_fsdp_wrapped_module"), nn.Module):
+        inner = wrapped
+    return inner if isinstance(inner, nn.Linear) and not hasattr(type(inner), "adapter_layer_names") else None
+
+
+def sharded_linear(head: nn.Module) -> nn.Linear | None:
+    """The ``nn.Linear`` that ``head`` is, if it is a unit of its own under FSDP1, FSDP2 or ZeRO-3; else None."""
+    inner = linear(head)
+    if inner is None or "forward" in vars(inner):
         return None
     return inner if inner is not head or _gathers(inner) else None
 
 
-def _gathers(module: nn.Module) -> bool:
-    """Whether FSDP or ZeRO-3 gathers weights of this very module when it is called, if they are not there yet."""
-    fsdp = any(cls.__name__ in ("FSDPModule", "FullyShardedDataParallel") for cls in type(module).__mro__)
-    return fsdp or any(hasattr(parameter, "ds_id") for parameter in module.parameters(recurse=False))
+def frozen_weight(head: object) -> Tensor | None:
+    """The (V, H) weight, in the dtype of a product with it, where the head is nothing but a frozen matrix. None for any
+    other head, which has to be called.
+    """
+    if type(head) is not nn.Linear or head.bias is not None or head.weight.requires_grad:
+        return None
+    if type(head.weight) not in (nn.Parameter, Tensor) or head.weight.dim() != 2 or head.weight.numel() == 0:
+        return None
+    if head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head):
+        return None
+    return head.weight.to(_matmul_dtype(head.weight))
+
+
+def _matmul_dtype(weight: Tensor) -> torch.dtype:
+    """The dtype that autocast, where it is on, gives a matrix product; casting once saves a cast per chunk."""
+    device = weight.device.type
+    if device == "meta":
+        return weight.dtype
+    if hasattr(torch, "get_autocast_dtype"):  # torch 2.4
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    if device == "cpu":
+        return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else weight.dtype
+    return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else weight.dtype
+
+
+def without_hooks(layer: nn.Linear) -> nn.Linear:
+    """A new ``nn.Linear`` with the same weight and bias, and nothing that runs when it is called."""
+    plain = nn.Linear.__new__(nn.Linear)
+    nn.Module.__init__(plain)
+    tensors: dict[str, Any] = {"weight": layer.weight, "bias": layer.bias}  # under FSDP1 no parameters, but views
+    plain._parameters.update(tensors)
+    return plain
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -67,9 +77,7 @@ def trains_sharded(head: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in head.parameters()) and is_sharded(head)
 
 
-def _plain(linear: nn.Linear) -> nn.Linear:
-    """``linear`` without its hooks, on the same tensors."""
-    plain = nn.Linear.__new__(nn.Linear)
-    nn.Module.__init__(plain)
-    plain._parameters.update(weight=linear.weight, bias=linear.bias)
-    return plain
+def _gathers(module: nn.Module) -> bool:
+    """Whether FSDP or ZeRO-3 gathers weights of this very module when it is called, if they are not there yet."""
+    fsdp = any(cls.__name__ in ("FSDPModule", "FullyShardedDataParallel") for cls in type(module).__mro__)
+    return fsdp or any(hasattr(parameter, "ds_id") for parameter in module.parameters(recurse=False))

@@ -15,11 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Callable
 
 import torch
 from torch import Tensor, nn
 
+from .head import frozen_weight, sharded_linear, trains_sharded, without_hooks
 from .positions import IGNORE_INDEX
 
 Head = Callable[[Tensor], Tensor]
@@ -47,7 +49,8 @@ def plain_loss(
     """
     A = len(reference_logits)
     log_p = logits.to(_wide(logits)).log_softmax(-1)
-    log_q = reference_logits.detach().to(_wide(logits)).log_softmax(-1)
+    log_q = reference_logits.detach().to(log_p).log_softmax(-1)
+    targets, kl_weight = targets.to(log_p.device), kl_weight.to(log_p)
     supervised = targets != IGNORE_INDEX
     nll = -log_p[supervised].gather(-1, targets[supervised].unsqueeze(-1)).squeeze(-1)
     if direction == "base-tuned":
@@ -74,19 +77,51 @@ def chunked_loss(
     chunk by chunk, from each position's logits, made once; nothing of size V outlives its chunk. A frozen head gets
     no gradient and no buffer. Differentiable once.
 
+    A sharded head is called once, and all chunks are computed within that call. If something in it trains, the sharding
+    library has to see its graph: then this is :func:`plain_loss`.
+
     Args:
         hidden: (P, H), LoRA on. Aligned positions first.
         reference_hidden: (A, H), LoRA off, for the first A <= P positions. May be empty.
         targets: (P,) long, IGNORE_INDEX where NLL takes no part.
         kl_weight: (A,) weight of each aligned position's KL.
         head: module from (n, H) to logits (n, V).
-        reference_head: the same with LoRA off; called under ``no_grad``.
+        reference_head: from (n, H) to the reference's logits (n, V), called under ``no_grad``. ``head`` itself if that
+            is without LoRA: then both logits come from one product.
         chunk_size: positions per chunk, see :func:`auto_chunk_size`.
+
+    Tensors may be on other devices than ``hidden``, and the head may be.
     """
-    weight = _plain_weight(head)
-    parameters = [] if weight is not None else [p for p in head.parameters() if p.requires_grad]
-    step = _Step(targets, kl_weight, reference_hidden, head, reference_head, weight, direction, chunk_size)
-    return Terms(*_ChunkedLoss.apply(step, hidden, *parameters))
+    chunks = _Chunks(targets, kl_weight, reference_hidden.to(hidden.device), direction, chunk_size)
+    if trains_sharded(head):
+        with torch.no_grad():
+            reference_logits = _cast_once(reference_head, hidden.dtype)(chunks.reference_hidden)
+        return plain_loss(head(hidden), reference_logits, targets, kl_weight, direction)
+    sharded = sharded_linear(head)
+    if sharded is None:
+        return Terms(*_in_chunks(chunks, hidden, head, reference_head))
+
+    def forward(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        whole = without_hooks(sharded)
+        return _in_chunks(chunks, hidden, whole, whole if reference_head is head else reference_head)
+
+    sharded.forward = forward  # type: ignore[method-assign, assignment]  # its weight is whole while this call lasts
+    try:
+        return Terms(*head(hidden))
+    finally:
+        del sharded.forward
+
+
+def _in_chunks(chunks: _Chunks, hidden: Tensor, head: nn.Module, reference_head: Head) -> tuple[Tensor, Tensor, Tensor]:
+    """(total, NLL, KL), of which the first is attached to the graph."""
+    weight = frozen_weight(head)
+    if weight is not None and reference_head is head:
+        way, parameters = partial(_through_weight, weight), []
+    else:
+        way = partial(_through_module, head, _cast_once(reference_head, hidden.dtype))
+        parameters = [p for p in head.parameters() if p.requires_grad]
+    total, nll_sum, kl_sum = _ChunkedLoss.apply(chunks, way, hidden, *parameters)  # type: ignore[no-untyped-call]
+    return total, nll_sum, kl_sum
 
 
 def auto_chunk_size(vocabulary: int, device: torch.device) -> int:
@@ -101,41 +136,48 @@ def auto_chunk_size(vocabulary: int, device: torch.device) -> int:
 
 
 @dataclass
-class _Step:
-    """What the autograd function needs beside the tensors that get a gradient."""
+class _Chunks:
+    """What each chunk of positions takes a part of."""
 
     targets: Tensor
     kl_weight: Tensor
     reference_hidden: Tensor
-    head: nn.Module
-    reference_head: Head
-    weight: Tensor | None
     direction: str
-    chunk_size: int
+    size: int
 
-    def chunks(self, P: int) -> Iterator[slice]:
+    def slices(self, P: int) -> Iterator[slice]:
         """Positions that are handled together. One that is not aligned has no reference logits: twice as many fit."""
-        A, size = len(self.reference_hidden), self.chunk_size
+        A, size = len(self.reference_hidden), self.size
         yield from (slice(i, min(i + size, A)) for i in range(0, A, size))
         yield from (slice(i, min(i + 2 * size, P)) for i in range(A, P, 2 * size))
 
+    def terms(self, part: slice, logits: Tensor, reference_logits: Tensor) -> Tensor:
+        """See :func:`_chunk_terms`, which overwrites both logits."""
+        targets = self.targets[part].to(logits.device)
+        weight = self.kl_weight[part].to(logits.device, _wide(logits))
+        return _chunk_terms(logits, reference_logits, targets, weight, self.direction)
+
+
+Gradients = dict[int, Tensor]  # of the tensors that want one: 0 for the hidden states, then the head's parameters
+
 
 class _ChunkedLoss(torch.autograd.Function):
+    """``way`` computes the sums and fills the gradients; it is one of the two functions below."""
+
     @staticmethod
-    def forward(ctx: Any, step: _Step, hidden: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any, chunks: _Chunks, way: Callable[..., Tensor], hidden: Tensor, *parameters: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         wide = _wide(hidden)
         inputs = (hidden, *parameters)
-        wanted = [i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed]
+        wanted = [i for i, needed in enumerate(ctx.needs_input_grad[2:]) if needed]
         # in float16 the gradient of one token may underflow before backward brings the loss scale
         grads = {
             i: torch.zeros_like(inputs[i], dtype=wide if inputs[i].dtype == torch.float16 else None) for i in wanted
         }
-        if step.weight is None:
-            sums = _through_module(step, inputs, grads)
-        else:
-            sums = _through_weight(step, step.weight, hidden, grads.get(0))
+        sums = way(chunks, inputs, grads)
         ctx.save_for_backward(*grads.values())  # unlike an attribute of ctx, freed by backward
-        ctx.wanted = wanted
+        ctx.wanted = list(grads)
         ctx.dtypes = [tensor.dtype for tensor in inputs]
         total, nll_sum, kl_sum = sums.unbind()
         ctx.mark_non_differentiable(nll_sum, kl_sum)
@@ -145,64 +187,77 @@ class _ChunkedLoss(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_total: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         grads = dict(zip(ctx.wanted, ctx.saved_tensors))
-        found = ((grads[i] * grad_total).to(t) if i in grads else None for i, t in enumerate(ctx.dtypes))
-        return (None, *found)
+        scaled = (
+            (grads[i] * grad_total.to(grads[i].device)).to(dtype) if i in grads else None
+            for i, dtype in enumerate(ctx.dtypes)
+        )
+        return (None, None, *scaled)
 
 
-def _through_weight(step: _Step, weight: Tensor, hidden: Tensor, grad: Tensor | None) -> Tensor:
-    """(total, NLL, KL) where the head is one frozen matrix. Fills ``grad`` (P, H).
+def _through_weight(weight: Tensor, chunks: _Chunks, inputs: tuple[Tensor, ...], grads: Gradients) -> Tensor:
+    """(total, NLL, KL) where the head is one frozen matrix (V, H). Fills the gradient of the hidden states.
 
     The tuned and the base logits of a chunk come from one product, in a buffer that all chunks share, and become the
     gradient there.
     """
+    hidden, grad = inputs[0], grads.get(0)
     sums = hidden.new_zeros(3, dtype=_wide(hidden))
-    rows = max((_rows(chunk, step) for chunk in step.chunks(len(hidden))), default=0)
-    buffer = hidden.new_empty(rows, len(weight), dtype=weight.dtype)
-    for chunk in step.chunks(len(hidden)):
-        both = torch.cat((hidden[chunk].detach(), step.reference_hidden[chunk])).to(weight.dtype)
-        n, logits = chunk.stop - chunk.start, buffer[: len(both)]
+    rows = max((_rows(part, chunks) for part in chunks.slices(len(hidden))), default=0)
+    buffer = weight.new_empty(rows, len(weight))
+    for part in chunks.slices(len(hidden)):
+        both = torch.cat((hidden[part].detach(), chunks.reference_hidden[part])).to(weight)
+        n, logits = part.stop - part.start, buffer[: len(both)]
         torch.mm(both, weight.t(), out=logits)
-        sums += _chunk_terms(
-            logits[:n], logits[n:], step.targets[chunk], step.kl_weight[chunk].to(sums.dtype), step.direction
-        )
+        sums += chunks.terms(part, logits[:n], logits[n:]).to(sums)
         if grad is None:
             continue
-        if grad.dtype == weight.dtype and grad.is_contiguous():
-            torch.mm(logits[:n], weight, out=grad[chunk])
+        if (grad.dtype, grad.device) == (weight.dtype, weight.device) and grad.is_contiguous():
+            torch.mm(logits[:n], weight, out=grad[part])
         else:
-            grad[chunk] = logits[:n] @ weight
+            grad[part] = logits[:n] @ weight
     return sums
 
 
-def _through_module(step: _Step, inputs: tuple[Tensor, ...], grads: dict[int, Tensor]) -> Tensor:
-    """(total, NLL, KL) of any head, by calling it. Adds to ``grads``, which are those of ``inputs``: the hidden states
-    and the head's trainable parameters.
+def _through_module(
+    head: nn.Module, reference_head: Head, chunks: _Chunks, inputs: tuple[Tensor, ...], grads: Gradients
+) -> Tensor:
+    """(total, NLL, KL) of any head, by calling it. Adds to the gradients, and takes out those of parameters that the
+    head does not use: of an adapter that is not active.
     """
-    hidden = inputs[0]
+    hidden, used = inputs[0], set()
     sums = hidden.new_zeros(3, dtype=_wide(hidden))
-    for chunk in step.chunks(len(hidden)):
-        h = hidden[chunk].detach()
+    for part in chunks.slices(len(hidden)):
+        h = hidden[part].detach()
         with torch.set_grad_enabled(bool(grads)):
-            logits = step.head(h.requires_grad_(0 in grads))
-        reference_hidden = step.reference_hidden[chunk]
-        reference_logits = step.reference_head(reference_hidden) if len(reference_hidden) else logits.detach()[:0]
+            logits = head(h.requires_grad_(0 in grads))
+        states = chunks.reference_hidden[part]
+        # of a model spread over devices, a tied head is where the embedding is
+        reference_logits = reference_head(states).to(logits.device) if len(states) else logits.detach()[:0]
         grad_logits = logits.detach().clone()  # the head may have saved its output
-        there = logits.device  # of a model spread over devices, a tied head is where the embedding is
-        weight = step.kl_weight[chunk].to(there, sums.dtype)
-        found = _chunk_terms(
-            grad_logits, reference_logits.to(there), step.targets[chunk].to(there), weight, step.direction
-        )
-        sums += found.to(sums.device)
+        sums += chunks.terms(part, grad_logits, reference_logits).to(sums)
         if not grads:
             continue
         sources = [h if i == 0 else inputs[i] for i in grads]
-        for i, grad in zip(grads, torch.autograd.grad(logits, sources, grad_logits)):
-            (grads[0][chunk] if i == 0 else grads[i]).add_(grad)
+        for i, grad in zip(grads, torch.autograd.grad(logits, sources, grad_logits, allow_unused=True)):
+            if grad is not None:
+                used.add(i)
+                (grads[0][part] if i == 0 else grads[i]).add_(grad)
+    for i in set(grads) - used - {0}:
+        del grads[i]
     return sums
 
 
-def _rows(chunk: slice, step: _Step) -> int:
-    return (chunk.stop - chunk.start) * (2 if chunk.start < len(step.reference_hidden) else 1)
+def _cast_once(head: Head, dtype: torch.dtype) -> Head:
+    """``head`` for hidden states of any dtype. One frozen matrix is cast for autocast once instead of in each chunk."""
+    weight = frozen_weight(head)
+    if weight is None:
+        return lambda states: head(states.to(dtype))
+    return lambda states: states.to(weight) @ weight.t()
+
+
+def _rows(part: slice, chunks: _Chunks) -> int:
+    n: int = part.stop - part.start
+    return n * (2 if part.start < len(chunks.reference_hidden) else 1)
 
 
 def _chunk_terms(
@@ -289,29 +344,6 @@ def _exponentials(z: Tensor) -> tuple[Tensor, Tensor]:
     """The maximum of each row of z (n, V), and the sum of what z becomes: exp(z - maximum). Both (n, 1)."""
     top = z.amax(-1, keepdim=True)
     return top, z.sub_(top).exp_().sum(-1, keepdim=True)
-
-
-def _plain_weight(head: nn.Module) -> Tensor | None:
-    """The (V, H) weight, where the head is nothing but a frozen matrix product; else None, and the module is called."""
-    if type(head) is not nn.Linear or head.bias is not None or head.weight.requires_grad:
-        return None
-    if type(head.weight) not in (nn.Parameter, Tensor) or head.weight.dim() != 2 or head.weight.numel() == 0:
-        return None
-    if head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head):
-        return None
-    return head.weight.to(_matmul_dtype(head.weight))
-
-
-def _matmul_dtype(weight: Tensor) -> torch.dtype:
-    """The dtype that autocast, where it is on, gives a matrix product; casting once saves a cast per chunk."""
-    device = weight.device.type
-    if device == "meta":
-        return weight.dtype
-    if hasattr(torch, "get_autocast_dtype"):  # torch 2.4
-        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-    if device == "cpu":
-        return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else weight.dtype
-    return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else weight.dtype
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

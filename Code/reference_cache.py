@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from . import config, positions, training_rows
-from .reference import cache
+from .reference import cache, switch
 from .reference.cache import CacheError
-from .reference.fingerprint import fingerprint
+from .reference.samples import samples
 
 
 @torch.no_grad()
@@ -31,31 +31,33 @@ def build(model: Any, rows: Iterable[dict[str, list[int]]], settings: config.Set
             written until then stays, as what a training has written.
     """
     model.eval()
-    store = cache.entries(model, settings)
-    if store.folder.name != fingerprint(model):
+    if switch.reads_whole_length(model.model):
         raise CacheError(
-            f"{store.folder} is the folder of another model, {cache.described(store)}. Name the folder above "
-            "it, and this model gets its own. Nothing was written."
+            f"the states of {cache.title(model)} cannot be kept. {cache.NOT_CACHEABLE} Nothing was written."
         )
+    folder = cache.own_folder(model, settings)
     device, H, count, size = model.model.embed_tokens.weight.device, model.config.hidden_size, 0, 0
     for row in rows:
         ids, labels = (torch.tensor([row[name]]) for name in ("input_ids", "labels"))
         chosen = positions.select(labels, None, None, settings.positions, settings.reduction, False)
-        samples = cache.keyed_samples({"input_ids": ids}, chosen, store)
-        if not samples:
+        keyed = samples({"input_ids": ids}, chosen, folder.fingerprint)
+        if not keyed:
             continue
-        key, index = samples[0]
-        if store.get(key, len(index), H) is None:
+        key, index = keyed[0]
+        if folder.entries.get(key, len(index), H) is None:
             states = model.model(input_ids=ids[:, : chosen.length].to(device), use_cache=False)[0][0]
-            if not store.put(key, states[index.to(device)]):
+            if not folder.entries.put(key, states[index.to(device)]):
                 limit = f"{settings.reference_cache_gb:g} GB"
                 raise CacheError(f"the cache is full ({limit}) or its disk is; set SELFAUG_CACHE_GB. {count} are in.")
         count += 1
         size += len(index) * H * 2
     if not count:
         raise CacheError(f"no row has a token at the {settings.positions} positions, so there is nothing to keep.")
-    torch.save(model.lm_head.weight.detach().cpu().clone(), store.folder / "head.pt")
-    (store.folder / "built").touch()
+    if type(model.lm_head) is torch.nn.Linear and model.lm_head.bias is None:  # another one cannot be trained in full
+        draft = folder.path / f"head.pt.{os.getpid()}.new"
+        torch.save(model.lm_head.weight.detach().cpu().clone(), draft)
+        os.replace(draft, folder.path / "head.pt")
+    (folder.path / "built").touch()
     return count, size
 
 
@@ -79,7 +81,10 @@ def main(argv: list[str] | None = None) -> int:
         model, tokenizer = _load(options.model, options.dtype, texts)
         rows = (training_rows.tokenised(row, where, tokenizer) for where, row in training_rows.read(options.data))
         count, size = build(model, rows, settings)
-        print(f"{count} samples, {size / 1e6:.1f} MB in {cache.entries(model, settings).folder}")
+        path = cache.own_folder(model, settings).path
+        print(f"{count} samples, {size / 1e6:.1f} MB in {path}")
+        print(f"Set SELFAUG_CACHE={path.parent} to train this model, with LoRA or in full.")
+        print(f"Set SELFAUG_CACHE={path} to go on, in full, from a checkpoint of a model that was trained so.")
     except (CacheError, ValueError, OSError) as error:  # settings, rows, files, and what transformers cannot load
         print(f"error: {error}", file=sys.stderr)
         return 1

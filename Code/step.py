@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import os
 import weakref
-from typing import Any, Callable, Optional
+from typing import Any, Callable
 
 import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from . import calls, config, head, loss, metrics, positions, runs, sample, trainers, watch
+from . import calls, config, loss, metrics, positions, runs, sample, trainers, watch
 from . import labels as label_forms
 from .eager import eager, eager_around
 from .outputs import SelfAugOutput, output
-from .reference import cache, guards, switch
+from .reference import Reference, guards, reference_of, switch
 
 logger = logging.get_logger("transformers.selfaug")
 
 _FRAME = "_selfaug_frame"
-# names of the adapters that stay on in the reference pass; None: no LoRA, the reference is a cache
-Keep = Optional[frozenset]  # of str
 _UNPATCHED_PEFT = "this peft has no switch for the reference pass; was it upgraded after the installation?"
 _INSTALL = "Run `python -m selfaug_patcher install` again"
 _PAST = "the model was called with labels and a filled key-value cache, which no reference pass can share"
@@ -42,10 +40,8 @@ def run(model: Any, forward: Callable[..., Any], stock: bool, args: tuple[Any, .
     settings = config.read(model.config)
     if labels is None or not settings.enabled or settings.alpha == 0:
         return forward(model, *args, **kwargs)
-    layers = switch.lora_layers(model)
-    from_disk = settings.reference_cache is not None and model.training
-    in_full = from_disk and not layers and cache.trains_in_full(model)
-    if not layers and not in_full:
+    reference = reference_of(model, settings)
+    if reference is None:
         if vars(model).get("_is_replica") and switch.has_lora_on(model):
             watch.tell_replica(model, settings.strict)
         elif guards.unpatched_peft(model):
@@ -55,29 +51,28 @@ def run(model: Any, forward: Callable[..., Any], stock: bool, args: tuple[Any, .
     if split is not None:
         watch.of(model).tell(f"{split}, and the KL's mean needs the whole one", forward, settings.strict, _WHOLE)
         return forward(model, *args, **kwargs)
-    keep = guards.reference_adapters(model, settings) if layers else None
     if calls.has_past(call):
         watch.of(model).tell(_PAST, forward, settings.strict, _NO_PAST)
         return forward(model, *args, **kwargs)
     if stock and model.training and call.get("labels") is not None and calls.is_plain(model, forward, call):
-        return _fused(model, call, settings, keep)
-    return _around(model, forward, call, labels, settings, keep, args, kwargs)
+        return _fused(model, call, settings, reference)
+    return _around(model, forward, call, labels, settings, reference, args, kwargs)
 
 
 @eager_around
-def _fused(model: Any, call: dict[str, Any], settings: config.Settings, keep: Keep) -> SelfAugOutput:
+def _fused(model: Any, call: dict[str, Any], settings: config.Settings, reference: Reference) -> SelfAugOutput:
     """Stock ``forward`` re-expressed from hidden states: both terms in chunks, and logits only for a caller who reads
     them.
     """
     chosen = _select(model, call, call["labels"], settings)
     arguments = calls.decoder_arguments(model.model, call)
     # first, while no activations of the tuned pass are kept
-    reference_hidden = _reference_hidden(model, arguments, chosen, settings, keep)
+    states = reference.states(arguments, chosen)
     decoded = model.model(**arguments)
     hidden = decoded[0]
-    terms = _terms(model, hidden, reference_hidden, chosen, settings, keep)
+    terms = _terms(model, hidden, reference, states, chosen, settings)
     total = terms.total / positions.divisor(call.get("num_items_in_batch"), chosen.counted, hidden.device)
-    _acted(model, settings, terms.nll_sum, terms, chosen)
+    _acted(model, settings, reference, terms.nll_sum, terms, chosen)
     watch.of(model).made(total, settings.strict)
 
     def logits() -> Tensor:
@@ -94,7 +89,7 @@ def _around(
     call: dict[str, Any],
     labels: Tensor,
     settings: config.Settings,
-    keep: Keep,
+    reference: Reference,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
@@ -132,15 +127,15 @@ def _around(
     kept = call.get("logits_to_keep", call.get("num_logits_to_keep", 0))
     labels, targets = label_forms.both_forms(labels, call, kept, hidden.shape[1])
     chosen = _select(model, {**call, **arguments, "num_items_in_batch": num_items}, labels, settings, targets)
-    reference_hidden = _reference_hidden(model, arguments, chosen, settings, keep)
-    terms = _terms(model, hidden, reference_hidden, positions.aligned_only(chosen), settings, keep)
+    states = reference.states(arguments, chosen)
+    terms = _terms(model, hidden, reference, states, positions.aligned_only(chosen), settings)
     if owed:
-        _acted(model, settings, _nll_sum(outputs, chosen, kept), terms, chosen)
+        _acted(model, settings, reference, _nll_sum(outputs, chosen, kept), terms, chosen)
         owed.owe(terms.total, chosen)
         return outputs
     divisor = positions.divisor(num_items, chosen.counted, hidden.device)
     stock_loss = positions.without_nan(stock_loss, chosen.supervised)
-    _acted(model, settings, (stock_loss.detach().mean() * divisor).reshape(()), terms, chosen)
+    _acted(model, settings, reference, (stock_loss.detach().mean() * divisor).reshape(()), terms, chosen)
     total = stock_loss + (terms.total / divisor).to(stock_loss)
     watch.of(model).made(total, settings.strict)
     if isinstance(outputs, tuple):
@@ -171,13 +166,18 @@ class _Frame:
 
 @eager
 def _acted(
-    model: Any, settings: config.Settings, nll_sum: Tensor, terms: loss.Terms, chosen: positions.Selection
+    model: Any,
+    settings: config.Settings,
+    reference: Reference,
+    nll_sum: Tensor,
+    terms: loss.Terms,
+    chosen: positions.Selection,
 ) -> None:
     """Book one micro-batch: for the logs, for the forwards around this one, for the trainer."""
     _mark_acted(model)
     if model.training:
         metrics.RUNNING.of(model).add(nll_sum, chosen.supervised, terms.kl_sum, chosen.aligned, settings.alpha)
-        _announce(settings, model)
+        _announce(settings, model, reference)
         if chosen.supervised:
             step, rows = trainers.current(), chosen.rows
             trainer = None if step is None else step.trainer
@@ -239,70 +239,26 @@ def _pad_tokens(model: Any) -> set[int]:
     return {token for token in named if isinstance(token, int)}
 
 
-@eager_around
-def _reference_hidden(
-    model: Any, arguments: dict[str, Any], chosen: positions.Selection, settings: config.Settings, keep: Keep
-) -> Tensor | None:
-    """(A, H) hidden states of the aligned positions with LoRA off; None if there are none."""
-    if chosen.aligned == 0:
-        if head.is_sharded(model):  # other processes make the pass
-            switch.hidden_states(model, arguments, 1)
-        return None
-
-    @eager_around
-    def compute(index: Tensor) -> Tensor:
-        row, column = index // chosen.total, index % chosen.total
-        hidden = switch.hidden_states(model, arguments, int(column.max()) + 1, keep or frozenset())
-        return hidden.flatten(0, 1)[(row * hidden.shape[1] + column).to(hidden.device)]
-
-    if settings.reference_cache is None or keep or not model.training:  # frozen adapters are in no fingerprint
-        return compute(chosen.index[: chosen.aligned])
-    return cache.hidden_states(model, arguments, chosen, settings, None if keep is None else compute)
-
-
 @eager
 def _terms(
     model: Any,
     hidden: Tensor,
-    reference_hidden: Tensor | None,
+    reference: Reference,
+    states: Tensor,
     chosen: positions.Selection,
     settings: config.Settings,
-    keep: Keep,
 ) -> loss.Terms:
-    """The sums of one micro-batch, from the decoder's (B, T, H) hidden states."""
-
-    its_base = cache.base_head(model, settings) if keep is None else None
-
-    def reference_head(h: Tensor) -> Tensor:
-        if its_base is not None:
-            return its_base(h)
-        with switch.switched_off(model.lm_head, keep or frozenset()):
-            return model.lm_head(h)
-
-    device = hidden.device
-    targets = chosen.targets.to(device)
-    kl_weight = (settings.alpha * chosen.kl_weight).to(device, torch.float32 if device.type == "mps" else torch.float64)
-    selected = hidden.flatten(0, 1)[chosen.index.to(device)]
-    if reference_hidden is None:
-        reference_hidden = selected.detach()[:0]
-    if head.trains_sharded(model.lm_head):
-        reference_logits = reference_head(reference_hidden.to(selected.dtype))
-        return loss.plain_loss(model.lm_head(selected), reference_logits, targets, kl_weight, settings.direction)
-
-    def terms(its_head: nn.Module, selected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        found = loss.chunked_loss(
-            selected,
-            reference_hidden.to(selected.dtype),
-            targets,
-            kl_weight,
-            its_head,
-            reference_head if its_head is model.lm_head else its_head,
-            settings.chunk_size or loss.auto_chunk_size(model.config.vocab_size, device),
-            settings.direction,
-        )
-        return found.total, found.nll_sum, found.kl_sum
-
-    return loss.Terms(*head.once_gathered(model.lm_head, selected, terms))
+    """The sums of one micro-batch, from the decoder's (B, T, H) hidden states and the reference's (A, H) ``states``."""
+    return loss.chunked_loss(
+        hidden.flatten(0, 1)[chosen.index.to(hidden.device)],
+        states,
+        chosen.targets,
+        settings.alpha * chosen.kl_weight,
+        model.lm_head,
+        reference.head,
+        settings.chunk_size or loss.auto_chunk_size(model.config.vocab_size, hidden.device),
+        settings.direction,
+    )
 
 
 class _Announced:
@@ -314,15 +270,13 @@ class _Announced:
 _ANNOUNCED = runs.PerRun(_Announced)
 
 
-def _announce(settings: config.Settings, model: Any) -> None:
+def _announce(settings: config.Settings, model: Any, reference: Reference) -> None:
     announced = _ANNOUNCED.of(model)
     if announced.yet:
         return
     announced.yet = True
     if os.environ.get("RANK", "0") == "0":
-        layers = len(switch.lora_layers(model))
-        what = f"{layers} LoRA layers" if layers else "full fine-tuning against the reference cache"
         logger.warning(
             f"SelfAug is on: loss = NLL + {settings.alpha:g} * KL at {settings.positions} positions, "
-            f"{what} (SELFAUG=0 switches it off)."
+            f"{reference} (SELFAUG=0 switches it off)."
         )

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from . import config
-from .reference import cache, switch
+from .reference import guards, switch
 from .runs import PerRun
 
 UNUSED = 8  # losses thrown away and not backpropagated, MISSED trainer steps, before warning
@@ -164,7 +164,7 @@ def should_act(model: nn.Module, settings: config.Settings) -> bool:
         return False
     if switch.lora_layers(model):
         return True
-    return settings.reference_cache is not None and model.training and cache.trains_in_full(model)
+    return settings.reference_cache is not None and model.training and guards.trains_in_full(model)
 
 
 def trainer_step_without(model: nn.Module, trainer: Any) -> None:

@@ -1,1 +1,39 @@
-"""What a step aligns to: the model with LoRA off, computed or from disk."""
+"""What a step aligns to: one object that has hidden states *and* the head that turns them into logits, both of one
+model.
+
+    LoRA trains                           LoraOff     the model with LoRA off, by a pass of its own
+    LoRA trains, SELFAUG_CACHE is set     Cached      the same, each sample computed once and then read from disk
+    all weights train, the same set       Built       the model that a cache was built from, all from disk
+
+Each has ``states(arguments, chosen)``, (A, H) hidden states at the aligned positions, and ``head``, from (n, H) hidden
+states to (n, V) logits, without a gradient. ``str()`` says in words what it is.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Union
+
+from .. import config
+from ..eager import eager
+from . import cache, guards, switch
+from .cache import Built, Cached
+from .lora_off import LoraOff
+
+Reference = Union[LoraOff, Cached, Built]
+
+
+@eager
+def reference_of(model: Any, settings: config.Settings) -> Reference | None:
+    """What ``model`` aligns to in this step; None if neither LoRA nor, beside a cache, the model itself trains.
+
+    Raises:
+        ReferenceModelError: LoRA off is not the model that training started from.
+        CacheError: the cache is not one of this model's.
+    """
+    from_disk = settings.reference_cache is not None and model.training
+    if switch.lora_layers(model):
+        off = LoraOff(model, guards.reference_adapters(model, settings))
+        if not from_disk or off.kept or switch.reads_whole_length(model.model):  # no key accounts for these two
+            return off
+        return Cached(off, cache.own_folder(model, settings))
+    return cache.built_reference(model, settings) if from_disk and guards.trains_in_full(model) else None

@@ -1,19 +1,15 @@
-"""The reference pass, once per sample instead of once per epoch: its hidden states, kept on disk.
+"""A reference whose hidden states are on disk, so that nothing is computed twice.
 
     SELFAUG_CACHE=DIR python train.py               filled by the first epoch, read from the second
 
-A cache that :mod:`..reference_cache` built before training also lets a model train in full, without LoRA: the reference
-is then what the cache holds, and the head that it keeps beside it. A sample that is not there is an error.
-
-A sample is known by the base weights (:mod:`.fingerprint`), its tokens up to the last aligned position, which
-positions are aligned, and their numbering if it is unusual. Padding and the rest of the batch do not matter. Inputs
-that are no tokens, and masks with four dimensions or by type of layer, are not cached.
+LoRA training reads and writes a folder of its own model, DIR/FINGERPRINT: see :class:`Cached`. A cache that
+``python -m selfaug.reference_cache build`` filled before training also lets a model train in full, without LoRA: see
+:class:`Built`. Both take states and head from one model, which :mod:`.fingerprint` identifies.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import weakref
@@ -24,178 +20,270 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from .. import config, head, positions
+from .. import config
+from ..eager import eager
+from ..head import is_sharded
+from ..positions import Selection
 from . import guards, switch
 from .entries import Entries
 from .fingerprint import ShardedWeights, fingerprint
+from .lora_off import LoraOff
+from .samples import samples
 
 logger = logging.get_logger("transformers.selfaug")
 
-# arguments of the decoder that a key accounts for; any other tensor makes a batch uncacheable
-_ACCOUNTED = {"input_ids", "attention_mask", "position_ids", "cache_position"}
-_REBUILD = "Fill it with `python -m selfaug.reference_cache build` from the model and the data that you train on"
+_DOC = "See docs/performance.md"
+_BUILD = "Fill it with `python -m selfaug.reference_cache build` from the model and the data that you train on"
 
 
 class CacheError(RuntimeError):
     """The cache cannot be what the reference comes from."""
 
 
-def trains_in_full(model: nn.Module) -> bool:
-    """Whether weights of the model itself train."""
-    return any(parameter.requires_grad for _, parameter in guards.base_parameters(model))
+class Folder:
+    """The folder of one model: what model.json says, and the entries."""
+
+    def __init__(self, path: Path, about: dict[str, Any], settings: config.Settings) -> None:
+        self.path = path
+        self.model: str = about["model"]
+        self.fingerprint: str = about["fingerprint"]
+        self.hidden_size: int = about["hidden_size"]
+        self.entries = Entries(path, int(settings.reference_cache_gb * 1e9))
+
+    @property
+    def is_built(self) -> bool:
+        """Whether `build` filled it."""
+        return (self.path / "built").exists()
+
+    @eager
+    def read(self, keyed: list[tuple[bytes, Tensor]]) -> list[Tensor | None]:
+        """The (n, H) hidden states of each sample, on the CPU; None for one that is not there."""
+        return [self.entries.get(key, len(index), self.hidden_size) for key, index in keyed]
 
 
-def hidden_states(
-    model: Any,
-    arguments: dict[str, Any],
-    chosen: positions.Selection,
-    settings: config.Settings,
-    compute: Callable[[Tensor], Tensor] | None,
-) -> Tensor:
-    """(A, H): the reference's hidden states at the aligned positions that were chosen.
+class Cached:
+    """The model that trains, with LoRA off; each sample's hidden states are computed once, and then read."""
 
-    Args:
-        arguments: those of the decoder.
-        compute: from indices in the flattened batch to (n, H) hidden states there, by a reference pass. None: there
-            is no such pass, the model trains in full.
+    def __init__(self, computed: LoraOff, folder: Folder) -> None:
+        self.computed = computed
+        self.folder = folder
+
+    def __str__(self) -> str:
+        return f"{self.computed}, their reference kept in {self.folder.path}"
+
+    @property
+    def head(self) -> Callable[[Tensor], Tensor]:
+        """From hidden states (n, H) to logits (n, V)."""
+        return self.computed.head
+
+    def states(self, arguments: dict[str, Any], chosen: Selection) -> Tensor:
+        """As :meth:`.LoraOff.states`."""
+        keyed = samples(arguments, chosen, self.folder.fingerprint)
+        if not keyed:
+            return self.computed.states(arguments, chosen)
+        stored = self.folder.read(keyed)
+        states = _all_of(stored)
+        if states is None:
+            states = self.computed.states_at(chosen.all_aligned, arguments, chosen.total)
+            self._write(keyed, stored, states, chosen)
+        return states[_sampled(chosen).to(states.device)]
+
+    @eager
+    def _write(self, keyed: list[Any], stored: list[Tensor | None], states: Tensor, chosen: Selection) -> None:
+        for (key, index), old in zip(keyed, stored):
+            if old is None:
+                rows = torch.searchsorted(chosen.all_aligned, index)
+                self.folder.entries.put(key, states[rows.to(states.device)])
+
+
+class Built:
+    """Another model, or the one that training started from: its hidden states and its head as `build` wrote them.
+    Nothing is computed, and nothing is written.
+    """
+
+    def __init__(self, folder: Folder, trained: Any) -> None:
+        self.folder = folder
+        self.trained = f"{title(trained)} trains in full"
+        self.head = _load_head(folder, trained)
+
+    def __str__(self) -> str:
+        return f"full fine-tuning against the states and the head of {self.folder.model} in {self.folder.path}"
+
+    def states(self, arguments: dict[str, Any], chosen: Selection) -> Tensor:
+        """As :meth:`.LoraOff.states`.
+
+        Raises:
+            CacheError: a sample is not there, or the batch is not one that a cache can hold.
+        """
+        keyed = samples(arguments, chosen, self.folder.fingerprint)
+        if keyed is None:
+            raise CacheError(f"{self.trained}, and this batch is not one that a cache can hold. {_DOC}.")
+        stored = self.folder.read(keyed)
+        states = _all_of(stored) if keyed else torch.empty(0, self.folder.hidden_size)
+        if states is None:
+            missing = sum(one is None for one in stored)
+            raise CacheError(
+                f"{missing} of the {len(stored)} samples of this batch are not in {self.folder.path}, and there is no "
+                f"other reference: {self.trained}. {_BUILD}. {_DOC}."
+            )
+        return states[_sampled(chosen)]
+
+
+def _all_of(stored: list[Tensor | None]) -> Tensor | None:
+    """(N, H): the states of all samples; None if one is missing."""
+    there = [states for states in stored if states is not None]
+    return torch.cat(there) if 0 < len(there) == len(stored) else None
+
+
+def _sampled(chosen: Selection) -> Tensor:
+    """(A,) where in ``all_aligned`` the positions are that this step takes."""
+    return torch.searchsorted(chosen.all_aligned, chosen.index[: chosen.aligned])
+
+
+@eager
+def own_folder(model: Any, settings: config.Settings) -> Folder:
+    """The folder of ``model`` itself, without its LoRA; its base weights are hashed when it is first seen and whenever
+    they have been written to or other LoRA layers are there.
 
     Raises:
-        CacheError: without ``compute``, a sample is not in the cache; or the weights are sharded.
+        CacheError: the setting names the folder of another model; the weights are sharded; or states depend on the
+            rest of the batch.
     """
-    sampled = chosen.index[: chosen.aligned]
-    store = entries(model, settings)
-    samples = keyed_samples(arguments, chosen, store)
-    if samples is None:
-        if compute is None:
-            raise CacheError(f"{_title(model)} trains in full, and this batch is not one that a cache can hold. {_DOC}")
-        return compute(sampled)
-    device, H = model.model.embed_tokens.weight.device, model.config.hidden_size
-    found = [store.get(key, len(index), H) for key, index in samples]
-    within = torch.searchsorted(chosen.all_aligned, sampled)
-    if all(states is not None for states in found):
-        return torch.cat(found)[within].to(device)  # type: ignore[arg-type]
-    if compute is None:
-        raise CacheError(
-            f"{sum(s is None for s in found)} of the {len(found)} samples of this batch are not in {store.folder}, "
-            f"and there is no other reference for a model that trains in full. {_advice(store)}"
-        )
-    states = compute(chosen.all_aligned)
-    for (key, index), old in zip(samples, found):
-        if old is None:
-            store.put(key, states[torch.searchsorted(chosen.all_aligned, index).to(states.device)])
-    return states[within.to(states.device)]
-
-
-_DOC = "See docs/performance.md."
-_ENTRIES: weakref.WeakKeyDictionary[nn.Module, tuple[Any, Entries]] = weakref.WeakKeyDictionary()
-_HEADS: weakref.WeakKeyDictionary[Entries, Tensor] = weakref.WeakKeyDictionary()
-
-
-def entries(model: Any, settings: config.Settings) -> Entries:
-    """Those of ``model``, whose weights are hashed when it is first seen, before the first update, and again with
-    other LoRA layers: something may have been merged.
-    """
-    folder = str(settings.reference_cache)
+    place = str(settings.reference_cache)
     lora = next((weakref.ref(module) for module in model.modules() if switch.is_lora(module)), None)
-    key, known = (folder, lora), _ENTRIES.get(model)
-    if known is None or known[0] != key:
-        root = Path(folder).expanduser()
-        try:
-            if not (root / "model.json").is_file():
-                name = fingerprint(model)
-            elif lora and head.is_sharded(model):  # processes that find all their samples would leave the others alone
-                raise ShardedWeights("this model is sharded")
-            else:  # a model's own folder, named on purpose
-                name, root = root.name, root.parent
-        except ShardedWeights as error:
-            raise CacheError(f"SELFAUG_CACHE needs whole weights, and {error}. Unset it. {_DOC}") from None
-        store = Entries(root, name, int(settings.reference_cache_gb * 1e9))
-        _describe(store, model)
-        known = _ENTRIES[model] = (key, store)
+    versions = sum(parameter._version for _, parameter in guards.base_parameters(model))
+    known = _OWN.get(model)
+    if known is None or known[0] != (place, lora, versions):
+        known = _OWN[model] = ((place, lora, versions), _find_own(model, settings))
     return known[1]
 
 
-def base_head(model: Any, settings: config.Settings) -> Callable[[Tensor], Tensor]:
-    """The head of the model that the cache was built from, for a model whose own head trains."""
-    store = entries(model, settings)
-    weight = _HEADS.get(store)
-    if weight is None:
-        if not (store.folder / "head.pt").exists():
-            raise CacheError(f"{store.folder} has no head.pt: it was not built. {_advice(store)}")
-        saved = torch.load(store.folder / "head.pt", map_location="cpu", weights_only=True)
-        weight = _HEADS[store] = saved.to(model.model.embed_tokens.weight.device)
-    return lambda h: nn.functional.linear(h, weight.to(h.dtype))
+_OWN: weakref.WeakKeyDictionary[nn.Module, tuple[Any, Folder]] = weakref.WeakKeyDictionary()
 
 
-def keyed_samples(
-    arguments: dict[str, Any], chosen: positions.Selection, store: Entries
-) -> list[tuple[bytes, Tensor]] | None:
-    """(key, flat indices of the aligned positions) of each row that has any, in their order; None if not cacheable."""
-    ids, mask, numbers = (arguments.get(name) for name in ("input_ids", "attention_mask", "position_ids"))
-    tensors = {k for k, v in arguments.items() if v is not None and not isinstance(v, (bool, int, float, str))}
-    if ids is None or not tensors <= _ACCOUNTED or not (mask is None or (isinstance(mask, Tensor) and mask.dim() == 2)):
-        return None
-    if numbers is not None and numbers.dim() != 2:
-        return None
-    ids, unmasked = ids.cpu(), mask is None
-    mask = torch.ones_like(ids) if mask is None else mask.cpu().long()
-    numbers = None if numbers is None else numbers.cpu().expand_as(ids)
-    samples = []
-    for row in range(len(ids)):
-        index = chosen.all_aligned[chosen.all_aligned // chosen.total == row]
-        if not len(index):
-            continue
-        last = int(index[-1]) % chosen.total
-        columns = mask[row, : last + 1].nonzero().squeeze(-1)
-        parts = [ids[row, columns], torch.searchsorted(columns, index % chosen.total)]
-        if len(set(mask[row, columns].tolist())) > 1:
-            parts.append(mask[row, columns])
-        if numbers is not None:
-            own = numbers[row, columns] - numbers[row, columns[0]]
-            if not torch.equal(own, torch.arange(len(own))):
-                parts.append(own)
-                if unmasked:  # then transformers takes restarts for documents
-                    parts.append(torch.zeros(1))
-        digest = hashlib.sha256(store.folder.name.encode())
-        for part in parts:
-            digest.update(len(part).to_bytes(8, "little") + part.long().numpy().tobytes())
-        samples.append((digest.digest(), index))
-    return samples
+def _find_own(model: Any, settings: config.Settings) -> Folder:
+    root, name = _root(settings), _hashed(model)
+    about = describe(root)
+    if about is not None and about["fingerprint"] != name:
+        raise CacheError(
+            f"{root} is the folder of another model, {about['model']}, so its states are not those of {title(model)}. "
+            f"Name the folder above it, {root.parent}, and this model gets a folder of its own there. Nothing was "
+            f"written. {_DOC}."
+        )
+    path = root if about is not None else root / name
+    about = {"model": title(model), "hidden_size": model.config.hidden_size, "fingerprint": name}
+    with contextlib.suppress(OSError):  # a disk that refuses is no reason to stop: then nothing is kept
+        _write_about(path, about)
+    return Folder(path, about, settings)
 
 
-def _describe(store: Entries, model: Any) -> None:
-    """Write model.json. A disk that refuses is no reason to stop: then nothing is kept."""
-    if (store.folder / "model.json").exists():
-        return
-    with contextlib.suppress(OSError):
-        _write_description(store, model)
-
-
-def _write_description(store: Entries, model: Any) -> None:
-    store.folder.mkdir(parents=True, exist_ok=True)
-    draft = store.folder / f"model.json.{os.getpid()}.new"
-    facts = {"model": _title(model), "hidden_size": model.config.hidden_size, "fingerprint": store.folder.name}
-    draft.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    os.replace(draft, store.folder / "model.json")
-
-
-def described(store: Entries) -> str:
-    """The model that a folder was made from, in its own words."""
+def _hashed(model: Any) -> str:
     try:
-        return str(json.loads((store.folder / "model.json").read_text(encoding="utf-8"))["model"])
+        if is_sharded(model):  # processes that find all their samples would leave the others alone
+            raise ShardedWeights("this model is sharded")
+        return fingerprint(model)
+    except ShardedWeights as error:
+        raise CacheError(
+            f"SELFAUG_CACHE needs whole weights to know which model this is, and {error}. Unset it; to train in full "
+            f"against a cache that was built, name the folder of its model, DIR/FINGERPRINT. {_DOC}."
+        ) from None
+
+
+@eager
+def built_reference(model: Any, settings: config.Settings) -> Built:
+    """What a model that trains in full aligns to: the model that it was when it was first seen, or the one whose folder
+    the setting names. It is looked up once.
+
+    Raises:
+        CacheError: there is no such folder, `build` did not fill it, or it does not fit the model.
+    """
+    known = _BUILT.get(model)
+    if known is None or known[0] != settings.reference_cache:
+        if switch.reads_whole_length(model.model):
+            raise CacheError(
+                f"{title(model)} trains in full, and no cache can hold its states. {NOT_CACHEABLE} {_DOC}."
+            )
+        built = Built(_find_built(model, settings), model)
+        if os.environ.get("RANK", "0") == "0":
+            logger.warning(f"SelfAug aligns {title(model)} to what {built.folder.path} holds: {built}.")
+        known = _BUILT[model] = (settings.reference_cache, built)
+    return known[1]
+
+
+_BUILT: weakref.WeakKeyDictionary[nn.Module, tuple[Any, Built]] = weakref.WeakKeyDictionary()
+NOT_CACHEABLE = "They depend on the length of the batch (rope_type dynamic or longrope, or attention to later tokens)."
+
+
+def _find_built(model: Any, settings: config.Settings) -> Folder:
+    root = _root(settings)
+    path = root
+    if (about := describe(root)) is None:
+        path = root / _hashed(model)
+        if (about := describe(path)) is None:
+            others = sorted(folder.parent for folder in root.glob("*/built"))
+            raise CacheError(
+                f"{title(model)} trains in full, and {root} has no states of these weights. {_BUILD}. "
+                + "".join(
+                    f"If these weights come from a checkpoint of the model that {other} was built from, set "
+                    f"SELFAUG_CACHE={other} to align to that model. "
+                    for other in others[:1]
+                )
+                + f"{_DOC}."
+            )
+    folder = Folder(path, about, settings)
+    if not folder.is_built:
+        raise CacheError(f"{path} was filled by LoRA training, which keeps no head. {_BUILD}. {_DOC}.")
+    return folder
+
+
+def _load_head(folder: Folder, model: Any) -> nn.Linear:
+    """The cached model's head, on the CPU or where it was last used."""
+    file = folder.path / "head.pt"
+    try:
+        weight = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever torch.load raises
+        raise CacheError(f"expected the head of {folder.model} in {file}, found {error!r}. {_BUILD}. {_DOC}.") from None
+    wanted = (model.config.vocab_size, model.config.hidden_size)
+    found = tuple(weight.shape) if isinstance(weight, Tensor) else None
+    if found != wanted or folder.hidden_size != wanted[1]:
+        raise CacheError(
+            f"{folder.path} was built from {folder.model}, whose head has the shape {found} (vocabulary, hidden size); "
+            f"{title(model)} needs {wanted}. A model can only align to one with the same tokens and width. {_DOC}."
+        )
+    head = nn.Linear(wanted[1], wanted[0], bias=False, device="meta")
+    head.weight = nn.Parameter(weight.to(next(model.parameters()).device), requires_grad=False)
+    return head
+
+
+def _root(settings: config.Settings) -> Path:
+    return Path(str(settings.reference_cache)).expanduser()
+
+
+def describe(folder: Path) -> dict[str, Any] | None:
+    """What model.json says: ``model`` (a name for people), ``hidden_size`` and ``fingerprint``. None if ``folder`` has
+    none, so is no folder of one model.
+    """
+    file = folder / "model.json"
+    if not file.is_file():
+        return None
+    try:
+        about = json.loads(file.read_text(encoding="utf-8"))
+        return {name: kind(about[name]) for name, kind in _ABOUT.items()}
     except (OSError, ValueError, KeyError, TypeError):
-        return "whose model.json cannot be read"
+        raise CacheError(f"{file}: expected JSON with {', '.join(_ABOUT)}. {_BUILD}, into another folder.") from None
 
 
-def _title(model: Any) -> str:
+_ABOUT: dict[str, Callable[[Any], Any]] = {"model": str, "hidden_size": int, "fingerprint": str}
+
+
+def _write_about(folder: Path, about: dict[str, Any]) -> None:
+    if not (folder / "model.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        draft = folder / f"model.json.{os.getpid()}.new"
+        draft.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        os.replace(draft, folder / "model.json")
+
+
+def title(model: Any) -> str:
+    """A name for people."""
     return getattr(model.config, "_name_or_path", "") or type(model).__name__
-
-
-def _advice(store: Entries) -> str:
-    built = [path.parent for path in store.root.glob("*/built") if path.parent != store.folder]
-    if not built or store.built:
-        return f"{_REBUILD}. {_DOC}"
-    return (
-        f"{_REBUILD}. If these weights come from a checkpoint of the model that {built[0]} was built from, set "
-        f"SELFAUG_CACHE={built[0]} to align to that model. {_DOC}"
-    )

@@ -32,12 +32,11 @@ _RESCAN = 256  # entries written before the folder is measured again, for what o
 
 
 class Entries:
-    """The entries of one model below ``root``, which several processes may use at once."""
+    """The entries of one model in ``folder``, which several processes may use at once."""
 
-    def __init__(self, root: Path, fingerprint: str, limit: int) -> None:
-        self.root = root
-        self.folder = root / fingerprint
-        self.limit = limit  # bytes, over all models in root
+    def __init__(self, folder: Path, limit: int) -> None:
+        self.folder = folder
+        self.limit = limit  # bytes, over all models beside this one
         self.since = time.time()
         self.size: int | None = None
         self.written = 0
@@ -62,7 +61,7 @@ class Entries:
                 (magic, rows, width, owner) == (MAGIC, n, H, key)
                 and max(stored, original) < len(DTYPES)
                 and len(payload) == n * H * BYTES[stored]
-                and zlib.crc32(payload) == checksum
+                and zlib.crc32(payload.data) == checksum
             ):
                 self._used(path)
                 return torch.from_numpy(payload).view(DTYPES[stored]).view(n, H).to(DTYPES[original])
@@ -129,7 +128,7 @@ class Entries:
 
     def _files(self) -> Iterator[tuple[float, int, Path, bool]]:
         """(modified, bytes, path, may be evicted) of every entry of every model."""
-        for path in self.root.glob("*/*/*.ref*"):
+        for path in self.folder.parent.glob("*/*/*.ref*"):
             try:
                 status = path.stat()
             except OSError:

@@ -1,22 +1,30 @@
-"""Which base model is this? A hash of the weights that answer with LoRA off, the same with and without peft around
-them.
-"""
+"""Which base model is this? A hash of what answers with LoRA off, the same with and without peft around it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import GenerationConfig
 
-from . import guards
+from . import guards, switch
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_CONFIG = ("num_attention_heads", "num_key_value_heads", "rms_norm_eps", "hidden_act", "use_sliding_window",
-           "sliding_window", "max_window_layers")  # fmt: skip
-_SAMPLE = 1024
+_SMALL = 2**16  # elements
+_COLUMNS = 4099  # prime, so that rows of a weight that change places change the sums
+
+# what a config has that changes no hidden state, beside what is for generate(). All else enters, so that a setting that
+# a later release brings is never missing. Each weight enters with its own dtype.
+_GENERATION = GenerationConfig().to_dict()  # type: ignore[no-untyped-call]  # transformers leaves __init__ untyped
+_NO_STATE = {*_GENERATION, "_name_or_path", "name_or_path", "architectures", "auto_map", "dtype",
+             "torch_dtype", "initializer_range", "return_dict", "selfaug", "tokenizer_class", "torchscript",
+             "_attn_implementation", "attn_implementation", "_attn_implementation_autoset"}  # fmt: skip
+# implementations of one and the same attention; one of another name may be anything
+_SAME_ATTENTION = {None, "eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3"}
 
 
 class ShardedWeights(ValueError):
@@ -25,32 +33,102 @@ class ShardedWeights(ValueError):
 
 @torch.no_grad()
 def fingerprint(model: Any) -> str:
-    """32 hex digits for the base weights of a Qwen2ForCausalLM, its rotary frequencies and what in its config changes
-    hidden states.
+    """32 hex digits for what the hidden states and the head of a Qwen2ForCausalLM without LoRA depend on.
 
-    Each tensor enters with its name, shape and dtype, the sum of its bit patterns as integers (every element, exact
-    in any order, so the same on any device) and 1024 of its elements.
+    That is its config; the weights and buffers that a checkpoint would hold, quantised ones among them; the rotary
+    frequencies; and of each module the numbers that it keeps as plain attributes (scales, epsilons), and its class if
+    it is an activation or something else without weights. Dropout takes no part: the reference has none. Nor has what
+    hooks do.
 
     Raises:
-        ShardedWeights: the model is sharded (FSDP, ZeRO-3).
+        ShardedWeights: the model is sharded (FSDP, ZeRO-3), or weights are offloaded.
     """
-    digest = hashlib.sha256()
-    config = {name: getattr(model.config, name, None) for name in _CONFIG}
-    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-    tensors = {_plain(name): parameter for name, parameter in guards.base_parameters(model)}
-    tensors.update((name, buffer) for name, buffer in model.model.named_buffers() if name.endswith("inv_freq"))
-    for name in sorted(tensors):
-        digest.update(f"{name} {tuple(tensors[name].shape)} {tensors[name].dtype}".encode())
-        digest.update(_content(name, tensors[name]))
+    digest = hashlib.sha256(json.dumps(_relevant(model.config.to_dict()), sort_keys=True, default=str).encode())
+    digest.update(_attention(model.config).encode())
+    facts: dict[str, Any] = {}
+    for prefix, module in guards.base_modules(model):
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            continue
+        own = {**_checkpoint(module), **_frequencies(module)}
+        if not switch.is_adapter(module):
+            own.update(_numbers(module))
+            if not own and not any(module.children()):
+                own["class"] = type(module).__qualname__
+        facts.update((_plain(f"{prefix}{name}"), value) for name, value in own.items())
+    for name in sorted(facts):
+        digest.update(f"{name} ".encode())
+        for part in _content(name, facts[name]):
+            digest.update(part)
     return digest.hexdigest()[:32]
 
 
-def _content(name: str, tensor: Tensor) -> bytes:
-    if tensor.numel() == 0 or hasattr(tensor, "device_mesh"):
+def _relevant(config: dict[str, Any]) -> dict[str, Any]:
+    """What of a config, and of the configs in it, may change hidden states."""
+    return {
+        name: _relevant(value) if isinstance(value, dict) else value
+        for name, value in config.items()
+        if name not in _NO_STATE and "dropout" not in str(name)
+    }
+
+
+def _attention(config: Any) -> str:
+    """The implementation of attention, where it matters: one that is not transformers' own, and, with a sliding window,
+    all, because some releases leave the window out of some implementations.
+    """
+    name = getattr(config, "_attn_implementation", None)
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    return str(name) if kinds or getattr(config, "use_sliding_window", False) or name not in _SAME_ATTENTION else ""
+
+
+def _checkpoint(module: nn.Module) -> dict[str, Any]:
+    """What a checkpoint holds of the module itself: weights, buffers, and what quantised layers add."""
+    saved: dict[str, Any] = {}
+    module._save_to_state_dict(saved, "", keep_vars=True)
+    return saved
+
+
+def _frequencies(module: nn.Module) -> dict[str, Any]:
+    """Rotary frequencies, which no checkpoint holds."""
+    return {name: value for name, value in module._buffers.items() if name.endswith("inv_freq")}
+
+
+def _numbers(module: nn.Module) -> dict[str, Any]:
+    """Scales, epsilons, windows: the numbers among its public attributes."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if type(value) in (int, float) and not name.startswith("_") and "dropout" not in name and name not in _NO_NUMBER
+    }
+
+
+_NO_NUMBER = {"max_seq_len_cached", "padding_idx"}  # how long a batch was; what takes no gradient
+
+
+def _content(name: str, value: Any) -> Iterator[bytes]:
+    """A tensor's shape, dtype and content. The content of a large one is laid out as a table, and the sum of each
+    column enters, of bit patterns taken as integers: of every element, and exact, so the same on any device.
+    """
+    if not isinstance(value, Tensor):
+        yield repr(value).encode()
+        return
+    if value.numel() == 0 or value.is_meta or hasattr(value, "device_mesh"):
         raise ShardedWeights(f"{name} is not whole in this process")
-    integers = tensor.detach().contiguous().view(-1).view(_INTEGERS[tensor.element_size()])
-    sample = integers[:: max(1, len(integers) // _SAMPLE)][:_SAMPLE]
-    return integers.sum(dtype=torch.int64).cpu().numpy().tobytes() + sample.cpu().numpy().tobytes()
+    yield f"{tuple(value.shape)} {value.dtype}".encode()
+    if hasattr(value, "__tensor_flatten__"):  # a quantised weight of several tensors
+        inner, settings = value.__tensor_flatten__()
+        yield repr(settings).encode()
+        for attribute in inner:
+            yield from _content(f"{name}.{attribute}", getattr(value, attribute))
+        return
+    whole = value.detach().contiguous()
+    integers = whole.view(-1).view(_INTEGERS[whole.element_size()])
+    if len(integers) <= _SMALL:
+        yield integers.cpu().numpy().tobytes()
+        return
+    rows = len(integers) // _COLUMNS
+    table, rest = integers[: rows * _COLUMNS].view(rows, _COLUMNS), integers[rows * _COLUMNS :]
+    for part in (table.sum(0, dtype=torch.int64), rest):
+        yield part.cpu().numpy().tobytes()
 
 
 def _plain(name: str) -> str:

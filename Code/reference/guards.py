@@ -79,7 +79,7 @@ _SEEN: weakref.WeakKeyDictionary[nn.Module, tuple[Any, frozenset[str]]] = weakre
 
 
 def _examine(model: nn.Module, settings: config.Settings) -> frozenset[str]:
-    layers = [module for module in model.modules() if switch.is_lora(module)]
+    layers: list[Any] = [module for module in model.modules() if switch.is_lora(module)]
     active = {name for layer in layers for name in layer.active_adapters if switch.holds(layer, name)}
     trained = {name for layer in layers for name in layer.active_adapters if switch.trains(layer, name)}
     _check_merged(layers)
@@ -146,17 +146,24 @@ def _check_base_weights(model: nn.Module, active: set[str]) -> None:
     )
 
 
-def base_parameters(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Parameter]]:
-    """Parameters that no adapter owns. Adapter layers keep the base model's under ``base_layer``, wrappers of whole
-    modules under ``original_module`` or ``token_adapter``; peft 0.6's LoRA layers are the base layer themselves.
+def base_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters that no adapter owns, with their names."""
+    for prefix, module in base_modules(model):
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                yield f"{prefix}{name}", parameter
+
+
+def base_modules(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """(name with a dot at its end, module) of every module that no adapter owns. Adapter layers keep the base model's
+    under ``base_layer``, wrappers of whole modules under ``original_module`` or ``token_adapter``; peft 0.6's LoRA
+    layers are the base layer themselves.
     """
-    for name, parameter in module._parameters.items():
-        if parameter is not None:
-            yield f"{prefix}{name}", parameter
+    yield prefix, module
     adapter = hasattr(type(module), "adapter_layer_names") or "_disable_adapters" in vars(module)
     for name, child in module._modules.items():
         if child is not None and (not adapter or name in ("base_layer", "original_module", "token_adapter")):
-            yield from base_parameters(child, f"{prefix}{name}.")
+            yield from base_modules(child, f"{prefix}{name}.")
 
 
 @eager

@@ -130,6 +130,7 @@ def _active(adapter: Any) -> list[str]:
     return [active] if isinstance(active, str) else list(active)
 
 
+@eager
 def _modules_around(model: nn.Module) -> list[nn.Module]:
     """The modules that contain ``model``, as they were when ``model`` was first seen.
 
@@ -209,7 +210,8 @@ def hidden_states(model: Any, arguments: dict[str, Any], length: int, keep: froz
     if not reads_whole_length(decoder):
         arguments = _cut(arguments, length)
     with switched_off(model, keep):
-        return decoder(**arguments)[0]
+        hidden: Tensor = decoder(**arguments)[0]
+    return hidden
 
 
 def _cut(arguments: dict[str, Any], length: int) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from oracle import oracle
@@ -30,16 +32,16 @@ def problem(P=9, A=6, dtype=torch.float64, head="frozen", seed=0):
     return hidden, reference_hidden, targets, weight, module
 
 
-def both(hidden, reference_hidden, targets, weight, head, direction="base-tuned", chunk_size=4):
+def both(hidden, reference_hidden, targets, weight, head, direction="base-tuned", chunk_size=4, another=False):
     """((terms, gradients) of the plain loss, the same of the chunked one)."""
     wanted = [hidden, *(p for p in head.parameters() if p.requires_grad)]
-    frozen = head.weight.detach().clone()
-    bias = None if head.bias is None else head.bias.detach().clone()
+    # LoRA off leaves a frozen head as it is. One that trains, or another model's, is a head of its own
+    other = copy.deepcopy(head).requires_grad_(False)
+    reference_head = head if len(wanted) == 1 and not another else other
+    if another:
+        nn.init.normal_(other.weight)
 
-    def reference_head(h):
-        return nn.functional.linear(h, frozen, bias)
-
-    plain = loss.plain_loss(head(hidden), reference_head(reference_hidden), targets, weight, direction)
+    plain = loss.plain_loss(head(hidden), other(reference_hidden), targets, weight, direction)
     plain_grads = torch.autograd.grad(plain.total, wanted)
     fast = loss.chunked_loss(hidden, reference_hidden, targets, weight, head, reference_head, chunk_size, direction)
     return (plain, plain_grads), (fast, torch.autograd.grad(fast.total, wanted))
@@ -99,9 +101,10 @@ def test_a_case_worked_out_by_hand():
 @pytest.mark.parametrize("direction", ["base-tuned", "tuned-base"])
 @pytest.mark.parametrize("head", ["frozen", "trained", "biased"])
 @pytest.mark.parametrize("chunk_size", [1, 7, 1000])
-def test_chunked_loss_and_gradients_equal_the_plain_ones(dtype, direction, head, chunk_size):
+@pytest.mark.parametrize("another", [False, True], ids=["", "reference has another head"])
+def test_chunked_loss_and_gradients_equal_the_plain_ones(dtype, direction, head, chunk_size, another):
     (plain, plain_grads), (fast, fast_grads) = both(
-        *problem(dtype=dtype, head=head), direction=direction, chunk_size=chunk_size
+        *problem(dtype=dtype, head=head), direction=direction, chunk_size=chunk_size, another=another
     )
     assert relative(fast.total, plain.total) < ROUGH[dtype]
     assert relative(fast.nll_sum, plain.nll_sum) < ROUGH[dtype]

@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ from selfaug import config, metrics, positions, reference_cache, training_rows
 from selfaug.reference import cache, switch
 from selfaug.reference.entries import Entries
 from selfaug.reference.fingerprint import fingerprint
+from selfaug.reference.samples import samples
 
 KEY, OTHER = b"k" * 32, b"o" * 32
 
@@ -71,14 +71,14 @@ def test_a_sample_is_known_in_another_batch_with_other_padding(tmp_path, monkeyp
 
 def test_bfloat16_states_are_kept_exactly(tmp_path):
     states = torch.randn(5, 8).bfloat16()
-    store = Entries(tmp_path, "f", 10**6)
+    store = Entries(tmp_path / "f", 10**6)
     store.put(KEY, states)
     assert torch.equal(store.get(KEY, 5, 8), states)
 
 
 def test_float32_states_are_rounded_by_at_most_the_stated_error(tmp_path):
     states = torch.cat((torch.randn(50, 8) * 30, torch.randn(50, 8) * 1e-6))
-    store = Entries(tmp_path, "f", 10**6)
+    store = Entries(tmp_path / "f", 10**6)
     store.put(KEY, states)
     found = store.get(KEY, 100, 8)
     assert found.dtype == torch.float32
@@ -87,14 +87,14 @@ def test_float32_states_are_rounded_by_at_most_the_stated_error(tmp_path):
 
 def test_numbers_beyond_float16_are_kept_in_float32(tmp_path):
     states = torch.randn(5, 8) * 1e6
-    store = Entries(tmp_path, "f", 10**6)
+    store = Entries(tmp_path / "f", 10**6)
     store.put(KEY, states)
     assert torch.equal(store.get(KEY, 5, 8), states)
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "foreign", "header", "longer"])
 def test_a_damaged_or_foreign_entry_is_missing_and_removed(tmp_path, damage):
-    store = Entries(tmp_path, "f", 10**6)
+    store = Entries(tmp_path / "f", 10**6)
     store.put(KEY, torch.randn(5, 8))
     path = next(tmp_path.glob("f/*/*.ref"))
     content = bytearray(path.read_bytes())
@@ -119,12 +119,12 @@ def test_a_damaged_or_foreign_entry_is_missing_and_removed(tmp_path, damage):
 
 
 def test_what_a_run_uses_is_never_evicted_and_what_none_uses_goes_first(tmp_path):
-    old = Entries(tmp_path, "old", 10**6)
+    old = Entries(tmp_path / "old", 10**6)
     for i in range(4):
         old.put(bytes([i]) * 32, torch.randn(4, 8))
     for i, path in enumerate(sorted(tmp_path.glob("old/*/*.ref"))):
         os.utime(path, (1000 + i, 1000 + i))
-    run = Entries(tmp_path, "old", 5 * (64 + 64))
+    run = Entries(tmp_path / "old", 5 * (64 + 64))
     assert run.get(bytes([0]) * 32, 4, 8) is not None  # used now, though it was the oldest
     assert all(run.put(bytes([i]) * 32, torch.randn(4, 8)) for i in (10, 11, 12, 13))
     assert run.get(bytes([0]) * 32, 4, 8) is not None
@@ -146,7 +146,7 @@ def test_a_cache_that_is_full_or_cannot_be_written_does_not_stop_a_run(tmp_path)
 
 
 def test_an_entry_that_another_process_evicts_stays_readable_where_it_is_mapped(tmp_path):
-    store = Entries(tmp_path, "f", 10**6)
+    store = Entries(tmp_path / "f", 10**6)
     states = torch.randn(5, 8).half()
     store.put(KEY, states)
     found = store.get(KEY, 5, 8)
@@ -274,7 +274,7 @@ def test_lora_on_a_sharded_model_is_refused_whichever_folder_is_named(built, mon
     folder, data = built
     model = with_lora(base())
     named = next(folder.glob("*/model.json")).parent
-    monkeypatch.setattr(cache.head, "is_sharded", lambda model: True)
+    monkeypatch.setattr(cache, "is_sharded", lambda model: True)
     with settings(selfaug_cache=named), pytest.raises(cache.CacheError, match="this model is sharded"):
         step(model, data)
 
@@ -288,8 +288,8 @@ def test_each_folder_has_its_own_head(tmp_path):
         chosen = config.read(None, {"SELFAUG_CACHE": str(tmp_path / name)})
         reference_cache.build(given, iter([{k: data[k][0].tolist() for k in ("input_ids", "labels")}]), chosen)
         folder = next((tmp_path / name).glob("*/model.json")).parent
-        head = cache.base_head(model, config.read(None, {"SELFAUG_CACHE": str(folder)}))
-        found.append(torch.equal(head(torch.eye(32)), given.lm_head.weight.T))
+        built = cache.built_reference(model, config.read(None, {"SELFAUG_CACHE": str(folder)}))
+        found.append(torch.equal(built.head(torch.eye(32)), given.lm_head.weight.T))
     assert found == [True, True]
 
 
@@ -301,7 +301,7 @@ def test_documents_that_a_mask_joins_are_another_sample_than_those_that_position
     for mask in (None, torch.ones_like(numbers)):
         chosen = positions.select(data["labels"], mask, numbers, "input", "token", False)
         given = {"input_ids": data["input_ids"], "attention_mask": mask, "position_ids": numbers}
-        found = cache.keyed_samples(given, chosen, Entries(Path("unused"), "fingerprint", 10))
+        found = samples(given, chosen, "fingerprint")
         keys.append({key for key, _ in found})
     assert len(keys[0]) == len(keys[1]) == 3
     assert not keys[0] & keys[1]

@@ -1,0 +1,62 @@
+"""The model that trains, with LoRA off: its hidden states from a pass of their own, and its head."""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+import torch
+from torch import Tensor
+
+from ..eager import eager_around
+from ..head import is_sharded, linear
+from ..positions import Selection
+from . import switch
+
+
+class LoraOff:
+    """What LoRA training aligns to: the same network with the same weights, and every adapter off but those in
+    ``kept``.
+    """
+
+    def __init__(self, model: Any, kept: frozenset[str]) -> None:
+        self.model = model
+        self.kept = kept
+
+    def __str__(self) -> str:
+        return f"{len(switch.lora_layers(self.model))} LoRA layers"
+
+    def states(self, arguments: dict[str, Any], chosen: Selection) -> Tensor:
+        """(A, H) hidden states at the sampled aligned positions.
+
+        Args:
+            arguments: those of the tuned pass's decoder call, by name.
+            chosen: the positions of this step.
+        """
+        if chosen.aligned == 0 and not is_sharded(self.model):
+            return torch.empty(0, self.model.config.hidden_size)
+        return self.states_at(chosen.index[: chosen.aligned], arguments, chosen.total)
+
+    @eager_around
+    def states_at(self, index: Tensor, arguments: dict[str, Any], T: int) -> Tensor:
+        """(n, H) hidden states at ``index`` (n,) of the flattened (B * T) batch.
+
+        Without any position the pass is made all the same: other processes may wait for this one's part in gathering
+        weights.
+        """
+        row, column = index // T, index % T
+        length = int(column.max()) + 1 if len(column) else 1
+        hidden = switch.hidden_states(self.model, arguments, length, self.kept)  # (B, length or T, H)
+        return hidden.flatten(0, 1)[(row * hidden.shape[1] + column).to(hidden.device)]
+
+    @property
+    def head(self) -> Callable[[Tensor], Tensor]:
+        """From hidden states (n, H) to logits (n, V). The model's own head itself where no adapter is in it, which
+        lets the loss compute both logits in one product.
+        """
+        head = self.model.lm_head
+        return self._head_with_lora_off if linear(head) is None else head
+
+    def _head_with_lora_off(self, states: Tensor) -> Tensor:
+        with switch.switched_off(self.model.lm_head, self.kept):
+            logits: Tensor = self.model.lm_head(states)
+        return logits

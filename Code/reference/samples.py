@@ -1,0 +1,54 @@
+"""What a sample is known by in a cache: the model, its tokens up to the last aligned position, which positions are
+aligned, and their numbering if it is unusual. Padding and the rest of the batch do not matter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..eager import eager
+from ..positions import Selection
+
+# arguments of the decoder that a key accounts for; any other tensor makes a batch uncacheable
+_ACCOUNTED = {"input_ids", "attention_mask", "position_ids", "cache_position"}
+
+
+@eager
+def samples(arguments: dict[str, Any], chosen: Selection, fingerprint: str) -> list[tuple[bytes, Tensor]] | None:
+    """(key, flat indices of the aligned positions) of each row that has any, in the order of the rows. None for a
+    batch that cannot be cached: inputs that are no tokens, masks with four dimensions or by type of layer.
+    """
+    ids, mask, numbers = (arguments.get(name) for name in ("input_ids", "attention_mask", "position_ids"))
+    tensors = {k for k, v in arguments.items() if v is not None and not isinstance(v, (bool, int, float, str))}
+    if ids is None or not tensors <= _ACCOUNTED or not (mask is None or (isinstance(mask, Tensor) and mask.dim() == 2)):
+        return None
+    if numbers is not None and numbers.dim() != 2:
+        return None
+    ids, unmasked = ids.cpu(), mask is None
+    mask = torch.ones_like(ids) if mask is None else mask.cpu().long()
+    numbers = None if numbers is None else numbers.cpu().expand_as(ids)
+    rows = []
+    for row in range(len(ids)):
+        index = chosen.all_aligned[chosen.all_aligned // chosen.total == row]
+        if not len(index):
+            continue
+        last = int(index[-1]) % chosen.total
+        columns = mask[row, : last + 1].nonzero().squeeze(-1)
+        parts = [ids[row, columns], torch.searchsorted(columns, index % chosen.total)]
+        if len(set(mask[row, columns].tolist())) > 1:
+            parts.append(mask[row, columns])
+        own = columns if numbers is None else numbers[row, columns]
+        own = own - own[0]
+        if not torch.equal(own, torch.arange(len(own))):
+            parts.append(own)
+            if unmasked:  # then transformers takes restarts for documents
+                parts.append(torch.zeros(1))
+        digest = hashlib.sha256(fingerprint.encode())
+        for part in parts:
+            digest.update(len(part).to_bytes(8, "little") + part.long().numpy().tobytes())
+        rows.append((digest.digest(), index))
+    return rows
