@@ -146,6 +146,11 @@ def _check_base_weights(model: nn.Module, active: set[str]) -> None:
     )
 
 
+def trains_in_full(model: nn.Module) -> bool:
+    """Whether weights of the base model train."""
+    return any(parameter.requires_grad for _, parameter in base_parameters(model))
+
+
 def base_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Parameters that no adapter owns, with their names."""
     for prefix, module in base_modules(model):

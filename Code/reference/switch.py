@@ -94,7 +94,7 @@ def switched_off(model: nn.Module, keep: frozenset[str] = frozenset()) -> Iterat
     changes: list[tuple[dict[str, Any], str, Any]] = []  # attributes of the modules themselves, and what to set
     for module in (*model.modules(), *_modules_around(model)):
         own = vars(module)
-        if own["training"]:
+        if own.get("training"):  # what torch.compile returns answers for the module inside
             changes.append((own, "training", False))
         if is_adapter(module):
             changes += _switch(module, keep)
