@@ -16,7 +16,7 @@ from typing import Any, Callable
 DIRECTIONS = ("base-tuned", "tuned-base")
 POSITIONS = ("input", "strict-input", "output", "all")
 REDUCTIONS = ("token", "sequence")
-REFERENCES = ("base", "frozen-adapters")
+REFERENCES = ("base", "frozen-adapters", "start")
 
 
 class SettingError(ValueError):
@@ -38,8 +38,9 @@ class Settings:
     sample: share of the aligned positions, 0 < p <= 1, at which the KL is computed, see :mod:`.sample`.
     reference_cache: folder where the reference's hidden states are kept between epochs, see :mod:`.reference.cache`.
     reference_cache_gb: how many gigabytes it may take.
-    reference: what an active but frozen adapter belongs to: "base" switches it off in the reference pass,
-        "frozen-adapters" leaves it on; None stops where there is one, see :mod:`.reference.guards`.
+    reference: what the reference is where adapters were there before training. "base" switches all of them off,
+        "frozen-adapters" leaves frozen ones on, "start" is the model as it was at the first step, adapters and all;
+        None: the base, but a frozen adapter is refused and a loaded one is told. See :mod:`.reference.guards`.
     evaluation: ``eval_loss`` contains the term, too.
     strict: a step that goes past SelfAug is an error instead of a warning, see :mod:`.watch`.
     """

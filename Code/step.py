@@ -275,8 +275,25 @@ def _announce(settings: config.Settings, model: Any, reference: Reference) -> No
     if announced.yet:
         return
     announced.yet = True
-    if os.environ.get("RANK", "0") == "0":
+    step = trainers.current()
+    resumed = 0 if step is None else step.trainer.state.global_step
+    if settings.reference == "start" and resumed:
+        raise guards.ReferenceModelError(
+            f"SELFAUG_REFERENCE=start in a run that was resumed at step {resumed}",
+            "the weights at the first step of this process are not those that training started from",
+            "set SELFAUG_REFERENCE=base, or start anew",
+        )
+    if os.environ.get("RANK", "0") != "0":
+        return
+    logger.warning(
+        f"SelfAug is on: loss = NLL + {settings.alpha:g} * KL at {settings.positions} positions, "
+        f"{reference} (SELFAUG=0 switches it off)."
+    )
+    loaded = guards.had_weights(model) if settings.reference is None and not resumed else []
+    if loaded:
         logger.warning(
-            f"SelfAug is on: loss = NLL + {settings.alpha:g} * KL at {settings.positions} positions, "
-            f"{reference} (SELFAUG=0 switches it off)."
+            f"SelfAug: adapter {', '.join(loaded)} had weights before the first step, and the reference is the model "
+            "without them: the KL begins above 0 and draws the adapter back. To hold on to the model as it is now, set "
+            "SELFAUG_REFERENCE=start; if the model without the adapter is meant (a run resumed by hand), set "
+            "SELFAUG_REFERENCE=base."
         )

@@ -1,7 +1,7 @@
 """What a step aligns to: one object that has hidden states *and* the head that turns them into logits, both of one
 model.
 
-    LoRA trains                           LoraOff     the model with LoRA off, by a pass of its own
+    LoRA trains                           LoraOff     the model with LoRA off (or as it was at the start), by a pass
     LoRA trains, SELFAUG_CACHE is set     Cached      the same, each sample computed once and then read from disk
     all weights train, the same set       Built       the model that a cache was built from, all from disk
 
@@ -32,7 +32,7 @@ def reference_of(model: Any, settings: config.Settings) -> Reference | None:
     """
     from_disk = settings.reference_cache is not None and model.training
     if switch.lora_layers(model):
-        off = LoraOff(model, guards.reference_adapters(model, settings))
+        off = LoraOff(model, guards.kept(model, settings))
         if not from_disk or off.kept or switch.reads_whole_length(model.model):  # no key accounts for these two
             return off
         return Cached(off, cache.own_folder(model, settings))

@@ -1,6 +1,6 @@
 """Is the model with LoRA off the model that training started from? Where it is not, the reference is a wrong one.
 
-:func:`reference_adapters` runs at every step, and examines the model at the first one and whenever adapters or what
+:func:`kept` runs at every step, and examines the model at the first one and whenever adapters or what
 trains have changed. It raises :class:`ReferenceModelError` with what was found, why that matters and what to do.
 docs/reference-model.md has the table.
 """
@@ -11,10 +11,11 @@ import weakref
 from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .. import config
 from ..eager import eager
+from ..head import is_sharded
 from . import switch
 
 # init_lora_weights (the part before "_") that subtract something from the base weights or replace them, by peft's names
@@ -40,12 +41,12 @@ class ReferenceModelError(RuntimeError):
 
 
 @eager
-def reference_adapters(model: nn.Module, settings: config.Settings) -> frozenset[str]:
-    """Names of the adapters that stay on in the reference pass: none, or the frozen ones if the user says so.
+def kept(model: nn.Module, settings: config.Settings) -> switch.Kept:
+    """What stays of the adapters in the reference pass: nothing, or what the user says.
 
     Args:
         model: a Qwen2ForCausalLM with LoRA that trains.
-        settings: ``settings.reference`` decides about frozen adapters that are active beside the training ones.
+        settings: ``settings.reference`` decides about adapters that are frozen or had weights before training.
 
     Raises:
         ReferenceModelError: see the module.
@@ -75,26 +76,66 @@ def _facts(model: nn.Module, settings: config.Settings) -> tuple[Any, ...]:
     return (settings.reference, states, trained)
 
 
-_SEEN: weakref.WeakKeyDictionary[nn.Module, tuple[Any, frozenset[str]]] = weakref.WeakKeyDictionary()
+_SEEN: weakref.WeakKeyDictionary[nn.Module, tuple[Any, switch.Kept]] = weakref.WeakKeyDictionary()
 
 
-def _examine(model: nn.Module, settings: config.Settings) -> frozenset[str]:
+def _examine(model: nn.Module, settings: config.Settings) -> switch.Kept:
     layers: list[Any] = [module for module in model.modules() if switch.is_lora(module)]
     active = {name for layer in layers for name in layer.active_adapters if switch.holds(layer, name)}
     trained = {name for layer in layers for name in layer.active_adapters if switch.trains(layer, name)}
+    if settings.reference == "start":
+        return switch.Kept(frozenset(active), _starting_weights(model))
     _check_merged(layers)
     _check_initialisation(model, active)
     _check_base_weights(model, active)
     frozen = frozenset(active - trained)
     if not frozen or settings.reference == "base":
-        return frozenset()
+        return switch.NOTHING
     if settings.reference == "frozen-adapters":
-        return frozen
+        return switch.Kept(frozen)
     raise ReferenceModelError(
         f"adapter {_names(frozen)} is active and frozen beside {_names(trained)}, which trains",
         "the reference may be the model without any adapter, or the one that the frozen adapter belongs to",
         "set SELFAUG_REFERENCE=base for the first or SELFAUG_REFERENCE=frozen-adapters for the second",
     )
+
+
+def _starting_weights(model: nn.Module) -> tuple[tuple[nn.Parameter, Tensor], ...]:
+    """Every parameter that trains, with a copy of its value at the first step that it trained in."""
+    if is_sharded(model):
+        raise ReferenceModelError(
+            "SELFAUG_REFERENCE=start and weights that are spread over processes (FSDP, ZeRO-3)",
+            "the values that a weight had at the start are kept whole",
+            "merge the adapter into the model before training (merge_and_unload) and add a new one",
+        )
+    known = _STARTS.setdefault(model, {})
+    for parameter in model.parameters():
+        if parameter.requires_grad and id(parameter) not in known:
+            known[id(parameter)] = (parameter, parameter.detach().clone())
+    return tuple(known.values())
+
+
+_STARTS: weakref.WeakKeyDictionary[nn.Module, dict[int, tuple[nn.Parameter, Tensor]]] = weakref.WeakKeyDictionary()
+
+
+def had_weights(model: nn.Module) -> list[str]:
+    """Names of the adapters that train and change what the model says: at the first step, those that were loaded."""
+    names = set()
+    for layer in switch.lora_layers(model):
+        for name in layer.active_adapters:  # type: ignore[union-attr]
+            pairs = [[getattr(layer, part, {}) for part in pair] for pair in _PRODUCTS]
+            if any(name in a and name in b and _is_not_zero(a[name]) and _is_not_zero(b[name]) for a, b in pairs):
+                names.add(name)
+    return sorted(names)
+
+
+_PRODUCTS = (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"))
+
+
+def _is_not_zero(factor: Any) -> bool:
+    tensors = factor.parameters() if isinstance(factor, nn.Module) else [factor]
+    # of a weight that is spread over processes, the part that is here: comparing it takes no other process
+    return any(bool(getattr(tensor, "_local_tensor", tensor).detach().any()) for tensor in tensors)
 
 
 def _check_merged(layers: list[Any]) -> None:
@@ -121,7 +162,8 @@ def _check_initialisation(model: nn.Module, active: set[str]) -> None:
                 raise ReferenceModelError(
                     f"adapter {name!r}: {found}",
                     f"{why}: with LoRA off, what remains is not the model that training started from",
-                    "take an initialisation that leaves the base weights alone (init_lora_weights=True, 'gaussian', "
+                    "set SELFAUG_REFERENCE=start (the model as it is at the first step, that adapter on), or take an "
+                    "initialisation that leaves the base weights alone (init_lora_weights=True, 'gaussian', "
                     "'orthogonal', 'eva')",
                 )
 

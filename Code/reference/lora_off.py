@@ -14,16 +14,17 @@ from . import switch
 
 
 class LoraOff:
-    """What LoRA training aligns to: the same network with the same weights, and every adapter off but those in
+    """What LoRA training aligns to: the same network with the same weights, and every adapter off but for what is
     ``kept``.
     """
 
-    def __init__(self, model: Any, kept: frozenset[str]) -> None:
+    def __init__(self, model: Any, kept: switch.Kept) -> None:
         self.model = model
         self.kept = kept
 
     def __str__(self) -> str:
-        return f"{len(switch.lora_layers(self.model))} LoRA layers"
+        layers = f"{len(switch.lora_layers(self.model))} LoRA layers"
+        return f"{layers}, held to the model as it was when training started" if self.kept.weights else layers
 
     def states(self, arguments: dict[str, Any], chosen: Selection) -> Tensor:
         """(A, H) hidden states at the sampled aligned positions.

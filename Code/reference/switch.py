@@ -12,6 +12,7 @@ import gc
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -80,10 +81,28 @@ def _parameters(layer: Any, adapter: str) -> Iterator[Tensor]:
                 yield found
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What the reference keeps of the adapters.
+
+    adapters: names of those that stay on.
+    weights: parameters that go back to the values that they had when training started, with these values.
+    """
+
+    adapters: frozenset[str] = frozenset()
+    weights: tuple[tuple[nn.Parameter, Tensor], ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.adapters or self.weights)
+
+
+NOTHING = Kept()
+
+
 @contextmanager
-def switched_off(model: nn.Module, keep: frozenset[str] = frozenset()) -> Iterator[None]:
-    """Within: every adapter of ``model`` but those in ``keep`` is off, every module in eval mode, no gradient. After:
-    everything as it was.
+def switched_off(model: nn.Module, kept: Kept = NOTHING) -> Iterator[None]:
+    """Within: every adapter of ``model`` is off but for what is ``kept``, every module in eval mode, no gradient.
+    After: everything as it was.
 
     Eval mode means no dropout, no NEFTune noise, and gradient checkpointing not engaged. The modules around ``model``
     (PeftModel, DDP, …) are in eval mode, too: a hook may ask one of them for its mode. Beside LoRA layers, all tuner
@@ -97,12 +116,12 @@ def switched_off(model: nn.Module, keep: frozenset[str] = frozenset()) -> Iterat
         if own.get("training"):  # what torch.compile returns answers for the module inside
             changes.append((own, "training", False))
         if is_adapter(module):
-            changes += _switch(module, keep)
+            changes += _switch(module, kept.adapters)
     before = [own.get(name, _MISSING) for own, name, _ in changes]
     try:
         for own, name, value in changes:
             own[name] = value
-        with torch.no_grad():
+        with torch.no_grad(), _values(model, kept.weights):
             yield
     finally:
         for (own, name, _), value in zip(changes, before):
@@ -113,6 +132,25 @@ def switched_off(model: nn.Module, keep: frozenset[str] = frozenset()) -> Iterat
 
 
 _MISSING = object()
+
+
+@contextmanager
+def _values(model: nn.Module, weights: tuple[tuple[nn.Parameter, Tensor], ...]) -> Iterator[None]:
+    """Within: these parameters, as far as ``model`` has them, have the given values."""
+    if not weights:
+        yield
+        return
+    of_model = {id(parameter) for parameter in model.parameters()}
+    changed = [(p, p.data, value) for p, value in weights if id(p) in of_model]
+    torch.clear_autocast_cache()  # autocast keeps what it made of a parameter by its identity, not by its values
+    try:
+        for parameter, _, value in changed:
+            parameter.data = value.to(parameter.device)
+        yield
+    finally:
+        for parameter, now, _ in changed:
+            parameter.data = now
+        torch.clear_autocast_cache()
 
 
 def _switch(adapter: Any, keep: frozenset[str]) -> list[tuple[dict[str, Any], str, Any]]:
@@ -192,10 +230,10 @@ def reads_whole_length(decoder: Any) -> bool:
 
 
 @eager_around
-def hidden_states(model: Any, arguments: dict[str, Any], length: int, keep: frozenset[str] = frozenset()) -> Tensor:
+def hidden_states(model: Any, arguments: dict[str, Any], length: int, kept: Kept = NOTHING) -> Tensor:
     """(B, length or T, H): the decoder's last hidden states at the first ``length`` positions, by the reference.
 
-    ``arguments`` are those of the tuned pass's decoder call; ``keep`` as in :func:`switched_off`. Later positions are
+    ``arguments`` are those of the tuned pass's decoder call; ``kept`` as in :func:`switched_off`. Later positions are
     not computed where a causal decoder allows that and every argument can be cut. The caller's key-value cache is
     never touched.
     """
@@ -209,7 +247,7 @@ def hidden_states(model: Any, arguments: dict[str, Any], length: int, keep: froz
             arguments[unwanted] = False
     if not reads_whole_length(decoder):
         arguments = _cut(arguments, length)
-    with switched_off(model, keep):
+    with switched_off(model, kept):
         hidden: Tensor = decoder(**arguments)[0]
     return hidden
 
