@@ -212,7 +212,8 @@ def select(
         position_ids = None
     unmasked = _any_mask(attention_mask) is None
     mask = None if unmasked else real_tokens(attention_mask, labels)
-    labels, mask, position_ids, ids = _on_cpu(labels, mask, position_ids, input_ids if unmasked else None)
+    known = unmasked and input_ids is not None and not input_ids.is_meta
+    labels, mask, position_ids, ids = _on_cpu(labels, mask, position_ids, input_ids if known else None)
     real = without_padding(labels, ids, pad_tokens) if unmasked else mask != 0
     targets = next_labels(labels) if targets is None else targets.cpu()
     supervised = targets != IGNORE_INDEX
@@ -238,7 +239,7 @@ def select(
         counted=max(1, int(supervised.sum()) or len(all_aligned)),
         length=int(columns[-1]) + 1 if len(columns) else 0,
         total=labels.shape[1],
-        maybe_padding=unexplained_tail(labels, ids, real) if unmasked and ids is not None else 0,
+        maybe_padding=unexplained_tail(labels, ids, real) if ids is not None else 0,
         rows=labels.shape[0],
     )
 
