@@ -22,10 +22,15 @@ _EXIT = {MODIFIED: EXIT_MODIFIED, UNSUPPORTED: EXIT_UNSUPPORTED}
 
 
 def status(environment: Environment, table: PinTable, runtime: Runtime) -> tuple[State, list[str]]:
-    """The state of the environment, and notes; undoes an interrupted run first, if there was one."""
-    found: list[str] = []
+    """The state of the environment, and notes; undoes an interrupted run first, if there was one and this user may."""
     untidy = [store for store in sites(environment) if store.needs_tidying()]
-    if untidy:
+    found = [
+        f"{store.root} has the journal of a run that has not ended: it is at work, or whoever may write there undoes "
+        f"it with {environment.commands.patcher('status')}."
+        for store in untidy
+        if not store.writable()
+    ]
+    if untidy and not found:
         with locked(untidy, wait=0) as recovered:
             found = recovered or ["Temporary files of an interrupted run were removed."]
     state = inspect(environment, table, runtime)

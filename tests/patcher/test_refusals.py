@@ -171,15 +171,15 @@ def test_a_folder_that_leads_elsewhere_is_refused(place, tmp_path):
     assert (tmp_path / "models" / "qwen2" / "modeling_qwen2.py").read_bytes() == before
 
 
-def bound_by_permissions(place, verb: str) -> subprocess.CompletedProcess:
-    """Run a verb without root's right to read and write everything."""
+def bound_by_permissions(place, *arguments: str) -> subprocess.CompletedProcess:
+    """Run a command without root's right to read and write everything."""
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from pathlib import Path; from selfaug_patcher.cli import main\n"
-        "sys.exit(main([sys.argv[2], '--python', sys.argv[3]], Path(sys.argv[4]), Path(sys.argv[5])))"
+        "sys.exit(main(sys.argv[5:] + ['--python', sys.argv[2]], Path(sys.argv[3]), Path(sys.argv[4])))"
     )
     release = [str(place.selfaug.patches), str(place.selfaug.code)]
-    command = [sys.executable, "-c", code, str(ROOT), verb, place.python, *release]
+    command = [sys.executable, "-c", code, str(ROOT), place.python, *release, *arguments]
     if os.geteuid() == 0:
         if not shutil.which("setpriv"):
             pytest.skip("permissions do not bind root, and there is no setpriv to give that up")
