@@ -235,7 +235,7 @@ def test_a_bad_interpreter_is_a_usage_error(place):
 @pytest.mark.parametrize("verb", ["status", "install", "run"])
 def test_what_is_no_interpreter_is_never_taken_for_the_running_one(selfaug, capsys, monkeypatch, python, verb):
     """Nor is the empty text, which an unset variable of a script leaves after --python."""
-    monkeypatch.setattr(os, "execvp", None)  # never to be reached, as it would end the tests
+    monkeypatch.setattr(os, "execvpe", None)  # never to be reached, as it would end the tests
     assert cli.main([verb, "--python", python], selfaug.patches, selfaug.code) == 2
     printed = capsys.readouterr()
     assert (printed.out, "error[no-interpreter]: " in printed.err, "  do:       " in printed.err) == ("", True, True)
