@@ -33,8 +33,10 @@ def test_an_unpinned_release_names_the_nearest_pinned_one(make_place):
         3,
         "error[unpinned-release]: no verified patch for transformers 1.7\n"
         "  expected: a pinned release (1.0 ... 2.0); the nearest is 1.1\n"
-        f"  found:    modeling_qwen2.py sha256 {sha256[:16]}... (not in the pin table)\n"
-        '  do:       PYTHON -m pip install "transformers==1.1", or pin this release: docs/rebasing.md\n'
+        f"  found:    SITE/transformers/models/qwen2/modeling_qwen2.py, sha256 {sha256} (not in the pin table)\n"
+        '  do:       PYTHON -m pip install "transformers==1.1", then the same command again; '
+        "or, in a checkout of SelfAug, pin this release: "
+        "python -m selfaug_patcher pin transformers 1.7 (docs/rebasing.md there)\n"
         "Nothing was changed.\n",
     )
 
@@ -145,7 +147,7 @@ def test_an_editable_install_is_refused_with_how_to_go_on(place, tmp_path):
 def test_in_an_environment_that_uv_filled_the_advice_is_uvs(make_place):
     place = make_place(transformers="1.7")
     (place.site / "transformers-1.7.dist-info" / "INSTALLER").write_text("uv\n")
-    assert 'do:       uv pip install --python PYTHON "transformers==1.1", or' in refuse(place, "install")[1]
+    assert 'do:       uv pip install --python PYTHON "transformers==1.1", then' in refuse(place, "install")[1]
 
 
 def test_an_empty_folder_of_an_uninstalled_package_is_refused_with_what_to_do(make_place):
