@@ -23,7 +23,7 @@ from selfaug_patcher import cli, pins, store, udiff, wheels
 pytestmark = pytest.mark.environments
 
 PAIRS = {
-    "newest": ("5.23.0", "0.21.2", ()),
+    "newest": ("5.24.0", "0.21.2", ()),
     "old": ("4.40.2", "0.10.0", ("tokenizers<0.20,>=0.19", "huggingface-hub<1.0", "numpy<3", "hf-xet")),
 }
 
