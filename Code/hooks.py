@@ -1,10 +1,11 @@
-"""What patched transformers calls: :class:`SelfAligned`, the first base class of ``Qwen2ForCausalLM``.
+"""What the patched files import: :class:`.unpatched.ReferenceSwitch`, the first base class of peft's ``LoraLayer``, and
+:class:`SelfAligned`, that of ``Qwen2ForCausalLM``.
 
-It wraps ``forward``: the class's own, one that a subclass or another library puts in its place on the class (Liger),
-and one that is put on an instance (TRL's fused heads). It looks again whenever the model is called or set to train, and
-whenever a gradient arrives, because others may replace a forward at any time. A wrapped forward is the stock one,
-argument for argument, unless the model is training LoRA on labels; then the loss gains ``alpha * KL`` (:mod:`.loss`).
-Signature, name and ``__wrapped__`` stay those of the function inside.
+The latter wraps ``forward``: the class's own, one that a subclass or another library puts in its place on the class
+(Liger), and one that is put on an instance (TRL's fused heads). It looks again whenever the model is called or set to
+train, and whenever a gradient arrives, because others may replace a forward at any time. A wrapped forward is the stock
+one, argument for argument, unless the model is training LoRA on labels; then the loss gains ``alpha * KL``
+(:mod:`.loss`). Signature, name and ``__wrapped__`` stay those of the function inside.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from torch import nn
 
 from . import config, step, trainers, watch
 from .eager import eager
+from .unpatched import ReferenceSwitch
+
+__all__ = ["ReferenceSwitch", "SelfAligned"]
 
 
 class SelfAligned:

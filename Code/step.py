@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from . import calls, config, loss, metrics, positions, runs, sample, trainers, watch
+from . import calls, config, loss, metrics, positions, runs, sample, trainers, unpatched, watch
 from . import labels as label_forms
 from .eager import eager, eager_around
 from .outputs import SelfAugOutput, output
@@ -19,8 +19,6 @@ from .reference import Reference, guards, reference_of, switch
 logger = logging.get_logger("transformers.selfaug")
 
 _FRAME = "_selfaug_frame"
-_UNPATCHED_PEFT = "this peft has no switch for the reference pass; was it upgraded after the installation?"
-_INSTALL = "Run `python -m selfaug_patcher install` again"
 _PAST = "the model was called with labels and a filled key-value cache, which no reference pass can share"
 _WHOLE = "Give each process whole sequences, with labels that are not shifted"
 _NO_PAST = "Call the model without past_key_values where it trains"
@@ -44,8 +42,10 @@ def run(model: Any, forward: Callable[..., Any], stock: bool, args: tuple[Any, .
     if reference is None:
         if vars(model).get("_is_replica") and switch.has_lora_on(model):
             watch.tell_replica(model, settings.strict)
-        elif guards.unpatched_peft(model):
-            watch.of(model).tell(_UNPATCHED_PEFT, forward, settings.strict, _INSTALL)
+        elif stock := guards.unpatched_peft(model):
+            reason, do = unpatched.why(stock)
+            what = f"SelfAug is on but could not act: peft's LoRA layers are not patched: {reason}."
+            watch.of(model).say(what, settings.strict, do)
         return forward(model, *args, **kwargs)
     split = label_forms.split_by(call)
     if split is not None:

@@ -82,8 +82,10 @@ def _verify(options: argparse.Namespace, setup: Setup) -> int:
     state, checks = verify.verify(*setup())
     ok = all(check.ok for check in checks)
     code = DONE if ok else status.exit_code(state) or FAILED
-    lines = [f"{'ok' if check.ok else 'FAIL':<6}{check.name}: {check.detail}" for check in checks]
+    lines = [str(check) for check in checks]
     lines.append("SelfAug works here." if ok else "SelfAug does not work here as it should.")
+    if not ok and not any(check.do for check in checks):
+        lines.append(f"  do:       {state.environment.commands.patcher('revert')} (restores the stock packages)")
     data = {"ok": ok, "checks": [vars(check) for check in checks], **status.as_json(state, []), "exit_code": code}
     _print(options, "\n".join(lines), data)
     return code

@@ -9,7 +9,7 @@ from pathlib import Path
 from .check import check_import
 from .environment import Environment
 from .errors import PatcherError, leaving
-from .outcome import Outcome, interrupted
+from .outcome import Outcome, without_lock
 from .pairs import warnings
 from .payload import Runtime, installed, packages
 from .pins import TARGETS, PinTable
@@ -29,22 +29,13 @@ def install(environment: Environment, table: PinTable, runtime: Runtime, *, dry_
     """
     state = inspect(environment, table, runtime)
     stores = state.stores()
-    found: list[str] = []
-    if not any(store.needs_tidying() for store in stores):
-        try:
-            planned = plan(state)
-        except PatcherError:
-            # What was read may be another patcher's work half done: then it differs now, or that one's lock is there.
-            busy = any(store.needs_tidying() for store in stores)
-            if dry_run or not (busy or inspect(environment, table, runtime) != state):
-                raise
-        else:
-            if dry_run or not planned.operations:
-                return Outcome("install", state, planned, found)
-    elif dry_run:
-        raise interrupted(environment, stores)
-    if not stores:
-        plan(state)  # raises: there is nothing to patch
+
+    def changed() -> bool:
+        return inspect(environment, table, runtime) != state
+
+    early = without_lock(lambda: plan(state), changed, environment, stores, dry_run)
+    if early is not None and (dry_run or not early.operations):
+        return Outcome("install", state, early)
     with contextlib.ExitStack() as afterwards:
         with locked(stores) as found:
             state = inspect(environment, table, runtime)
@@ -136,8 +127,8 @@ def _put_patched(result: Plan, target: TargetState, table: PinTable, stock: byte
         result.keep += [(store, path), *((store, beside(path, name)) for name in kept)]
     if digest(content) != target.sha256:
         result.changes.append(("patch", target.path))
-    result.put(store, path, content, like=target.path)
-    result.remove_bytecode(store, path)
+    if result.put(store, path, content, like=target.path):  # else it is that of the patched file
+        result.remove_bytecode(store, path)
     return Original(target.package.version, digest(stock_content), digest(content), kept)
 
 

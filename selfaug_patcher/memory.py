@@ -53,15 +53,11 @@ class _NothingWritten(importlib.machinery.SourceFileLoader):
 
 
 class Finder(importlib.abc.MetaPathFinder):
-    """Finds the modules of ``sources`` ({name: (path, text)}) and the packages of ``packages`` ({name: folder}).
+    """Finds the modules of ``sources`` ({name: (path, text)}) and the packages of ``packages`` ({name: folder})."""
 
-    ``hidden`` is a folder on ``sys.path`` in which no other top-level module is to be found.
-    """
-
-    def __init__(self, sources: Mapping[str, tuple[str, bytes]], packages: Mapping[str, str], hidden: str = "") -> None:
+    def __init__(self, sources: Mapping[str, tuple[str, bytes]], packages: Mapping[str, str]) -> None:
         self.sources = sources
         self.packages = packages
-        self.hidden = hidden
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -78,16 +74,12 @@ class Finder(importlib.abc.MetaPathFinder):
                     return importlib.util.spec_from_file_location(
                         fullname, file, loader=loader, submodule_search_locations=search
                     )
-            return None
-        if self.hidden and path is None and os.path.isfile(os.path.join(self.hidden, fullname + ".py")):
-            entries = [entry for entry in sys.path if entry != self.hidden]
-            return importlib.machinery.PathFinder.find_spec(fullname, entries)
         return None
 
 
-def install(sources: Mapping[str, tuple[str, bytes]], packages: Mapping[str, str], hidden: str = "") -> Finder:
+def install(sources: Mapping[str, tuple[str, bytes]], packages: Mapping[str, str]) -> Finder:
     """Serve these modules in this process from now on. Modules that are loaded already stay as they are."""
-    finder = Finder(sources, packages, hidden)
+    finder = Finder(sources, packages)
     sys.meta_path.insert(0, finder)
     return finder
 

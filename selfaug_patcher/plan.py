@@ -31,14 +31,17 @@ class Plan:
     stays: bool = False
     _present: dict[Path, str] = field(default_factory=dict)
 
-    def put(self, store: Store, path: str, content: bytes | Path | None, like: Path | None = None) -> None:
-        """Plan a file's new content. Two plans for one file are carried out one after the other."""
+    def put(self, store: Store, path: str, content: bytes | Path | None, like: Path | None = None) -> bool:
+        """Plan a file's new content, and say whether it differs from what is there. Two plans for one file are carried
+        out one after the other."""
         full = store.site / path
         expect = self._present[full] if full in self._present else sha256_of(full)
         new = "" if content is None else sha256_of(content) if isinstance(content, Path) else digest(content)
-        if new != expect:
-            self.operations.append(Put(store, path, content, expect, like))
-            self._present[full] = new
+        if new == expect:
+            return False
+        self.operations.append(Put(store, path, content, expect, like))
+        self._present[full] = new
+        return True
 
     def make_folder(self, store: Store, path: str) -> None:
         if not (store.site / path).is_dir():

@@ -77,15 +77,15 @@ def _unsupported(target: TargetState, state: State) -> Problem:
     name, package, table = target.target.name, target.package, state.table
     pins = table.of(name)
     nearest = table.nearest(name, package.version)
-    file = target.target.path.rsplit("/", 1)[1]
-    found = f"{file} sha256 {target.sha256[:16]}... (not in the pin table)" if target.sha256 else f"no {file}"
+    found = f"{target.path}, sha256 {target.sha256} (not in the pin table)" if target.sha256 else f"no {target.path}"
+    pin = f"python -m selfaug_patcher pin {package.name} {package.version or 'VERSION'}"
     return Problem(
         id="unpinned-release",
         what=f"no verified patch for {package.name} {package.version or '(version unknown)'}",
         expected=f"a pinned release ({pins[0].version} ... {pins[-1].version}); the nearest is {nearest.version}",
         found=found,
-        do=f"{state.environment.commands.install(f'{package.name}=={nearest.version}')}, "
-        "or pin this release: docs/rebasing.md",
+        do=f"{state.environment.commands.install(f'{package.name}=={nearest.version}')}, then the same command again; "
+        f"or, in a checkout of SelfAug, pin this release: {pin} (docs/rebasing.md there)",
         exit_code=EXIT_UNSUPPORTED,
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from .difference import explain, unified
 from .environment import Environment, Package
 from .errors import MODIFIED as EXIT_MODIFIED
 from .errors import PatcherError, Problem, from_os_error, leaving
-from .outcome import Outcome, interrupted
+from .outcome import Outcome, without_lock
 from .payload import Runtime, installed, subfolders
 from .pins import TARGETS, PinTable
 from .plan import Plan, restore_stock
@@ -39,17 +38,21 @@ def revert(
         PatcherError: a refusal, or a failure; in both cases the environment is as it was.
     """
     stores = sites(environment)
-    notes: list[str] = []
-    if dry_run or not any(store.exists for store in stores):
-        if any(os.path.exists(store.journal) for store in stores):
-            raise interrupted(environment, stores)
-        planned = plan(environment, stores, table, runtime, keep_edits)
-        if dry_run or not planned.operations:
-            return Outcome("revert", inspect(environment, table, runtime), planned, notes)
+    state = inspect(environment, table, runtime)
+
+    def changed() -> bool:
+        return inspect(environment, table, runtime) != state
+
+    def make() -> Plan:
+        return plan(environment, stores, table, runtime, keep_edits)
+
+    early = without_lock(make, changed, environment, stores, dry_run)
+    if early is not None and (dry_run or not early.operations):
+        return Outcome("revert", state, early)
     stores = [store for store in stores if store.exists or _is_patched(environment, store, table)]
     with contextlib.ExitStack() as afterwards:
         with locked(stores) as notes:
-            planned = plan(environment, stores, table, runtime, keep_edits)
+            planned = make()
             if planned.operations:
                 if keep_edits is not None:
                     notes = notes + _save(keep_edits, edited(environment, stores, table, runtime))

@@ -1,9 +1,9 @@
 """`run`: a script with the patches applied in memory, in its process and in those that it starts. Nothing is written.
 
 The rules are those of `install`: the same pins, the same hashes, the same refusals. Child processes come to it through
-``PYTHONPATH``, which gets the folder ``inherit``: its ``transformers.py`` and ``peft.py`` are found first, serve the
-patched modules, and hand over to the real packages. Nothing happens in a child that imports neither, and no
-``sitecustomize`` of the user's is displaced. A child that ignores ``PYTHONPATH`` (``python -I``) is out of reach.
+``PYTHONPATH``, which gets the folder ``inherit``, and so does another interpreter (``--python``): the
+``sitecustomize.py`` in there leaves ``sys.path`` as it would be without, has the patched modules served once they are
+wanted, and runs the user's own ``sitecustomize``. A child that ignores ``PYTHONPATH`` (``python -I``) is out of reach.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def prepare(command: Sequence[str], table: PinTable, modules: Runtime) -> Callab
     if not found:
         do = f"check its name, and that it is installed for {sys.executable}"
         raise _usage("there is no such module to run", "what `python -m` runs", target, do)
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [INHERIT, os.environ.get("PYTHONPATH")]))
+    os.environ["PYTHONPATH"] = _inherited()
     sys.argv = [target, *arguments]
     return functools.partial(_run_module if as_module else _run_script, target)
 
@@ -72,9 +72,8 @@ def elsewhere(python: str, command: Sequence[str], as_json: bool = False) -> Cal
         PatcherError: there is no such interpreter, or it is too old.
     """
     discover(python)
-    root = str(Path(__file__).resolve().parent.parent)
-    code = f"import sys; sys.path.append({root!r}); from selfaug_patcher.__main__ import main; sys.exit(main())"
-    return lambda: os.execvp(python, [python, "-c", code, "run", *(["--json"] if as_json else []), *command])
+    call = [python, "-m", "selfaug_patcher", "run", *(["--json"] if as_json else []), *command]
+    return lambda: os.execvpe(python, call, {**os.environ, "PYTHONPATH": _inherited()})
 
 
 def serve(table: PinTable, modules: Runtime) -> State:
@@ -94,17 +93,23 @@ def serve(table: PinTable, modules: Runtime) -> State:
         if target.state == STOCK
     }
     packages = {} if state.runtime_state == "installed" else {RUNTIME: str(modules.root)}
-    memory.install(sources, packages, hidden=INHERIT)
-    if INHERIT not in sys.path:
-        sys.path.insert(1, INHERIT)  # multiprocessing hands this list, not PYTHONPATH, to the processes that it spawns
+    memory.install(sources, packages)
     return state
 
 
 def serve_child() -> None:
-    """`serve`, in a process that was started by one which does; without transformers there is nothing to do."""
-    sys.path[:] = [entry for entry in sys.path if os.path.realpath(entry) != os.path.realpath(INHERIT)]
-    if _this_process().packages["transformers"].site is not None:
+    """`serve`, in a process that was started by one which does, unless it is itself a `run`; without transformers there
+    is nothing to do."""
+    served = any(isinstance(finder, memory.Finder) for finder in sys.meta_path)
+    if not served and _this_process().packages["transformers"].site is not None:
         serve(pins.load(), payload.load())
+
+
+def _inherited() -> str:
+    """``PYTHONPATH`` for the processes that are started from here: the user's, behind the folder ``inherit``."""
+    before = os.environ.get("PYTHONPATH")
+    entries = before.split(os.pathsep) if before else []  # an empty entry is the working directory
+    return os.pathsep.join([INHERIT, *(entry for entry in entries if entry != INHERIT)])
 
 
 def _this_process() -> Environment:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from .environment import Environment
-from .errors import DONE, FAILED
+from .errors import DONE, FAILED, NOT_WRITABLE, PatcherError, Problem
 from .errors import MODIFIED as EXIT_MODIFIED
 from .errors import UNSUPPORTED as EXIT_UNSUPPORTED
 from .install import notes as install_notes
+from .install import plan
 from .payload import Runtime
 from .pins import PinTable
 from .processes import older_than
@@ -22,10 +23,15 @@ _EXIT = {MODIFIED: EXIT_MODIFIED, UNSUPPORTED: EXIT_UNSUPPORTED}
 
 
 def status(environment: Environment, table: PinTable, runtime: Runtime) -> tuple[State, list[str]]:
-    """The state of the environment, and notes; undoes an interrupted run first, if there was one."""
-    found: list[str] = []
+    """The state of the environment, and notes; undoes an interrupted run first, if there was one and this user may."""
     untidy = [store for store in sites(environment) if store.needs_tidying()]
-    if untidy:
+    found = [
+        f"{store.root} has the journal of a run that has not ended: it is at work, or whoever may write there undoes "
+        f"it with {environment.commands.patcher('status')}."
+        for store in untidy
+        if not store.writable()
+    ]
+    if untidy and not found:
         with locked(untidy, wait=0) as recovered:
             found = recovered or ["Temporary files of an interrupted run were removed."]
     state = inspect(environment, table, runtime)
@@ -47,6 +53,7 @@ def coherent(state: State) -> bool:
 
 
 def as_json(state: State, notes: list[str]) -> dict[str, Any]:
+    steps, _ = next_steps(state)
     targets = [
         {
             "name": target.target.name,
@@ -54,9 +61,9 @@ def as_json(state: State, notes: list[str]) -> dict[str, Any]:
             "version": target.package.version or None,
             "state": target.state,
             "sha256": target.sha256 or None,
-            "next": next_step(target, state),
+            "next": step,
         }
-        for target in state.targets
+        for target, step in zip(state.targets, steps)
     ]
     path = str(state.runtime_path) if state.runtime_path else None
     runtime = {"path": path, "state": state.runtime_state, "version": state.runtime.version}
@@ -65,46 +72,83 @@ def as_json(state: State, notes: list[str]) -> dict[str, Any]:
 
 def as_text(state: State, notes: list[str]) -> str:
     lines = []
-    for target in state.targets:
+    steps, runtime_step = next_steps(state)
+    for target, step in zip(state.targets, steps):
         label = f"{target.package.name} {target.package.version}".rstrip()
         what = "patched by an older SelfAug" if target.older else target.state
         lines += [f"{target.target.name:<20}{what:<13}{label}", f"{'':<20}{target.path or 'not installed'}"]
-        step = next_step(target, state)
+        lines += [f"{'':<20}why:  {problem.what}: {problem.found}" for problem in _unpinned(target, state)]
         if step:
             lines.append(f"{'':<20}next: {step}")
     version = f"selfaug {state.runtime.version}" if state.runtime_state == "installed" else ""
     lines.append(f"{'runtime':<20}{state.runtime_state:<13}{version}".rstrip())
     if state.runtime_path:
         lines.append(f"{'':<20}{state.runtime_path}")
-    lines += [f"{'':<20}next: {step}" for step in [_runtime_step(state)] if step]
+    if runtime_step:
+        lines.append(f"{'':<20}next: {runtime_step}")
     return "\n".join(lines + [f"note: {note}" for note in notes])
 
 
-def next_step(target: TargetState, state: State) -> str:
-    """What the user would do about this target; empty if nothing."""
-    commands, package = state.environment.commands, target.package
-    mine = [problem.do for problem in refusals(state, [target]) if problem.do]
+def next_steps(state: State) -> tuple[list[str], str]:
+    """What the user would do about each target, and about the runtime; empty where nothing. Never an `install` that
+    would refuse."""
+    try:
+        plan(state)
+        refused: tuple[Problem, ...] = ()
+    except PatcherError as error:
+        refused = error.problems
+    steps: list[str] = []
+    others = refusals(state)  # that the steps so far do not remove
+    for target in state.targets:
+        own = refusals(state, [target])
+        release = _other_release(target, state, own)
+        if own:
+            others = [problem for problem in others if problem not in own]
+        if release:
+            commands = state.environment.commands
+            steps.append(" && ".join([commands.install(release), *([] if others else [commands.patcher("install")])]))
+        else:
+            steps.append(_step(target, state, own, refused))
+            others += own
+    return steps, _runtime_step(state, refused)
+
+
+def _other_release(target: TargetState, state: State, own: list[Problem]) -> str:
+    """The release to install where there is none, or where another one is all that is wrong."""
+    package, name = target.package, target.target.name
     if package.site is None and not package.problems:
-        newest = state.table.of(target.target.name)[-1].version
-        return f"{commands.install(f'{package.name}<={newest}')} && {commands.patcher('install')}"
-    if mine:
-        return mine[0]
-    to_do = state.site is not None and (target.state == STOCK or target.older)
-    return commands.patcher("install") if to_do else ""
+        return f"{package.name}<={state.table.of(name)[-1].version}"
+    if [problem.id for problem in own] == ["unpinned-release"]:
+        return f"{package.name}=={state.table.nearest(name, package.version).version}"
+    return ""
 
 
-def _runtime_step(state: State) -> str:
+def _step(target: TargetState, state: State, own: list[Problem], refused: tuple[Problem, ...]) -> str:
+    if own:
+        return own[0].do
+    if refusals(state) or not (target.state == STOCK or target.older):
+        return ""
+    return refused[0].do if refused else state.environment.commands.patcher("install")
+
+
+def _runtime_step(state: State, refused: tuple[Problem, ...]) -> str:
     commands = state.environment.commands
-    if state.runtime_state == "leftover":
-        return f"{commands.patcher('install')}, or {commands.patcher('revert')}"
     if state.runtime_state == "modified":
         return (
             commands.patcher("revert", "--keep-edits DIR")
             if state.model.store.receipt()
             else "move it away: it is not SelfAug's"
         )
+    closed = [problem.do for problem in refused if problem.exit_code == NOT_WRITABLE]
+    if state.runtime_state == "leftover":
+        both = [commands.patcher("install"), commands.patcher("revert")]
+        return closed[0] if closed else ", or ".join(both[1:] if refused else both)
     out_of_step = state.runtime_state in ("missing", "older") and any(t.state == PATCHED for t in state.targets)
-    return commands.patcher("install") if out_of_step else ""
+    return commands.patcher("install") if out_of_step and not refused else ""
+
+
+def _unpinned(target: TargetState, state: State) -> list[Problem]:
+    return [problem for problem in refusals(state, [target]) if problem.id == "unpinned-release"]
 
 
 def _notes(state: State) -> list[str]:

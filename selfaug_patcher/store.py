@@ -62,13 +62,21 @@ class Store:
     def exists(self) -> bool:
         return os.path.lexists(self.root)
 
+    def interrupted(self) -> bool:
+        """Whether a run has begun here and not ended: it goes on in another process, or has to be undone."""
+        return os.path.exists(self.journal)
+
     def needs_tidying(self) -> bool:
-        """Whether an interrupted run left something here."""
+        """Whether an interrupted run left something here that this user may remove, or that has to be undone."""
         if not self.exists:
             return False
         self.check()
         found = set(names(self.root))
-        return "receipt.json" not in found or not found <= {"receipt.json", "originals"}
+        untidy = "receipt.json" not in found or not found <= {"receipt.json", "originals"}
+        return untidy and (self.writable() or self.interrupted())
+
+    def writable(self) -> bool:
+        return os.access(self.root, os.W_OK | os.X_OK)
 
     def check(self) -> None:
         """Refuse a store that is not a plain folder: everything in it would be read and written somewhere else."""

@@ -16,8 +16,9 @@ from .check import SERVE, TIMEOUT_SECONDS, request
 from .environment import Environment
 from .payload import Runtime
 from .pins import PinTable
-from .refusals import changed_modules
-from .state import PATCHED, State, inspect
+from .refusals import changed_modules, refusals
+from .state import PATCHED, State, TargetState, inspect
+from .status import next_steps
 from .store import RUNTIME, read
 
 _SELF_TEST = f"""
@@ -38,9 +39,18 @@ runpy.run_path(request["selftest"], run_name="__main__")
 
 @dataclass(frozen=True)
 class Check:
+    """One thing that must hold. ``detail`` says what was seen, in one line or several; ``do`` what to do about it."""
+
     name: str
     ok: bool
     detail: str = ""
+    do: str = ""
+
+    def __str__(self) -> str:
+        first, *more = [*self.detail.splitlines(), *([f"do:       {self.do}"] if self.do else [])] or [""]
+        return "\n".join(
+            [f"{'ok' if self.ok else 'FAIL':<6}{self.name}: {first}", *(f"{'':<6}{line}" for line in more)]
+        )
 
 
 def verify(environment: Environment, table: PinTable, runtime: Runtime) -> tuple[State, list[Check]]:
@@ -58,18 +68,28 @@ def verify(environment: Environment, table: PinTable, runtime: Runtime) -> tuple
 def hashes(state: State) -> list[Check]:
     """Whether both targets and the runtime are exactly those of this SelfAug."""
     checks = []
-    for target in state.targets:
+    steps, runtime_step = next_steps(state)
+    for target, step in zip(state.targets, steps):
         if target.package.site is None and target is not state.model:
             continue
         ok = target.state == PATCHED and not target.older
-        of = f"{target.package.name} {target.package.version}"
-        found = target.state if target.package.site else f"{target.package.name} is not installed"
-        detail = f"sha256 {target.sha256[:16]}..., as pinned for {of}" if ok else f"{found}: run status"
-        checks.append(Check(f"hash of {target.target.name}", ok, detail))
-    detail = f"selfaug {state.runtime.version}, {len(state.runtime.files)} files"
+        detail = f"sha256 {target.sha256[:16]}..., as pinned for {target.package.name} {target.package.version}"
+        checks.append(Check(f"hash of {target.target.name}", ok, detail if ok else _cause(target, state), step))
     ok = state.runtime_state == "installed"
-    found = "; ".join([state.runtime_state, *changed_modules(state)])
-    return [*checks, Check("hashes of the runtime", ok, detail if ok else found)]
+    path = f"{state.runtime_path}: " if state.runtime_path else ""
+    detail = f"selfaug {state.runtime.version}, {len(state.runtime.files)} files"
+    found = "; ".join([f"{path}{state.runtime_state}", *changed_modules(state)])
+    # where it is only missing, what is to be done about the targets brings it
+    return [*checks, Check("hashes of the runtime", ok, detail if ok else found, runtime_step)]
+
+
+def _cause(target: TargetState, state: State) -> str:
+    """Why a target is not as it should be."""
+    for problem in refusals(state, [target]):
+        found = problem.found.replace("\n", f"\n{'':<10}")
+        return f"{problem.what}\nexpected: {problem.expected}\nfound:    {found}"
+    what = "patched by an older SelfAug" if target.older else f"{target.state}, not patched"
+    return f"{what}: {target.path}, {target.package.name} {target.package.version}, sha256 {target.sha256}"
 
 
 def _self_test(environment: Environment) -> list[Check]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -16,12 +17,20 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "runtime")]
 
+import not_proved  # noqa: E402
+
 from selfaug_patcher import memory, pins, udiff, wheels  # noqa: E402
 
 for name in [name for name in os.environ if name.startswith("SELFAUG")]:
     if name not in ("SELFAUG_WHEEL_CACHE", "SELFAUG_PROVE_ALL"):  # those are about the tests themselves
         del os.environ[name]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# What started the tests may ignore signals (`nohup`, a shell's background job), and a program that is started inherits
+# that, a handler it does not: so these tests go on ignoring such a signal, and whatever they start has the default.
+for number in (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, lambda *_: None)
 
 
 def _patched() -> dict[str, tuple[str, bytes]]:
@@ -57,6 +66,10 @@ def pytest_terminal_summary(terminalreporter) -> None:
         terminalreporter.write_line(f"pins: {len(proved)} of {len(proved | missing)} proved from real files{no}")
     for line in sorted(value for name, value in told if name == "told"):
         terminalreporter.write_line(line)
+    skipped = terminalreporter.stats.get("skipped", [])
+    missing_line = not_proved.line(report.longrepr[2] for report in skipped if isinstance(report.longrepr, tuple))
+    if missing_line:
+        terminalreporter.write_line(missing_line)
 
 
 @pytest.fixture

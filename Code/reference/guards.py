@@ -215,14 +215,14 @@ def base_modules(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.
 
 
 @eager
-def unpatched_peft(model: nn.Module) -> bool:
-    """Whether ``model`` trains LoRA layers of a peft that lacks SelfAug's switch (upgraded after ``install``)."""
-    return any(
-        any(cls.__name__ == "LoraLayer" and cls.__module__.startswith("peft.") for cls in type(module).__mro__)
-        and not switch.is_lora(module)
-        and any(parameter.requires_grad for parameter in module.parameters())
-        for module in model.modules()
-    )
+def unpatched_peft(model: nn.Module) -> type | None:
+    """The ``LoraLayer`` without SelfAug's switch that ``model`` trains layers of; None if there is none."""
+    for module in model.modules():
+        if not switch.is_lora(module) and any(parameter.requires_grad for parameter in module.parameters()):
+            for cls in type(module).__mro__:
+                if cls.__name__ == "LoraLayer" and cls.__module__.startswith("peft."):
+                    return cls
+    return None
 
 
 def _names(adapters: Any) -> str:

@@ -33,8 +33,10 @@ def test_an_unpinned_release_names_the_nearest_pinned_one(make_place):
         3,
         "error[unpinned-release]: no verified patch for transformers 1.7\n"
         "  expected: a pinned release (1.0 ... 2.0); the nearest is 1.1\n"
-        f"  found:    modeling_qwen2.py sha256 {sha256[:16]}... (not in the pin table)\n"
-        '  do:       PYTHON -m pip install "transformers==1.1", or pin this release: docs/rebasing.md\n'
+        f"  found:    SITE/transformers/models/qwen2/modeling_qwen2.py, sha256 {sha256} (not in the pin table)\n"
+        '  do:       PYTHON -m pip install "transformers==1.1", then the same command again; '
+        "or, in a checkout of SelfAug, pin this release: "
+        "python -m selfaug_patcher pin transformers 1.7 (docs/rebasing.md there)\n"
         "Nothing was changed.\n",
     )
 
@@ -145,7 +147,7 @@ def test_an_editable_install_is_refused_with_how_to_go_on(place, tmp_path):
 def test_in_an_environment_that_uv_filled_the_advice_is_uvs(make_place):
     place = make_place(transformers="1.7")
     (place.site / "transformers-1.7.dist-info" / "INSTALLER").write_text("uv\n")
-    assert 'do:       uv pip install --python PYTHON "transformers==1.1", or' in refuse(place, "install")[1]
+    assert 'do:       uv pip install --python PYTHON "transformers==1.1", then' in refuse(place, "install")[1]
 
 
 def test_an_empty_folder_of_an_uninstalled_package_is_refused_with_what_to_do(make_place):
@@ -171,15 +173,15 @@ def test_a_folder_that_leads_elsewhere_is_refused(place, tmp_path):
     assert (tmp_path / "models" / "qwen2" / "modeling_qwen2.py").read_bytes() == before
 
 
-def bound_by_permissions(place, verb: str) -> subprocess.CompletedProcess:
-    """Run a verb without root's right to read and write everything."""
+def bound_by_permissions(place, *arguments: str) -> subprocess.CompletedProcess:
+    """Run a command without root's right to read and write everything."""
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from pathlib import Path; from selfaug_patcher.cli import main\n"
-        "sys.exit(main([sys.argv[2], '--python', sys.argv[3]], Path(sys.argv[4]), Path(sys.argv[5])))"
+        "sys.exit(main(sys.argv[5:] + ['--python', sys.argv[2]], Path(sys.argv[3]), Path(sys.argv[4])))"
     )
     release = [str(place.selfaug.patches), str(place.selfaug.code)]
-    command = [sys.executable, "-c", code, str(ROOT), verb, place.python, *release]
+    command = [sys.executable, "-c", code, str(ROOT), place.python, *release, *arguments]
     if os.geteuid() == 0:
         if not shutil.which("setpriv"):
             pytest.skip("permissions do not bind root, and there is no setpriv to give that up")
@@ -235,7 +237,7 @@ def test_a_bad_interpreter_is_a_usage_error(place):
 @pytest.mark.parametrize("verb", ["status", "install", "run"])
 def test_what_is_no_interpreter_is_never_taken_for_the_running_one(selfaug, capsys, monkeypatch, python, verb):
     """Nor is the empty text, which an unset variable of a script leaves after --python."""
-    monkeypatch.setattr(os, "execvp", None)  # never to be reached, as it would end the tests
+    monkeypatch.setattr(os, "execvpe", None)  # never to be reached, as it would end the tests
     assert cli.main([verb, "--python", python], selfaug.patches, selfaug.code) == 2
     printed = capsys.readouterr()
     assert (printed.out, "error[no-interpreter]: " in printed.err, "  do:       " in printed.err) == ("", True, True)

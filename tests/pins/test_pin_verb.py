@@ -39,7 +39,10 @@ class Qwen2ForCausalLM(Qwen2PreTrainedModel, GenerationMixin):
         loss = None
         return loss
 """
-LAYER = """class LoraLayer(BaseTunerLayer):
+LAYER = """from peft.tuners.tuners_utils import BaseTunerLayer
+
+
+class LoraLayer(BaseTunerLayer):
     # All names of layers that may contain (trainable) adapter weights
     def __init__(self):
         self._disable_adapters = False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -166,12 +168,14 @@ def test_a_peft_without_the_switch_is_told(monkeypatch, said):
     from peft.tuners.lora.layer import LoraLayer
 
     model = with_lora(base())
-    monkeypatch.delattr(LoraLayer, "selfaug_reference")
-    monkeypatch.delattr(LoraLayer, "disable_adapters")
+    switch = next(cls for cls in LoraLayer.__mro__ if "selfaug_reference" in vars(cls))
+    monkeypatch.delattr(switch, "selfaug_reference")
+    monkeypatch.delattr(switch, "disable_adapters")
     model(**batch())
     model(**batch())
     assert len(said) == 1
-    assert "was it upgraded after the installation?" in said[0]
+    assert "peft's LoRA layers are not patched: SelfAug was never installed for peft " in said[0]
+    assert f"selfaug_patcher install --python {sys.executable}`, or set SELFAUG=0 to train without" in said[0]
 
 
 def test_a_plain_model_is_not_told_anything():

@@ -111,7 +111,9 @@ def main() -> int:
     options = parser.parse_args()
     chromium = next(filter(None, map(shutil.which, CHROMIUM)), None)
     if chromium is None:
-        print(f"The site was NOT looked at in a browser: none of {', '.join(CHROMIUM)} is on the path.")
+        names = ", ".join(CHROMIUM)
+        print(f"The site was NOT looked at in a browser: none of {names} is on the path.")
+        print("NOT proved by this run: the pages (apt-get install chromium, then nox -s site)")
         return 0
     from playwright.sync_api import sync_playwright
 

@@ -67,6 +67,15 @@ def test_a_mistake_of_ours_is_not_hidden_in_a_thread():
         Schedule([Task("a", lambda: 1 // 0), Task("b", lambda: None, ("a",))], jobs=2).run(never)
 
 
+@pytest.fixture
+def interruptible():
+    """Python's own answer to a Ctrl-C in this process, also where what started the tests has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_ends_what_is_running_and_starts_nothing_more():
     killed, done = threading.Event(), []
 

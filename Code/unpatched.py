@@ -1,0 +1,191 @@
+"""Never silently off where peft is patched and the model's own class is not: another family, an upgraded transformers,
+or a transformers that the process had imported before `install`.
+
+The patched LoRA layers call :func:`look` while they train. It finds the model and its labels in the frames of the
+callers, so nothing of a stock class is wrapped, and a plain loop, accelerate and every trainer look alike. Of each
+model one layer looks, once per forward, and none once it turns out to be patched. Nothing is looked at in a compiled
+graph.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import config, watch
+from .reference import switch
+
+FAMILIES = ("qwen2",)  # those that there is a patch for: transformers.models.qwen2
+# before torch 2.1 there is no way to stay out of a compiled graph, so nothing is looked at
+_COMPILER = getattr(torch, "compiler", None)
+_LOOKS = hasattr(_COMPILER, "is_compiling")
+_MARK = b"added by selfaug_patcher; undo:"
+_VARKEYWORDS = 0x08  # of a code object's co_flags: its function takes **kwargs
+
+_QUIET: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # layers that need not look
+
+
+class ReferenceSwitch:
+    """First base class of peft's ``LoraLayer``: while ``selfaug_reference`` is True on a layer, as it is during the
+    reference pass, this layer answers as if it had no LoRA, with nothing merged, unmerged or frozen.
+    """
+
+    selfaug_reference = False
+
+    @property
+    def disable_adapters(self) -> bool:
+        if self.training and _LOOKS and not torch.compiler.is_compiling() and self not in _QUIET:  # type: ignore[attr-defined]
+            look(self)
+        return self.selfaug_reference or self._disable_adapters  # type: ignore[attr-defined]
+
+
+def look(layer: Any) -> None:
+    """See on whose behalf a LoRA layer that trains was called, and say it if SelfAug has no part there.
+
+    Raises:
+        BypassError: it says it as an error, with SELFAUG_STRICT=1.
+    """
+    caller = _Caller(sys._getframe(2))
+    model = caller.model
+    if model is None:
+        if caller.within_a_call:  # of no language model
+            _QUIET.add(layer)
+        return
+    _QUIET.update(module for module in model.modules() if switch.is_lora(module))
+    _QUIET.add(layer)  # a replica of nn.DataParallel is in no list of modules
+    if hasattr(type(model), "selfaug_aligned"):
+        return
+    try:
+        _tell(model, layer, caller)
+    finally:
+        _QUIET.discard(layer)
+
+
+def _tell(model: Any, layer: Any, caller: _Caller) -> None:
+    """Say that ``model`` trains without SelfAug, if this call is a part of such a step."""
+    settings = config.read(model.config)
+    if not (caller.labelled and caller.with_gradient and settings.enabled and settings.alpha > 0):
+        return
+    is_replica = vars(layer).get("_is_replica")  # its weights are no parameters
+    if is_replica or switch.lora_layers(model):
+        reason, do = why(type(model))
+        name = type(model).__name__
+        what = f"SelfAug is on and LoRA trains {name} on labels, but this class is not patched: {reason}."
+        watch.of(model).say(what, settings.strict, do)
+
+
+class _Caller:
+    """What the frames below a LoRA layer's call say.
+
+    ``model``: the innermost model with a head that generates text; ``labelled``: whether it, or the trainer, has labels
+    to train on; ``with_gradient``: gradients are enabled, or a checkpoint will compute this again with them;
+    ``within_a_call``: some module was called (and not only a layer's attributes read).
+    """
+
+    def __init__(self, frame: FrameType | None) -> None:
+        self.model: Any = None
+        self.labelled = self.within_a_call = False
+        self.with_gradient = torch.is_grad_enabled()
+        while frame is not None:
+            code = frame.f_code
+            is_method = code.co_argcount > 0 and code.co_varnames[0] == "self"
+            first = frame.f_locals.get("self") if is_method else None
+            if code.co_name == "_call_impl":
+                self.within_a_call = True
+            if self.model is None:
+                if frame.f_globals.get("__name__") == "torch.utils.checkpoint":
+                    self.with_gradient = True
+                if isinstance(first, nn.Module) and _is_language_model(first):
+                    self.model = first
+            if first is self.model is not None:
+                self.labelled = self.labelled or _has_labels(frame)
+            elif self.model is not None and code.co_name == "compute_loss":
+                if _keeps_labels(frame, first):
+                    self.labelled = True
+                elif _is_trl(first):  # DPO, KTO, GRPO: they hand the model labels to get log-probabilities
+                    self.labelled = False
+            frame = frame.f_back
+
+
+def _is_language_model(module: nn.Module) -> bool:
+    """Whether this is a decoder with a head, of transformers or of that kind; no encoder-decoder."""
+    generates = getattr(type(module), "can_generate", None)
+    settings = getattr(module, "config", None)
+    return generates is not None and not getattr(settings, "is_encoder_decoder", False) and bool(generates())
+
+
+def _has_labels(frame: FrameType) -> bool:
+    code, values = frame.f_code, frame.f_locals
+    found = [values]
+    if code.co_flags & _VARKEYWORDS:
+        keywords = code.co_varnames[code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & 0x04)]
+        found.append(values.get(keywords) or {})
+    return any(each.get(name) is not None for each in found for name in ("labels", "shift_labels"))
+
+
+def _keeps_labels(frame: FrameType, trainer: Any) -> bool:
+    """Whether a trainer's ``compute_loss`` has labels of its own: in its inputs, or taken out of them for a loss that
+    it computes itself.
+    """
+    inputs = frame.f_locals.get("inputs")
+    if isinstance(inputs, Mapping) and inputs.get("labels") is not None:
+        return True
+    own_loss = getattr(trainer, "label_smoother", None) or getattr(trainer, "compute_loss_func", None)
+    return own_loss is not None and frame.f_locals.get("labels") is not None
+
+
+def _is_trl(trainer: Any) -> bool:
+    return any(cls.__module__.startswith("trl.") for cls in type(trainer).__mro__)
+
+
+def why(cls: type) -> tuple[str, str]:
+    """Why a class of transformers or peft is without SelfAug in this process: (the reason, what to do)."""
+    stock = next((c for c in cls.__mro__ if c.__module__.startswith(("transformers.models.", "peft."))), cls)
+    package = stock.__module__.split(".")[0]
+    install = f"Run `python -m selfaug_patcher install --python {shlex.quote(sys.executable)}`"
+    if package not in ("transformers", "peft"):
+        return f"it is a model of its own, in {stock.__module__}", "Train a model of transformers' Qwen2"
+    if _on_disk(stock.__module__):
+        reason = f"this process had imported {package} before SelfAug was installed"
+        return reason, "Restart the process (in a notebook, the kernel)"
+    family = stock.__module__.split(".")[2]
+    if package == "transformers" and family not in FAMILIES:
+        return f"SelfAug has no patch for {stock.__module__}", "Train a Qwen2 or Qwen2.5"
+    then = _patched_release(package)
+    now = str(getattr(sys.modules.get(package), "__version__", ""))
+    if then and then != now:
+        return f"{package} was {then} when SelfAug was installed and is {now} now", f"{install} again"
+    if then:
+        return f"{package} {now} was installed anew after SelfAug", f"{install} again"
+    return f"SelfAug was never installed for {package} {now}", install
+
+
+def _on_disk(module: str) -> bool:
+    """Whether the file of a loaded module is a patched one."""
+    path = getattr(sys.modules.get(module), "__file__", None)
+    try:
+        return path is not None and _MARK in Path(path).read_bytes()
+    except OSError:
+        return False
+
+
+def _patched_release(package: str) -> str:
+    """The release of ``package`` that SelfAug's record beside it speaks of; empty where there is none."""
+    path = getattr(sys.modules.get(package), "__file__", None)
+    if path is None:
+        return ""
+    try:
+        record = json.loads((Path(path).parent.parent / ".selfaug" / "receipt.json").read_bytes())
+        found = [entry["version"] for name, entry in record["targets"].items() if name.split(":")[0] == package]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ""
+    return str(found[0]) if found else ""
