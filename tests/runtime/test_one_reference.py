@@ -188,6 +188,7 @@ def test_the_reference_is_the_base_model_from_disk_as_from_lora_off(tmp_path, ad
         assert worst_error(found, gradients) < bound
 
 
+@pytest.mark.skipif(not hasattr(base().model, "rotary_emb"), reason="this release's Qwen2 has no such kind of RoPE")
 def test_states_that_depend_on_the_length_of_the_batch_are_not_read_for_one_of_another_length(tmp_path):
     """rope_type "dynamic": with LoRA untrained the KL is 0, whatever was in the cache before."""
     rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
@@ -268,7 +269,7 @@ def test_an_adapter_of_the_head_that_trains_and_is_not_active_changes_nothing(fo
 @pytest.mark.parametrize("way", ["fused", "around"])
 def test_the_loss_has_the_dtype_of_stocks(monkeypatch, dtype, form, way):
     targets = ["q_proj"] + ["lm_head"] * form.startswith("trained")
-    model = with_lora(base().to(dtype), std=0.01, autocast_adapter_dtype=False, target_modules=targets)
+    model = with_lora(base(), std=0.01, target_modules=targets).to(dtype)
     data = {**batch(), "return_dict": way == "fused"}
     with settings(selfaug="0"):
         stock = model(**data)[0]
