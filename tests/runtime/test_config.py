@@ -11,8 +11,8 @@ from types import MappingProxyType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tiny import base
-from transformers import Qwen2ForCausalLM
+from tiny import base, batch, with_lora
+from transformers import Qwen2ForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from selfaug import config
 
@@ -158,3 +158,22 @@ def test_a_value_that_no_setting_can_be_is_refused_when_training_begins(key, val
 def test_settings_that_are_no_dict_could_not_be_saved_and_are_refused():
     with pytest.raises(config.SettingError, match="must be a dict, not mappingproxy"):
         config.read(SimpleNamespace(selfaug=MappingProxyType({"alpha": 0.3})), {})
+
+
+def test_a_callback_that_saves_the_config_before_the_first_step_can_do_so(tmp_path):
+    """As that of TensorBoard does, which the Trainer adds by itself."""
+    saved = []
+
+    class Saves(TrainerCallback):
+        def on_train_begin(self, args, state, control, model=None, **kwargs):
+            saved.append(json.loads(model.config.to_json_string())["selfaug"])
+
+    model = with_lora(base()).eval()
+    data = batch()
+    rows = [{name: value[row] for name, value in data.items()} for row in range(3)]
+    arguments = TrainingArguments(str(tmp_path), max_steps=1, report_to=[], use_cpu=True, save_strategy="no")
+    trainer = Trainer(model, arguments, train_dataset=rows, callbacks=[Saves()])
+    model.config.selfaug = {"reference_cache": tmp_path / "cache", "alpha": np.float32(0.25)}
+    trainer.train()
+    assert saved == [{"reference_cache": str(tmp_path / "cache"), "alpha": 0.25}]
+    assert list((tmp_path / "cache").glob("*/*/*.ref"))

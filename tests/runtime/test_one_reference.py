@@ -117,13 +117,12 @@ def test_the_run_says_whose_states_and_head_it_aligns_to(tmp_path, caplog):
     origin.config._name_or_path = "the/original"
     folder = build(origin, batch(), tmp_path)
     model = trained()
-    model.config._name_or_path = "my/checkpoint"
     with caplog.at_level("WARNING", logger="transformers.selfaug"):
         step(model, batch(), selfaug_cache=folder)
         step(model, batch(), selfaug_cache=folder)
-    said = [record.getMessage() for record in caplog.records if "my/checkpoint" in record.getMessage()]
+    said = [record.getMessage() for record in caplog.records if "SelfAug is on" in record.getMessage()]
     assert len(said) == 1
-    assert f"the states and the head of the/original in {folder}" in said[0]
+    assert f"full fine-tuning against the states and the head of the/original in {folder}" in said[0]
 
 
 @pytest.mark.parametrize(
