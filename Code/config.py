@@ -70,7 +70,7 @@ def _switch(value: Any) -> bool:
 def _weight(value: Any) -> float:
     try:
         number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last of a tensor with several numbers
         number = math.nan
     if not 0 <= number < math.inf:
         raise ValueError("a number >= 0")
@@ -90,9 +90,10 @@ def _share(value: Any) -> float:
 def _folder(value: Any) -> str | None:
     if value is None:
         return None
-    if not isinstance(value, (str, os.PathLike)) or not str(value):
+    path = os.fspath(value) if isinstance(value, (str, os.PathLike)) else ""
+    if not isinstance(path, str) or not path:
         raise ValueError("a folder")
-    return str(value)
+    return str(path)
 
 
 def _chunk_size(value: Any) -> int | None:
@@ -106,9 +107,9 @@ def _chunk_size(value: Any) -> int | None:
 
 def _one_of(names: tuple[str, ...]) -> Callable[[Any], str]:
     def parse(value: Any) -> str:
-        if value not in names:
+        if not isinstance(value, str) or value not in names:
             raise ValueError(" or ".join(f'"{name}"' for name in names))
-        return str(value)
+        return names[names.index(value)]  # str() of a member of an enum is its name
 
     return parse
 
@@ -139,6 +140,9 @@ ENVIRONMENT = {_SHORT.get(key, f"SELFAUG_{key.upper()}"): key for key in _PARSER
 def read(model_config: Any = None, environ: Mapping[str, str] | None = None) -> Settings:
     """The settings in force for a model whose ``config`` is ``model_config``.
 
+    The dict ``model_config.selfaug`` is saved as JSON with the model: a value that JSON does not have, such as a
+    ``Path`` or a number of numpy's or torch's, is replaced there by the same as a plain ``str``, ``bool`` or number.
+
     Raises:
         SettingError: an unknown key, a value outside the accepted ones, or a SELFAUG_* variable that looks misspelt.
     """
@@ -153,13 +157,21 @@ def read(model_config: Any = None, environ: Mapping[str, str] | None = None) -> 
             raise SettingError(f"{name} is not a setting of SelfAug. Did you mean {close[0]}?")
 
     chosen = getattr(model_config, "selfaug", None)
-    if chosen is not None and not isinstance(chosen, Mapping):
+    if chosen is not None and not isinstance(chosen, dict):
         raise SettingError(f"model.config.selfaug must be a dict, not {type(chosen).__name__}.")
+    plain = {}
     for key, value in (chosen or {}).items():
         if key not in _PARSERS:
             raise SettingError(f"model.config.selfaug has an unknown key {key!r}. Accepted: {', '.join(_PARSERS)}.")
         given[key] = _parse(key, value, f'model.config.selfaug["{key}"]')
+        if type(value) not in _JSON:
+            plain[key] = given[key]
+    if chosen and plain:
+        chosen.update(plain)
     return Settings(**given)
+
+
+_JSON = (str, bool, int, float, type(None))
 
 
 def _parse(key: str, value: Any, source: str) -> Any:

@@ -50,6 +50,8 @@ class SelfAligned:
         keep_wrapped(self)
         if mode:  # peft until 0.20 calls forward itself, not the model
             watch.watch_gradients(self, functools.partial(keep_wrapped, self))  # type: ignore[arg-type]
+            # a bad setting is an error before training begins, and a good one can be saved with the model
+            config.read(getattr(self, "config", None))
         return super().train(mode)  # type: ignore[misc]
 
     def __setattr__(self, name: str, value: Any) -> None:

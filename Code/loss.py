@@ -90,13 +90,14 @@ def chunked_loss(
             is without LoRA: then both logits come from one product.
         chunk_size: positions per chunk, see :func:`auto_chunk_size`.
 
-    Tensors may be on other devices than ``hidden``, and the head may be.
+    Tensors may be on other devices than ``hidden``, and the head may be. The terms are where ``hidden`` is.
     """
     chunks = _Chunks(targets, kl_weight, reference_hidden.to(hidden.device), direction, chunk_size)
     if trains_sharded(head):
         with torch.no_grad():
             reference_logits = _cast_once(reference_head, hidden.dtype)(chunks.reference_hidden)
-        return plain_loss(head(hidden), reference_logits, targets, kl_weight, direction)
+        terms = plain_loss(head(hidden), reference_logits, targets, kl_weight, direction)
+        return Terms(*(value.to(hidden.device) for value in (terms.total, terms.nll_sum, terms.kl_sum)))
     sharded = sharded_linear(head)
     if sharded is None:
         return Terms(*_in_chunks(chunks, hidden, head, reference_head))
@@ -205,7 +206,7 @@ def _through_weight(weight: Tensor, chunks: _Chunks, inputs: tuple[Tensor, ...],
     rows = max((_rows(part, chunks) for part in chunks.slices(len(hidden))), default=0)
     buffer = weight.new_empty(rows, len(weight))
     for part in chunks.slices(len(hidden)):
-        both = torch.cat((hidden[part].detach(), chunks.reference_hidden[part])).to(weight)
+        both = torch.cat([x[part].detach().to(weight) for x in (hidden, chunks.reference_hidden)])
         n, logits = part.stop - part.start, buffer[: len(both)]
         torch.mm(both, weight.t(), out=logits)
         sums += chunks.terms(part, logits[:n], logits[n:]).to(sums)
@@ -256,8 +257,7 @@ def _cast_once(head: Head, dtype: torch.dtype) -> Head:
 
 
 def _rows(part: slice, chunks: _Chunks) -> int:
-    n: int = part.stop - part.start
-    return n * (2 if part.start < len(chunks.reference_hidden) else 1)
+    return int(part.stop - part.start) * (2 if part.start < len(chunks.reference_hidden) else 1)
 
 
 def _chunk_terms(

@@ -27,7 +27,7 @@ class Sums:
 
     def add(self, nll_sum: Tensor, supervised: int, kl_sum: Tensor, aligned: int, alpha: float) -> None:
         """One micro-batch: sums in nats over ``supervised`` and ``aligned`` tokens."""
-        sums = torch.stack((nll_sum, kl_sum)).detach()
+        sums = torch.stack((nll_sum.detach().to(kl_sum.device), kl_sum))  # of a model spread over devices
         self.sums = sums if self.sums is None else self.sums.to(sums.device) + sums
         self.supervised += supervised
         self.aligned += aligned

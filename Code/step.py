@@ -133,10 +133,10 @@ def _around(
         _acted(model, settings, reference, _nll_sum(outputs, chosen, kept), terms, chosen)
         owed.owe(terms.total, chosen)
         return outputs
-    divisor = positions.divisor(num_items, chosen.counted, hidden.device)
+    divisor = positions.divisor(num_items, chosen.counted, stock_loss.device)
     stock_loss = positions.without_nan(stock_loss, chosen.supervised)
     _acted(model, settings, reference, (stock_loss.detach().mean() * divisor).reshape(()), terms, chosen)
-    total = stock_loss + (terms.total / divisor).to(stock_loss)
+    total = stock_loss + (terms.total.to(stock_loss.device) / divisor).to(stock_loss)
     watch.of(model).made(total, settings.strict)
     if isinstance(outputs, tuple):
         return (total, *outputs[1:])

@@ -226,6 +226,8 @@ def _log(trainer: Any, method: Callable[..., Any], *args: Any, **kwargs: Any) ->
 
 
 def _train(trainer: Any, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    # callbacks save the config as JSON before the first step
+    config.read(getattr(trainer.model, "config", None))
     result = method(*args, **kwargs)
     watch.end_of(trainer)
     return result

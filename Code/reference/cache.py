@@ -18,7 +18,6 @@ from typing import Any, Callable
 
 import torch
 from torch import Tensor, nn
-from transformers.utils import logging
 
 from .. import config
 from ..eager import eager
@@ -29,8 +28,6 @@ from .entries import Entries
 from .fingerprint import ShardedWeights, fingerprint
 from .lora_off import LoraOff
 from .samples import samples
-
-logger = logging.get_logger("transformers.selfaug")
 
 _DOC = "See docs/performance.md"
 _BUILD = "Fill it with `python -m selfaug.reference_cache build` from the model and the data that you train on"
@@ -203,10 +200,7 @@ def built_reference(model: Any, settings: config.Settings) -> Built:
             raise CacheError(
                 f"{title(model)} trains in full, and no cache can hold its states. {NOT_CACHEABLE} {_DOC}."
             )
-        built = Built(_find_built(model, settings), model)
-        if os.environ.get("RANK", "0") == "0":
-            logger.warning(f"SelfAug aligns {title(model)} to what {built.folder.path} holds: {built}.")
-        known = _BUILT[model] = (settings.reference_cache, built)
+        known = _BUILT[model] = (settings.reference_cache, Built(_find_built(model, settings), model))
     return known[1]
 
 
