@@ -143,12 +143,12 @@ def test_the_run_says_once_that_selfaug_is_on(tmp_path, monkeypatch, caplog):
 
     said = []
     monkeypatch.setattr(step.logger, "warning", said.append)
-    train(tmp_path)
+    train(tmp_path, with_lora(base(), perturbed=False))
     assert said == [
         "SelfAug is on: loss = NLL + 0.5 * KL at input positions, 14 LoRA layers (SELFAUG=0 switches it off)."
     ]
     with settings(SELFAUG_ALPHA="0.25"):
-        train(tmp_path)
+        train(tmp_path, with_lora(base(), perturbed=False))
     assert [line[:30] for line in said] == ["SelfAug is on: loss = NLL + 0.", "SelfAug is on: loss = NLL + 0."]
     assert "0.25 * KL" in said[1]
 
