@@ -232,6 +232,17 @@ def test_a_batch_without_aligned_positions_needs_no_states_from_disk(tmp_path):
         assert loss.item() == pytest.approx(stock.item(), rel=1e-5)
 
 
+def test_a_process_without_aligned_positions_makes_no_pass_that_other_processes_would_not_make(tmp_path, monkeypatch):
+    """Of a sharded model that trains in full: the others read their states from disk."""
+    data = batch(padding=None)
+    folder = build(base(), data, tmp_path)
+    model, passes = trained(), []
+    monkeypatch.setattr(head, "_gathers", lambda module: module in list(model.model.layers))
+    model.model.register_forward_pre_hook(lambda *_: passes.append(1))
+    step(model, {"input_ids": data["input_ids"], "labels": data["input_ids"]}, selfaug_cache=folder)
+    assert len(passes) == 1
+
+
 def test_build_says_what_to_set_for_which_training(tmp_path, capsys):
     base().save_pretrained(tmp_path / "model")
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows(batch())))
