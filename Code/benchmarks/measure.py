@@ -166,7 +166,9 @@ def _without_content(T: int, shape: str, *options: Any) -> tuple[Any, dict[str, 
     data = sliced.batch(T, sliced.SHAPES[shape]["vocab_size"])
     with torch.device("meta"):
         model = sliced.model(shape, *options)
-    return model, {**data, "input_ids": data["input_ids"].to("meta")}
+    # without a mask, padding is looked for among the tokens, which are not there
+    mask = torch.ones_like(data["labels"])
+    return model, {**data, "input_ids": data["input_ids"].to("meta"), "attention_mask": mask}
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, *_: Any, is_causal: bool = False, **options: Any) -> Tensor:
