@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from . import config, positions, training_rows
-from .reference import cache, switch
+from .reference import cache, decoder
 from .reference.cache import CacheError
 from .reference.samples import samples
 
@@ -31,7 +31,7 @@ def build(model: Any, rows: Iterable[dict[str, list[int]]], settings: config.Set
             written until then stays, as what a training has written.
     """
     model.eval()
-    if switch.reads_whole_length(model.model):
+    if decoder.reads_whole_length(model.model):
         raise CacheError(
             f"the states of {cache.title(model)} cannot be kept. {cache.NOT_CACHEABLE} Nothing was written."
         )
@@ -40,7 +40,7 @@ def build(model: Any, rows: Iterable[dict[str, list[int]]], settings: config.Set
     for row in rows:
         ids, labels = (torch.tensor([row[name]]) for name in ("input_ids", "labels"))
         chosen = positions.select(labels, None, None, settings.positions, settings.reduction, False)
-        keyed = samples({"input_ids": ids}, chosen, folder.fingerprint)
+        keyed = samples({"input_ids": ids}, chosen, folder.fingerprint, fills_cache=False)
         if not keyed:
             continue
         key, index = keyed[0]

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from selfaug import loss, metrics
-from selfaug.reference import switch
+from selfaug.reference import decoder
 
 from . import slice as sliced
 
@@ -62,7 +62,7 @@ def shares(T: int, rounds: int, shape: str, layers: int, checkpointing: bool) ->
     data = sliced.batch(T, model.config.vocab_size)
     back = start = 0.0
     with contextlib.ExitStack() as stack:
-        watched = (switch, "hidden_states"), (loss, "_through_weight"), (loss, "_chunk_terms")
+        watched = (decoder, "hidden_states"), (loss, "_through_weight"), (loss, "_chunk_terms")
         base, head, softmax = (stack.enter_context(_stopwatch(*place)) for place in watched)
         for turn in range(rounds + 1):
             if turn == 1:
@@ -166,7 +166,9 @@ def _without_content(T: int, shape: str, *options: Any) -> tuple[Any, dict[str, 
     data = sliced.batch(T, sliced.SHAPES[shape]["vocab_size"])
     with torch.device("meta"):
         model = sliced.model(shape, *options)
-    return model, {**data, "input_ids": data["input_ids"].to("meta")}
+    # without a mask, padding is looked for among the tokens, which are not there
+    mask = torch.ones_like(data["labels"])
+    return model, {**data, "input_ids": data["input_ids"].to("meta"), "attention_mask": mask}
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, *_: Any, is_causal: bool = False, **options: Any) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from selfaug import hooks, loss
-from selfaug.reference import switch
+from selfaug.reference import decoder, switch
 
 SHAPES = {  # Qwen/Qwen2.5-…/config.json
     "0.5B": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
@@ -121,7 +121,7 @@ def plain(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
     """Full logits and autograd, by the equation: loss.plain_loss."""
     inner = peft_model.base_model.model
     A, N = aligned(data), len(supervised(data)[0])
-    hidden = switch.hidden_states(inner, {"input_ids": data["input_ids"]}, A)
+    hidden = decoder.hidden_states(inner, {"input_ids": data["input_ids"]}, A)
     with switch.switched_off(inner.lm_head):
         reference_logits = inner.lm_head(hidden)[0]
     logits = hooks.stock_forward(inner)(inner, data["input_ids"]).logits[0]

@@ -15,7 +15,7 @@ from typing import Any, Union
 
 from .. import config
 from ..eager import eager
-from . import cache, guards, switch
+from . import cache, decoder, guards, switch
 from .cache import Built, Cached
 from .lora_off import LoraOff
 
@@ -33,7 +33,7 @@ def reference_of(model: Any, settings: config.Settings) -> Reference | None:
     from_disk = settings.reference_cache is not None and model.training
     if switch.lora_layers(model):
         off = LoraOff(model, guards.kept(model, settings))
-        if not from_disk or off.kept or switch.reads_whole_length(model.model):  # no key accounts for these two
+        if not from_disk or off.kept or decoder.reads_whole_length(model.model):  # no key accounts for these two
             return off
         return Cached(off, cache.own_folder(model, settings))
     return cache.built_reference(model, settings) if from_disk and guards.trains_in_full(model) else None

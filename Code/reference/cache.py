@@ -23,7 +23,7 @@ from .. import config
 from ..eager import eager
 from ..head import is_sharded
 from ..positions import Selection
-from . import guards, switch
+from . import decoder, guards, switch
 from .entries import Entries
 from .fingerprint import ShardedWeights, fingerprint
 from .lora_off import LoraOff
@@ -75,7 +75,7 @@ class Cached:
 
     def states(self, arguments: dict[str, Any], chosen: Selection) -> Tensor:
         """As :meth:`.LoraOff.states`."""
-        keyed = samples(arguments, chosen, self.folder.fingerprint)
+        keyed = samples(arguments, chosen, self.folder.fingerprint, self.computed.fills_cache(arguments))
         if not keyed:
             return self.computed.states(arguments, chosen)
         stored = self.folder.read(keyed)
@@ -112,7 +112,7 @@ class Built:
         Raises:
             CacheError: a sample is not there, or the batch is not one that a cache can hold.
         """
-        keyed = samples(arguments, chosen, self.folder.fingerprint)
+        keyed = samples(arguments, chosen, self.folder.fingerprint, fills_cache=False)  # as `build` does
         if keyed is None:
             raise CacheError(f"{self.trained}, and this batch is not one that a cache can hold. {_DOC}.")
         stored = self.folder.read(keyed)
@@ -196,7 +196,7 @@ def built_reference(model: Any, settings: config.Settings) -> Built:
     """
     known = _BUILT.get(model)
     if known is None or known[0] != settings.reference_cache:
-        if switch.reads_whole_length(model.model):
+        if decoder.reads_whole_length(model.model):
             raise CacheError(
                 f"{title(model)} trains in full, and no cache can hold its states. {NOT_CACHEABLE} {_DOC}."
             )

@@ -134,6 +134,7 @@ _PRODUCTS = (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"))
 
 def _is_not_zero(factor: Any) -> bool:
     tensors = factor.parameters() if isinstance(factor, nn.Module) else [factor]
+    tensors = [tensor for tensor in tensors if not tensor.is_meta]  # offloaded: unknown
     # of a weight that is spread over processes, the part that is here: comparing it takes no other process
     here = [getattr(tensor, "_local_tensor", tensor).detach() for tensor in tensors]
     return any(not tensor.is_meta and bool(tensor.any()) for tensor in here)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..eager import eager_around
 from ..head import is_sharded, linear
 from ..positions import Selection
-from . import switch
+from . import decoder, switch
 
 
 class LoraOff:
@@ -46,16 +46,22 @@ class LoraOff:
         """
         row, column = index // T, index % T
         length = int(column.max()) + 1 if len(column) else 1
-        hidden = switch.hidden_states(self.model, arguments, length, self.kept)  # (B, length or T, H)
+        hidden = decoder.hidden_states(self.model, arguments, length, self.kept)  # (B, length or T, H)
         return hidden.flatten(0, 1)[(row * hidden.shape[1] + column).to(hidden.device)]
+
+    def fills_cache(self, arguments: dict[str, Any]) -> bool:
+        """See :func:`.decoder.fills_cache`."""
+        return decoder.fills_cache(self.model.model, arguments)
 
     @property
     def head(self) -> Callable[[Tensor], Tensor]:
-        """From hidden states (n, H) to logits (n, V). The model's own head itself where no adapter is in it, which
-        lets the loss compute both logits in one product.
+        """From hidden states (n, H) to logits (n, V). The model's own head itself where that has no adapter and does
+        not train, which lets the loss compute both logits in one product.
         """
         head = self.model.lm_head
-        return self._head_with_lora_off if linear(head) is None else head
+        moved = {id(parameter) for parameter, _ in self.kept.weights}
+        own = linear(head) is not None and not any(id(parameter) in moved for parameter in head.parameters())
+        return head if own else self._head_with_lora_off
 
     def _head_with_lora_off(self, states: Tensor) -> Tensor:
         with switch.switched_off(self.model.lm_head, self.kept):

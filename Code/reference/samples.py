@@ -18,9 +18,13 @@ _ACCOUNTED = {"input_ids", "attention_mask", "position_ids", "cache_position"}
 
 
 @eager
-def samples(arguments: dict[str, Any], chosen: Selection, fingerprint: str) -> list[tuple[bytes, Tensor]] | None:
+def samples(
+    arguments: dict[str, Any], chosen: Selection, fingerprint: str, fills_cache: bool
+) -> list[tuple[bytes, Tensor]] | None:
     """(key, flat indices of the aligned positions) of each row that has any, in the order of the rows. None for a
     batch that cannot be cached: inputs that are no tokens, masks with four dimensions or by type of layer.
+
+    fills_cache: whether the decoder fills a key-value cache, see :func:`.decoder.fills_cache`.
     """
     ids, mask, numbers = (arguments.get(name) for name in ("input_ids", "attention_mask", "position_ids"))
     tensors = {k for k, v in arguments.items() if v is not None and not isinstance(v, (bool, int, float, str))}
@@ -45,8 +49,8 @@ def samples(arguments: dict[str, Any], chosen: Selection, fingerprint: str) -> l
         own = own - own[0]
         if not torch.equal(own, torch.arange(len(own))):
             parts.append(own)
-            if unmasked:  # then transformers takes restarts for documents
-                parts.append(torch.zeros(1))
+            if unmasked:  # then transformers takes restarts for documents, but where it fills a key-value cache
+                parts.append(torch.tensor([fills_cache]))
         digest = hashlib.sha256(fingerprint.encode())
         for part in parts:
             digest.update(len(part).to_bytes(8, "little") + part.long().numpy().tobytes())

@@ -1,4 +1,4 @@
-"""The reference: the same network, same weights, same input, with LoRA switched off.
+"""LoRA switched off, and on again: which modules that is, and what of them is set.
 
 LoRA layers are known by the attribute ``selfaug_reference``, which the patch adds to peft's ``LoraLayer`` and which its
 ``disable_adapters`` obeys. Nothing here imports peft, merges weights or touches ``requires_grad`` (peft's
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,13 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import calls
-from ..eager import eager, eager_around
-
-# decoder arguments with a position axis, and that axis; a call with any other tensor argument is not shortened
-_POSITION_AXES = {"input_ids": 1, "inputs_embeds": 1, "position_ids": -1, "attention_mask": -1, "cache_position": 0}
-# rotary embeddings whose frequencies do not change with the length of the batch ("dynamic" and "longrope" do)
-_FIXED_ROPE = {"default", "linear", "yarn", "llama3", "proportional", "mrope"}
+from ..eager import eager
 
 
 @eager
@@ -193,84 +187,3 @@ def _modules_around(model: nn.Module) -> list[nn.Module]:
 
 
 _AROUND: weakref.WeakKeyDictionary[nn.Module, list[weakref.ref[nn.Module]]] = weakref.WeakKeyDictionary()
-
-
-def _needs_cache(decoder: Any, arguments: dict[str, Any]) -> bool:
-    """Without a mask, transformers makes another one where there is a key-value cache: packed documents are told apart
-    by their position ids only where there is none. The reference has to see what the tuned pass sees, so it fills a
-    cache (of its own) if that one does.
-    """
-    if arguments.get("attention_mask") is not None:
-        return False
-    if any(calls.is_cache(value) for value in arguments.values()):
-        return True
-    if getattr(decoder, "gradient_checkpointing", False) and decoder.training:  # the tuned pass goes without
-        return False
-    wanted = arguments.get("use_cache")
-    return bool(decoder.config.use_cache if wanted is None else wanted)
-
-
-@eager
-def reads_whole_length(decoder: Any) -> bool:
-    """Whether a hidden state depends on how many positions come after it, even under a causal mask.
-
-    It does where the rotary frequencies follow the length of the batch (``rope_type`` "dynamic", "longrope"; a kind
-    that is not known here is taken for one of these), and in a decoder that was made bidirectional.
-    """
-    if getattr(decoder.config, "is_causal", True) is False:
-        return True
-    for module in decoder.modules():
-        if vars(module).get("is_causal") is False:
-            return True
-        kinds = vars(module).get("rope_type", "default")
-        kinds = kinds.values() if isinstance(kinds, Mapping) else [kinds]
-        if not _FIXED_ROPE.issuperset(kinds):
-            return True
-    return False
-
-
-@eager_around
-def hidden_states(model: Any, arguments: dict[str, Any], length: int, kept: Kept = NOTHING) -> Tensor:
-    """(B, length or T, H): the decoder's last hidden states at the first ``length`` positions, by the reference.
-
-    ``arguments`` are those of the tuned pass's decoder call; ``kept`` as in :func:`switched_off`. Later positions are
-    not computed where a causal decoder allows that and every argument can be cut. The caller's key-value cache is
-    never touched.
-    """
-    decoder = model.model
-    arguments = {
-        **{name: value for name, value in arguments.items() if not calls.is_cache(value)},
-        "use_cache": _needs_cache(decoder, arguments),
-    }
-    for unwanted in ("output_hidden_states", "output_attentions"):
-        if arguments.get(unwanted):
-            arguments[unwanted] = False
-    if not reads_whole_length(decoder):
-        arguments = _cut(arguments, length)
-    with switched_off(model, kept):
-        hidden: Tensor = decoder(**arguments)[0]
-    return hidden
-
-
-def _cut(arguments: dict[str, Any], length: int) -> dict[str, Any]:
-    """The arguments of the first ``length`` positions; all, where one cannot be cut or the mask looks beyond them."""
-    tensors = {
-        name: value
-        for name, value in arguments.items()
-        if value is not None and not isinstance(value, (bool, int, float, str))
-    }
-    if not all(name in _POSITION_AXES and isinstance(value, Tensor) for name, value in tensors.items()):
-        return arguments
-    mask = arguments.get("attention_mask")
-    if mask is not None and mask.dim() == 4:
-        beyond = mask[..., :length, length:]
-        if bool((beyond == 0 if beyond.is_floating_point() else beyond != 0).any()):  # prefix LM: prompts see it all
-            return arguments
-        tensors["attention_mask"] = mask[..., : min(length, mask.shape[-2]), :]
-    return {
-        **arguments,
-        **{
-            name: value.narrow(_POSITION_AXES[name], 0, min(length, value.shape[_POSITION_AXES[name]]))
-            for name, value in tensors.items()
-        },
-    }

@@ -232,6 +232,17 @@ def test_a_batch_without_aligned_positions_needs_no_states_from_disk(tmp_path):
         assert loss.item() == pytest.approx(stock.item(), rel=1e-5)
 
 
+def test_a_process_without_aligned_positions_makes_no_pass_that_other_processes_would_not_make(tmp_path, monkeypatch):
+    """Of a sharded model that trains in full: the others read their states from disk."""
+    data = batch(padding=None)
+    folder = build(base(), data, tmp_path)
+    model, passes = trained(), []
+    monkeypatch.setattr(head, "_gathers", lambda module: module in list(model.model.layers))
+    model.model.register_forward_pre_hook(lambda *_: passes.append(1))
+    step(model, {"input_ids": data["input_ids"], "labels": data["input_ids"]}, selfaug_cache=folder)
+    assert len(passes) == 1
+
+
 def test_build_says_what_to_set_for_which_training(tmp_path, capsys):
     base().save_pretrained(tmp_path / "model")
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows(batch())))
@@ -278,6 +289,36 @@ def test_the_loss_has_the_dtype_of_stocks(monkeypatch, dtype, form, way):
     loss = model(**data)[0]
     loss.backward()
     assert loss.dtype == stock.dtype == torch.float32
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_head_that_trains_is_held_to_what_it_was_at_the_start(tied):
+    """SELFAUG_REFERENCE=start with base weights that train beside LoRA."""
+    data = batch()
+    model = with_lora(base(tie_word_embeddings=tied))
+    model.get_base_model().lm_head.weight.requires_grad_()
+    start = copy.deepcopy(model)
+    step(model, data, selfaug_reference="start")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.05 * torch.randn_like(parameter)
+    answer, gradients = expected(model, data, reference=logits(start, data))
+    loss, found = step(model, data, selfaug_reference="start")
+    assert loss.item() == pytest.approx(answer.loss, rel=1e-4)
+    assert worst_error(found, gradients) < 1e-4
+
+
+@pytest.mark.parametrize("first", ["documents apart", "documents joined"])
+def test_packed_rows_whose_documents_transformers_joins_are_another_sample_than_those_it_tells_apart(tmp_path, first):
+    """It tells them apart by their position ids only where it fills no key-value cache. LoRA is untrained: KL is 0."""
+    model, data = with_lora(base(), perturbed=False), batch(padding=None)
+    for layer in model.get_base_model().model.layers:
+        layer.self_attn.q_proj.base_layer.weight.data *= 3000  # which tokens are seen matters
+    data["position_ids"] = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4, 5, 6, 7]]).expand(3, -1)
+    for use_cache in (first == "documents joined", first != "documents joined"):
+        step(model, {**data, "use_cache": use_cache}, selfaug_cache=tmp_path)
+        assert abs(metrics.RUNNING.take()["selfaug/kl"]) < 1e-7
 
 
 def test_a_reference_of_nothing_that_trains_is_none():
