@@ -79,7 +79,9 @@ def main(argv: list[str] | None = None) -> int:
             parser.error("--cache, or SELFAUG_CACHE")
         texts = any("input_ids" not in row for _, row in training_rows.read(options.data))  # all, before a model loads
         model, tokenizer = _load(options.model, options.dtype, texts)
-        rows = (training_rows.tokenised(row, where, tokenizer) for where, row in training_rows.read(options.data))
+        vocabulary = model.get_input_embeddings().weight.shape[0]
+        read = training_rows.read(options.data)
+        rows = (training_rows.tokenised(row, where, tokenizer, vocabulary) for where, row in read)
         count, size = build(model, rows, settings)
         path = cache.own_folder(model, settings).path
         print(f"{count} samples, {size / 1e6:.1f} MB in {path}")

@@ -60,13 +60,22 @@ def split(row, tokenizer):
     return prompt, whole[len(prompt) :].rstrip("\n")
 
 
+def beginning(tokenizer):
+    """The special tokens that the tokenizer puts in front of a text."""
+    whole, inner = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
+    return next(whole[:at] for at in range(len(whole)) if whole[at : at + len(inner)] == inner)
+
+
 def load_samples(path, tokenizer, max_length):
     """Tokenised samples with labels; samples longer than ``max_length`` are left out."""
     samples = []
-    with open(path, encoding="utf-8") as lines:
+    with open(path, encoding="utf-8-sig") as lines:
         rows = [json.loads(line) for line in lines if line.strip()]
     for row in rows:
         prompt, completion = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in split(row, tokenizer))
+        if "prompt" in row:  # plain text begins as the tokenizer has it begin (BOS); a chat template writes its own
+            start = beginning(tokenizer)
+            prompt = prompt if prompt[: len(start)] == start else start + prompt
         if len(prompt) + len(completion) <= max_length:
             samples.append({"input_ids": prompt + completion, "labels": [IGNORE_INDEX] * len(prompt) + completion})
     if len(samples) < len(rows):

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..self_dialogue.refusal import Refusal
+from ..toolkit.errors import Refusal, message, print_anything
 from . import harness, history, plots, prompts, report, summary
 from .items import Items
 
@@ -26,12 +26,13 @@ NAME = re.compile(r"[\w.+-]+")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; 0 done, 1 refused, 2 usage, 130 interrupted."""
+    print_anything()
     args = parser().parse_args(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         run(args)
-    except Refusal as refusal:
-        print(refusal, file=sys.stderr)
+    except (Refusal, OSError) as error:
+        print(message(error), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"\nstopped; {args.out} has what was measured. The same command goes on from here.", file=sys.stderr)

@@ -16,7 +16,9 @@ from torch import Tensor
 from ..self_dialogue.chat import Chat, Ending
 from ..self_dialogue.generator import listed, load_model, loading, weights_hash
 from ..self_dialogue.manifest import sha256
-from ..self_dialogue.refusal import Refusal, first_line, optional
+from ..toolkit.errors import Refusal, optional
+from ..toolkit.tokens import begun
+from . import vocabulary
 from .prompts import Prompt
 
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -80,8 +82,7 @@ class Bench:
     def _ids(self, prompt: Prompt) -> list[int]:
         if not isinstance(prompt.content, str):
             return self.chat.assistant_prompt(prompt.content)
-        begins = bool(self.tokenizer.bos_token) and prompt.content.startswith(self.tokenizer.bos_token)
-        return list(self.tokenizer(prompt.content, add_special_tokens=not begins)["input_ids"])
+        return begun(self.tokenizer, prompt.content)
 
     @cached_property
     def model(self) -> Any:
@@ -105,13 +106,14 @@ class Bench:
         """
         peft = optional("peft", "measuring an adapter")
         base = self.model
+        self._same_vocabulary(base, folder)
         del self.__dict__["model"]  # what fails below leaves no half of an adapter on it
         before, own = self._probe(base), dict(base.named_parameters())
         try:
             tuned = peft.PeftModel.from_pretrained(base, str(folder)).eval()
         except Exception as error:  # peft has no error of its own for an adapter that does not fit
             raise Refusal(
-                "no-adapter", f"cannot load {folder}", f"a PEFT adapter for {self.base}", first_line(error)
+                "no-adapter", f"cannot load {folder}", f"a PEFT adapter for {self.base}", _beginning(error)
             ) from error
         if tuned.active_peft_config.is_prompt_learning:
             raise Refusal(
@@ -133,6 +135,23 @@ class Bench:
         if left.keys() == own.keys() and all(left[name] is own[name] for name in own):
             self.__dict__["model"] = base
 
+    def _same_vocabulary(self, base: Any, folder: Path) -> None:
+        """Raises:
+        Refusal: the adapter was trained on a model with more tokens, or fewer.
+        """
+        rows = base.get_input_embeddings().weight.shape[0]
+        tokens = vocabulary.of_adapter(folder, base)
+        if tokens is None or tokens == rows:
+            return
+        change = f"by {abs(tokens - rows)} tokens, {'added' if tokens > rows else 'taken away'}"
+        raise Refusal(
+            "other-vocabulary", f"{folder}: the vocabulary was resized for this adapter, {change}",
+            f"{rows} tokens, as {self.base} has", f"{tokens} tokens",
+            f"--base FOLDER with the model as its training began: model.resize_token_embeddings({tokens}), then "
+            "model.save_pretrained(FOLDER) and tokenizer.save_pretrained(FOLDER), before LoRA. If it was not saved: "
+            "PeftModel.from_pretrained(model, ADAPTER).unload() has the embeddings that the adapter was saved with",
+        )  # fmt: skip
+
     @torch.no_grad()
     def _probe(self, model: Any) -> Tensor:
         return model(input_ids=torch.arange(PROBE, device=model.device)[None]).logits.float()
@@ -153,6 +172,11 @@ def adapter_hash(folder: Path) -> str:
             "the folder that model.save_pretrained wrote",
         )  # fmt: skip
     return hashlib.sha256(json.dumps([sha256(file) for file in (weights[0], config)]).encode()).hexdigest()
+
+
+def _beginning(error: Exception) -> str:
+    """What an error says, with its first detail: torch lists the weights that do not fit from the second line on."""
+    return f"{type(error).__name__}: {' '.join(line.strip() for line in str(error).strip().splitlines()[:2])}"
 
 
 def _generation_eos(base: str) -> list[int]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..self_dialogue.refusal import Refusal
+from ..toolkit.errors import Refusal
+from ..toolkit.files import read_json
 
 _PATTERN = "results*.json"
 _EXPECTED = "what lm_eval --output_path wrote (results_*.json)"
@@ -29,18 +29,22 @@ def read(path: Path) -> dict[str, dict[str, float]]:
     for file in files:
         results, better = _results(file)
         for task, values in results.items():
-            tasks[task] = _metrics(task, values, better.get(task) or {})
+            of_task = better.get(task)
+            tasks[task] = _metrics(task, values, of_task if isinstance(of_task, dict) else {})
     return {name: figures for metrics in tasks.values() for name, figures in metrics.items()}
 
 
 def _results(file: Path) -> tuple[Mapping[str, Mapping[str, Any]], Mapping[str, Any]]:
     """The figures by task and, where the harness says it, of which metrics higher is better."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
         results, better = content["results"], content.get("higher_is_better")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, KeyError, TypeError, AttributeError) as error:
         what = f"{file} is no result file of lm-evaluation-harness"
         raise Refusal("no-results", what, _EXPECTED, f"{type(error).__name__}: {error}") from None
+    except Refusal as refusal:
+        what, found = f"{file} is no result file of lm-evaluation-harness", refusal.found or refusal.what
+        raise Refusal("no-results", what, _EXPECTED, found) from None
     if not isinstance(results, dict) or not all(isinstance(values, dict) for values in results.values()):
         raise Refusal("no-results", f"{file} is no result file of lm-evaluation-harness", _EXPECTED)
     return results, better if isinstance(better, dict) else {}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from ..toolkit.errors import Refusal
+from ..toolkit.files import read_json
 
 Row = dict[str, Any]
 
@@ -14,10 +16,10 @@ def logs(folder: Path) -> list[Row]:
     checkpoints = sorted(folder.glob("checkpoint-*"), key=_step, reverse=True)
     for place in (folder, *checkpoints):
         try:
-            history = json.loads((place / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
-        except (OSError, ValueError, KeyError, TypeError):
+            history = list(read_json(place / "trainer_state.json")["log_history"])
+        except (OSError, Refusal, KeyError, TypeError):
             continue
-        return [row for row in history if isinstance(row, dict) and "step" in row]
+        return [row for row in history if isinstance(row, dict) and isinstance(row.get("step"), (int, float))]
     return []
 
 

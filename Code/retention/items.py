@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..toolkit.errors import Refusal
+from ..toolkit.files import read_json
+
 FORMAT = 1  # of the figures: raised when a definition changes, so that they are measured anew
 GENERAL, TASK = "general", "task"
 # what is measured at a time -> the rows that it belongs to, and its columns
@@ -35,9 +38,10 @@ class Items:
         self.keys: dict[str, str] = {}
         self.rows: dict[str, list[dict[str, Any]]] = {GENERAL: [], TASK: []}
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-            self.keys, self.rows = dict(content["keys"]), {name: list(content[name]) for name in self.rows}
-        except (OSError, ValueError, KeyError, TypeError):
+            content = read_json(file)
+            keys, rows = dict(content["keys"]), {name: list(map(dict, content[name])) for name in self.rows}
+            self.keys, self.rows = keys, rows
+        except (OSError, Refusal, ValueError, KeyError, TypeError):
             pass  # not there, or not ours: measure anew
 
     def has(self, section: str, key: str) -> bool:

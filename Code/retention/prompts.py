@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..self_dialogue.refusal import Refusal
 from ..self_dialogue.rowfiles import KINDS, malformed, rows
+from ..toolkit.errors import Refusal
+from ..toolkit.files import text_lines
+from ..toolkit.messages import READ_BY_MODEL, checked, refuse_columns, shown, text
 from . import instructions
 
 PROBLEMS = 10
-_ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _TASK_COLUMNS = "prompt and answer, messages, or prompt and completion"
 T = TypeVar("T")
 Read = Callable[[Mapping[str, Any]], "Prompt"]
@@ -43,7 +44,7 @@ def general(file: Path | None, count: int | None = None) -> list[Prompt]:
     elif file.suffix in KINDS:
         found = _read(file, _instruction)
     else:
-        found = [Prompt(_asked(line.strip()), where=f"{file}:{number}") for number, line in _lines(file)]
+        found = [Prompt(_asked(line), where=f"{file}:{number}") for number, line in text_lines(file)]
     return spread(_some(found, file), count)
 
 
@@ -66,16 +67,6 @@ def _some(found: list[Prompt], file: Path | None) -> list[Prompt]:
     if not found:
         raise Refusal("no-rows", f"{file} has no rows")
     return found
-
-
-def _lines(file: Path) -> list[tuple[int, str]]:
-    if not file.is_file():
-        raise Refusal("no-file", f"there is no file {file}")
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise Refusal("malformed-row", f"{file}: the text is not UTF-8", found=str(error)) from None
-    return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def _read(file: Path, read: Read) -> list[Prompt]:
@@ -113,20 +104,23 @@ def _question(row: Mapping[str, Any]) -> Prompt:
 
 def _content(row: Mapping[str, Any], expected: str) -> tuple[list[dict[str, Any]] | str, str | None]:
     """What is asked, and the answer if the row's messages or completion have one."""
+    refuse_columns(row, READ_BY_MODEL, "no model would be shown it: take it out, or write it into the messages")
     if "messages" in row:
-        turns = _turns(row["messages"], "messages")
-        if turns[-1]["role"] != "assistant":
-            return turns, None
-        if len(turns) == 1:
-            raise ValueError("messages holds an answer only: nothing asks for it")
-        return turns[:-1], turns[-1]["content"]
+        return _asked_and_answered(_turns(row["messages"], "messages"), "messages")
     if "prompt" not in row:
         raise ValueError(f"columns {', '.join(row) or 'none'}: expected {expected}")
     prompt, completion = row["prompt"], row.get("completion")
     if isinstance(completion, (list, tuple)):
-        completion = _turns(completion, "completion")[-1]["content"]
+        turns = _turns(completion, "completion")
+        if turns[-1]["role"] != "assistant":
+            raise ValueError("completion does not end with the assistant's message")
+        if isinstance(prompt, (list, tuple)):
+            return _asked_and_answered([*_turns(prompt, "prompt"), *turns], "completion")
+        if len(turns) > 1:
+            raise ValueError("completion has several messages, and prompt is a text: make prompt a list of messages")
+        completion = turns[0]["content"]
     if not isinstance(completion, (str, type(None))):
-        raise ValueError(f"completion is no text: {str(completion)[:40]}")
+        raise ValueError(f"completion is no text: {shown(completion)}")
     if isinstance(prompt, (list, tuple)):
         return _turns(prompt, "prompt"), completion
     if not isinstance(prompt, str) or not prompt.strip():
@@ -134,15 +128,20 @@ def _content(row: Mapping[str, Any], expected: str) -> tuple[list[dict[str, Any]
     return (prompt if completion is not None else _asked(prompt)), completion
 
 
+def _asked_and_answered(turns: list[dict[str, Any]], name: str) -> tuple[list[dict[str, Any]], str | None]:
+    if turns[-1]["role"] != "assistant":
+        return turns, None
+    if len(turns) == 1:
+        raise ValueError(f"{name} holds an answer only: nothing asks for it")
+    return turns[:-1], turns[-1]["content"]
+
+
 def _turns(value: Any, name: str) -> list[dict[str, Any]]:
-    if not isinstance(value, (list, tuple)) or not value:
-        raise ValueError(f"{name} is not a list with something in it")
-    for turn in value:
-        if not isinstance(turn, Mapping) or turn.get("role") not in _ROLES:
-            raise ValueError(f"{name}: a message without a known role: {str(turn)[:60]}")
-        if not isinstance(turn.get("content"), str):
-            raise ValueError(f"{name}: the content of a message is no text: {str(turn)[:60]}")
-    return [dict(turn) for turn in value]
+    """Messages, each with a text: those that only call tools have none to compare or to show."""
+    turns = checked(value, name)
+    for index, turn in enumerate(turns):
+        text(turn.get("content"), f"{name}[{index}]: the content of a message")
+    return turns
 
 
 def _asked(text: str) -> list[dict[str, Any]]:

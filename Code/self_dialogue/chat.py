@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .refusal import Refusal
-from .rowfiles import read_text
+from ..toolkit.errors import Refusal
+from ..toolkit.files import UTF8_MARK, read_text
+from ..toolkit.tokens import bare, begun
 
-Message = dict[str, str]
+Message = dict[str, Any]
 MARK = "selfaugturn{}mark"  # stands for a turn's text; no template knows it
 PLAIN = (
     "{% for m in messages %}{% if not loop.first %}{{ '\n\n' }}{% endif %}"
@@ -37,11 +38,13 @@ class Chat:
     """
 
     def __init__(self, tokenizer: Any, template: str | None = None, eos: Sequence[int] = ()) -> None:
-        self.tokenizer = tokenizer
+        self.tokenizer, self.plain = tokenizer, template == "plain"
         if template is not None:
             if template != "plain" and not Path(template).is_file():
                 raise Refusal("no-template", "there is no such template", "plain, or a file with Jinja", template)
             tokenizer.chat_template = PLAIN if template == "plain" else read_text(Path(template))
+        if isinstance(tokenizer.chat_template, str):  # a template file beside the model may have the mark, too
+            tokenizer.chat_template = tokenizer.chat_template.lstrip(UTF8_MARK)
         if not tokenizer.chat_template:
             raise Refusal(
                 "no-template",
@@ -61,14 +64,26 @@ class Chat:
         turn = {"role": "user", "content": MARK.format("x")}
         text = self._render([*messages, turn], answer=False)
         head = text[: _only(text, turn["content"])]
-        return self._encode(head if head.endswith("\n") else head.rstrip(" "))
+        return self._prompt(head if head.endswith("\n") else head.rstrip(" "))
 
     def assistant_prompt(self, messages: Sequence[Message]) -> list[int]:
-        return self._encode(self.prompt_text(messages))
+        return self._prompt(self.prompt_text(messages))
 
     def prompt_text(self, messages: Sequence[Message]) -> str:
         """The conversation so far and the assistant's header."""
         return self._render(messages, answer=True)
+
+    def shown_prompt(self, messages: Sequence[Message]) -> str:
+        """:meth:`prompt_text` for a row, which would lose what the template does not show.
+
+        Raises:
+            ValueError: it passes over a message; text in front of ``</think>``, which many templates drop, may go.
+        """
+        text = self.prompt_text(messages)
+        for index, message in enumerate(messages):
+            if message["content"].rpartition("</think>")[2].strip() not in text:
+                raise ValueError(f"the chat template does not show message {index + 1} ({message['role']}) as it is")
+        return text
 
     def decode(self, ids: Sequence[int], ending: Ending) -> tuple[str, int, bool]:
         """A turn's text, its tokens, and whether it has come to its end. What follows the end is dropped."""
@@ -78,15 +93,16 @@ class Chat:
         places = [text.find(string) for string in ending.strings if string in text]
         if places:
             text = text[: min(places)]
-            return text.strip(), len(self._encode(text)), True
+            return text.strip(), len(bare(self.tokenizer, text)), True
         return text.strip(), len(kept), stop is not None
 
     def special_texts(self) -> list[str]:
         """Texts that no turn may contain: the tokenizer's special tokens."""
         return [text for text in self.tokenizer.all_special_tokens if text]
 
-    def _encode(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+    def _prompt(self, text: str) -> list[int]:
+        """A chat template writes its special tokens; ours is plain text, which begins as the tokenizer has it begin."""
+        return begun(self.tokenizer, text) if self.plain else bare(self.tokenizer, text)
 
     def _render(self, messages: Sequence[Message], answer: bool) -> str:
         try:
@@ -104,7 +120,7 @@ class Chat:
     def _ending(self, between: str) -> Ending:
         """Of the text between two turns: its first special token, else its first words, and the model's own end."""
         specials = set(self.tokenizer.all_special_ids) | set(getattr(self.tokenizer, "added_tokens_decoder", {}))
-        marker = next((token for token in self._encode(between) if token in specials), None)
+        marker = next((token for token in bare(self.tokenizer, between) if token in specials), None)
         if marker is not None:
             return Ending(tuple(sorted(self._eos | {marker})))
         words = between.strip().split("\n")[0]

@@ -15,20 +15,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..toolkit.errors import Refusal, message, print_anything
+from ..toolkit.files import check_text
 from . import manifest, mixture, rows, selftalk
 from .dialogues import TOPIC_PROMPT, Plan
 from .filters import REASONS, Limits
 from .generator import BACKENDS
-from .refusal import Refusal
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; 0 done, 1 refused, 2 usage, 130 interrupted."""
+    print_anything()
     args = parser().parse_args(argv)
     try:
         return int(args.run(args))
-    except Refusal as refusal:
-        print(f"{refusal}\n{args.out} was not written.", file=sys.stderr)
+    except (Refusal, OSError) as error:
+        print(f"{message(error)}\n{args.out} was not written.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         goes_on = " The same command goes on from here." if args.run is generate else ""
@@ -64,8 +66,10 @@ def _generate(verb: Any) -> None:
     text = verb.add_argument_group("dialogues")
     text.add_argument("--turns", type=_whole, default=1, help="user turns, each with its answer (default: 1)")
     text.add_argument("--topics", type=Path, help="start from these topics, one per line, not from the bare user turn")
-    text.add_argument("--topic-prompt", default=TOPIC_PROMPT, help="asks for a message; {topic} stands for the topic")
-    text.add_argument("--system", help="system message (default: what the template does without one)")
+    text.add_argument(
+        "--topic-prompt", type=_text, default=TOPIC_PROMPT, help="asks for a message; {topic} stands for the topic"
+    )
+    text.add_argument("--system", type=_text, help="system message (default: what the template does without one)")
     text.add_argument("--template", help="chat template instead of the tokenizer's: plain, or a file with Jinja")
     text.add_argument("--format", choices=rows.FORMATS, default="messages", help="of --out (default: messages)")
     text.add_argument("--render", action="store_true", help="prompt-completion: prompts as the chat template has them")
@@ -150,6 +154,14 @@ def _number(text: str, what: str, low: float, high: float, open_ends: bool = Fal
     if not (low < number < high if open_ends else low <= number <= high):
         raise argparse.ArgumentTypeError(f"{what}, not {text!r}")
     return number
+
+
+def _text(text: str) -> str:
+    try:
+        check_text(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"UTF-8 text, not {text!r}") from None
+    return text
 
 
 def _whole(text: str) -> int:

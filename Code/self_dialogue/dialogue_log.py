@@ -13,7 +13,9 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
-from .refusal import Refusal
+from ..toolkit.errors import Refusal
+from ..toolkit.files import check_text
+from .rowfiles import dumps
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class DialogueLog:
         self.path.unlink()
 
     def _line(self, content: Any) -> None:
-        self._stream.write(json.dumps(content, ensure_ascii=False).encode() + b"\n")
+        self._stream.write(dumps(content) + b"\n")
         self._stream.flush()
         os.fsync(self._stream.fileno())
 
@@ -77,12 +79,12 @@ class DialogueLog:
                 try:
                     content = json.loads(line)
                     if end:
-                        turns = [Turn(*values) for values in content["turns"]]
+                        turns = [_turn(values) for values in content["turns"]]
                         self._turns.update({(turn.dialogue, turn.turn): turn for turn in turns})
                         self.seconds += content["seconds"]
                     else:
                         self._compare(content["settings"], settings)
-                except (ValueError, KeyError, TypeError):
+                except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
                     do = f"move {self.path} away"
                     raise Refusal("bad-log", f"{self.path} is not a log of self-dialogues", do=do) from None
                 end += len(line)
@@ -98,6 +100,15 @@ class DialogueLog:
                 found=", ".join(f"{name} {_short(now.get(name))}" for name in names),
                 do=f"the same settings again, another --out, or delete {self.path}",
             )
+
+
+def _turn(values: Sequence[Any]) -> Turn:
+    turn = Turn(*values)
+    kinds = [int, int, str, int, bool]
+    if [type(value) for value in values] != kinds:
+        raise TypeError(values)
+    check_text(turn.text)
+    return turn
 
 
 def _short(value: Any) -> str:

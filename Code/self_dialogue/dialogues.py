@@ -16,11 +16,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Callable
 
+from ..toolkit.errors import Refusal
 from .chat import Chat, Message
 from .dialogue_log import DialogueLog, Turn
 from .filters import Filters
 from .generator import Request
-from .refusal import Refusal
 
 ROUND = 4  # batches that are written side by side and sorted by length, which saves padding
 HOPELESS_AFTER, HOPELESS_SHARE = 200, 0.02

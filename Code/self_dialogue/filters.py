@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..toolkit.errors import optional
 from .chat import Message
 from .overlap import EvaluationSets, grams, words
-from .refusal import optional
 
 REASONS = {
     "stub": "an empty turn, or a one-line answer of very few words",

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..toolkit.errors import Refusal, first_line, optional
 from .chat import Ending
 from .nucleus import NucleusSampler, Sampling, draws
-from .refusal import Refusal, first_line, optional
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 
@@ -139,7 +139,7 @@ def loading(model: str) -> Iterator[None]:
     """Within, what transformers or vLLM cannot load is a :class:`Refusal` that names ``model``."""
     try:
         yield
-    except (OSError, ValueError) as error:
+    except Exception as error:  # both have errors of many kinds for files that are damaged
         expected = "a folder, or a name on the hub"
         raise Refusal("no-model", f"cannot load {model}", expected, first_line(error)) from None
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..toolkit.errors import Refusal
+from ..toolkit.files import read_json
 
 PACKAGES = ("torch", "transformers", "tokenizers", "vllm", "datasketch", "datasets")
 
@@ -29,7 +31,8 @@ def write(file: Path, facts: Mapping[str, Any]) -> Path:
         "versions": {"python": platform.python_version(), **_versions()},
     }
     temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    temporary.write_text(text, encoding="utf-8", errors="surrogateescape")  # a file name may be any bytes
     temporary.replace(path)
     return path
 
@@ -37,8 +40,8 @@ def write(file: Path, facts: Mapping[str, Any]) -> Path:
 def read(file: Path) -> dict[str, Any]:
     """The manifest of ``file``; empty where it has none."""
     try:
-        content = json.loads(path_of(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = read_json(path_of(file))
+    except (OSError, Refusal):
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ..toolkit.errors import Refusal
 from . import rows as formats
 from .chat import Chat
-from .refusal import Refusal
 from .rowfiles import RowWriter, dumps, kind
 from .tally import Row, Tally, checked
 
@@ -75,11 +75,11 @@ def mix(
         for file in task:
             for row in checked(file, tokenizer):
                 format = format or row.format
-                buckets.add(_converted(row, format, chat, file))
+                buckets.add(_converted(row, format, chat))
                 taken["task"] += row.tally
         goal = None if ratio is None else wanted(ratio, taken["task"], by)
         for row in _until(checked(dialogues, tokenizer), goal, by, dialogues):
-            buckets.add(_converted(row, format or row.format, chat, dialogues))
+            buckets.add(_converted(row, format or row.format, chat))
             taken["dialogues"] += row.tally
         for line in buckets.shuffled():
             writer.write(line)
@@ -106,13 +106,18 @@ def _until(source: Iterator[Row], goal: float | None, by: str, file: Path) -> It
         yield row
 
 
-def _converted(row: Row, format: str, chat: Chat | None, file: Path) -> bytes:
-    if row.format == format:
-        return dumps(row.content)
+def _converted(row: Row, format: str, chat: Chat | None) -> bytes:
     try:
-        return dumps(formats.row(row.conversation, format, chat))
-    except ValueError as error:
-        raise Refusal("other-format", f"{file}: a row does not fit {format}: {error}", do="another --format") from None
+        if row.format == format:
+            return dumps(row.content)
+        return dumps(formats.converted(row.content, row.format, row.conversation, format, chat))
+    except (TypeError, ValueError) as error:
+        if row.format == format:
+            raise Refusal("malformed-row", f"{row.where}: {error}") from None
+        what, do = f"{row.where}: this {row.format} row does not fit {format}: {error}", "another --format"
+        raise Refusal("other-format", what, do=do) from None
+    except Refusal as refusal:  # of the chat template
+        raise refusal.at(row.where) from None
 
 
 class _Buckets:

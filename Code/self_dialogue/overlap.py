@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..toolkit.files import text_lines
 from .rowfiles import rows
 
 SHORTEST = 6  # words; shorter texts of an evaluation set are found everywhere
@@ -47,8 +48,7 @@ class EvaluationSets:
 
 def _file_texts(file: Path) -> Iterator[str]:
     if file.suffix == ".txt":
-        with file.open(encoding="utf-8") as lines:
-            yield from lines
+        yield from (line for _, line in text_lines(file))
     else:
         for _, row in rows(file):
             yield from _texts(row)

@@ -4,7 +4,9 @@ messages                {"messages": [{"role": "user", "content": …}, {"role":
 prompt-completion       {"prompt": "…", "completion": "…"}
 prompt-completion-chat  {"prompt": [messages], "completion": [messages]}    TRL's conversational form of the same
 alpaca                  {"instruction": …, "input": …, "output": …}, also "system" and "history"
-sharegpt                {"conversations": [{"from": "human", "value": …}, {"from": "gpt", "value": …}]}
+sharegpt                {"conversations": [{"from": "human", "value": …}, {"from": "gpt", "value": …}]}, also "system"
+
+A row that is converted keeps its other columns, too. What the new format cannot hold is an error with its name.
 """
 
 from __future__ import annotations
@@ -12,12 +14,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..toolkit.messages import READ_BY_MODEL, checked, empty, listed, refuse_columns, shown, text
 from .chat import Chat, Message
 
 FORMATS = ("messages", "prompt-completion", "prompt-completion-chat", "alpaca", "sharegpt")
-_ROLES = {"system", "developer", "user", "assistant", "tool", "function"}
 _FROM = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 _TO = {"user": "human", "assistant": "gpt", "system": "system"}
+_COLUMNS = {  # of each format, those that conversion reads
+    "messages": ("messages",),
+    "prompt-completion": ("prompt", "completion"),
+    "prompt-completion-chat": ("prompt", "completion"),
+    "alpaca": ("instruction", "input", "output", "system", "history"),
+    "sharegpt": ("conversations", "system"),
+}
+_OF_MESSAGES = ("messages", "prompt-completion-chat")  # hold messages whole, with the same columns beside them
+_TAKEN = {name for columns in _COLUMNS.values() for name in columns}
 
 
 def detect(row: Mapping[str, Any]) -> str:
@@ -38,7 +49,7 @@ def detect(row: Mapping[str, Any]) -> str:
 
 
 def messages(row: Mapping[str, Any], format: str) -> list[Message]:
-    """The conversation in a row of ``format``.
+    """The conversation in a row of ``format``, with all that its messages have beside role and content.
 
     Raises:
         ValueError: what is wrong with it.
@@ -46,20 +57,45 @@ def messages(row: Mapping[str, Any], format: str) -> list[Message]:
     if detect(row) != format:
         raise ValueError(f"the file began as {format}, this row is {detect(row)}")
     if format == "messages":
-        return _checked(row["messages"])
+        return _answered(checked(row["messages"], "messages"))
     if format == "sharegpt":
-        return _checked([_from_sharegpt(turn) for turn in _listed(row["conversations"], "conversations")])
+        turns = [_from_sharegpt(turn) for turn in listed(row["conversations"], "conversations")]
+        return _answered([*_system(row, turns), *turns])
     if format == "prompt-completion-chat":
-        return _checked([*_listed(row["prompt"], "prompt"), *_listed(row["completion"], "completion")])
+        return _answered([*checked(row["prompt"], "prompt"), *checked(row["completion"], "completion")])
     if format == "prompt-completion":
         return [_turn("user", row["prompt"], "prompt"), _turn("assistant", row["completion"], "completion")]
-    turns = [_turn("system", row["system"], "system")] if row.get("system") else []
-    for pair in row.get("history") or []:
+    turns = []
+    history = row.get("history")
+    if not isinstance(history, (list, tuple, type(None))):
+        raise ValueError(f"history is not a list of pairs: {shown(history)}")
+    for pair in history or ():
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise ValueError("history is not a list of pairs")
         turns += [_turn("user", pair[0], "history"), _turn("assistant", pair[1], "history")]
-    question = "\n".join(part for part in (row["instruction"], row.get("input")) if part)
+    more = row.get("input")
+    asked = [text(row["instruction"], "instruction"), "" if more is None else text(more, "input")]
+    question = "\n".join(part for part in asked if part)
+    turns = [*_system(row, turns), *turns]
     return [*turns, _turn("user", question, "instruction"), _turn("assistant", row["output"], "output")]
+
+
+def converted(
+    row_before: Mapping[str, Any], before: str, conversation: Sequence[Message], format: str, chat: Chat | None = None
+) -> dict[str, Any]:
+    """A row of ``before`` as one of ``format``; ``conversation`` is what :func:`messages` found in it.
+
+    Raises:
+        ValueError: the format cannot hold this row, with the column.
+    """
+    same = before in _OF_MESSAGES and format in _OF_MESSAGES
+    others = {name: value for name, value in row_before.items() if name not in _COLUMNS[before]}
+    unfit = [name for name in others if name in _TAKEN or (name in READ_BY_MODEL and not same)]
+    refuse_columns(others, unfit, f"{format} cannot hold it")
+    if before == "sharegpt" and any(turn.get("from") == "system" for turn in row_before["conversations"]):
+        refuse_columns(row_before, ["system"], "the conversation has a system message already")
+    made = row(conversation, format, chat)
+    return {**made, **{name: value for name, value in others.items() if name not in unfit}}
 
 
 def row(conversation: Sequence[Message], format: str, chat: Chat | None = None) -> dict[str, Any]:
@@ -69,7 +105,7 @@ def row(conversation: Sequence[Message], format: str, chat: Chat | None = None) 
     Raises:
         ValueError: the format cannot hold this conversation.
     """
-    turns = [{"role": turn["role"], "content": turn["content"]} for turn in conversation]
+    turns = [_ordered(turn) for turn in conversation]
     *context, answer = turns
     if answer["role"] != "assistant":
         raise ValueError("the last message is not the assistant's")
@@ -77,8 +113,13 @@ def row(conversation: Sequence[Message], format: str, chat: Chat | None = None) 
         return {"messages": turns}
     if format == "prompt-completion-chat":
         return {"prompt": context, "completion": [answer]}
+    for index, turn in enumerate(turns):
+        more = [name for name, value in turn.items() if name not in ("role", "content") and not empty(value)]
+        if more:
+            raise ValueError(f"message {index + 1} has {', '.join(more)}, which {format} cannot hold")
+        text(turn.get("content"), f"the content of message {index + 1}")
     if format == "prompt-completion" and chat is not None:
-        return {"prompt": chat.prompt_text(context), "completion": answer["content"]}
+        return {"prompt": chat.shown_prompt(context), "completion": answer["content"]}
     odd = {turn["role"] for turn in turns} - set(_TO)
     if odd:
         raise ValueError(f"{format} has no role {', '.join(sorted(odd))}")
@@ -88,7 +129,9 @@ def row(conversation: Sequence[Message], format: str, chat: Chat | None = None) 
         if [turn["role"] for turn in context] != ["user"]:
             raise ValueError("a bare prompt holds a single user message: use --render, or prompt-completion-chat")
         return {"prompt": context[0]["content"], "completion": answer["content"]}
-    system = context.pop(0)["content"] if context and context[0]["role"] == "system" else ""
+    system = context.pop(0)["content"] if context and context[0]["role"] == "system" else None
+    if system == "":
+        raise ValueError("the system message is empty: alpaca cannot tell that from none")
     roles = [turn["role"] for turn in context]
     if roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
         raise ValueError("alpaca needs turns of user and assistant by turns")
@@ -97,30 +140,38 @@ def row(conversation: Sequence[Message], format: str, chat: Chat | None = None) 
     return {**found, **({"system": system} if system else {}), **({"history": history} if history else {})}
 
 
-def _checked(turns: Any) -> list[Message]:
-    for turn in _listed(turns, "messages"):
-        if not isinstance(turn, Mapping) or turn.get("role") not in _ROLES:
-            raise ValueError(f"a message without a known role: {str(turn)[:60]}")
-        if not isinstance(turn.get("content"), str) and not turn.get("tool_calls"):
-            raise ValueError(f"the content of a message is no text: {str(turn)[:60]}")
+def _answered(turns: list[Message]) -> list[Message]:
     if not any(turn["role"] == "assistant" for turn in turns):
         raise ValueError("no message of the assistant: nothing to train on")
-    return [{**turn, "content": turn.get("content") or ""} for turn in turns]
+    return turns
+
+
+def _ordered(turn: Message) -> Message:
+    """Role and content first; Parquet gives every message every key, empty ones as null."""
+    first = {name: turn[name] for name in ("role", "content") if name in turn}
+    return {**first, **{name: value for name, value in turn.items() if name not in first and value is not None}}
+
+
+def _system(row: Mapping[str, Any], turns: Sequence[Message]) -> list[Message]:
+    """The message in the column ``system``, if it has any."""
+    system = row.get("system")
+    if system is None or text(system, "system") == "":
+        return []
+    if any(turn["role"] == "system" for turn in turns):
+        return []  # read by nobody who sees the other; conversion refuses both
+    return [_turn("system", system, "system")]
 
 
 def _from_sharegpt(turn: Any) -> Message:
-    if not isinstance(turn, Mapping) or turn.get("from") not in _FROM:
-        raise ValueError(f'a turn without a known "from": {str(turn)[:60]}')
-    return _turn(_FROM[turn["from"]], turn.get("value"), "value")
+    origin = turn.get("from") if isinstance(turn, Mapping) else None
+    if not isinstance(origin, str) or origin not in _FROM:
+        raise ValueError(f'a turn without a known "from": {shown(turn)}')
+    both = [name for name in ("role", "content") if not empty(turn.get(name))]
+    if both:
+        raise ValueError(f'a turn with "from" and "{both[0]}": {shown(turn)}')
+    more = {name: value for name, value in turn.items() if name not in ("from", "value", "role", "content")}
+    return {**_turn(_FROM[origin], turn.get("value"), "value"), **more}
 
 
 def _turn(role: str, content: Any, name: str) -> Message:
-    if not isinstance(content, str):
-        raise ValueError(f"{name} is no text: {str(content)[:60]}")
-    return {"role": role, "content": content}
-
-
-def _listed(value: Any, name: str) -> list[Any]:
-    if not isinstance(value, (list, tuple)) or not value:
-        raise ValueError(f"{name} is not a list with something in it")
-    return list(value)
+    return {"role": role, "content": text(content, name)}

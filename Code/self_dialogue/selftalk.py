@@ -11,16 +11,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..toolkit.errors import Refusal, first_line
+from ..toolkit.files import text_lines
 from . import manifest, mixture, rows
-from .chat import Chat
+from .chat import Chat, Message
 from .dialogue_log import DialogueLog
 from .dialogues import Plan, Writer, Written
 from .filters import Filters, Limits
 from .generator import BACKENDS, usable_device
 from .nucleus import Sampling
 from .overlap import EvaluationSets
-from .refusal import Refusal
-from .rowfiles import RowWriter, dumps, read_text
+from .rowfiles import RowWriter, dumps
 from .tally import Tally, of_row, tally
 
 DEFAULT_NEAR = 0.8
@@ -76,13 +77,11 @@ def generate(args: Namespace) -> dict[str, Any]:
                 if dialogue.reason:
                     rejected.write(dumps({"reason": dialogue.reason, "messages": dialogue.messages}))
                     continue
-                content = rows.row(dialogue.messages, args.format, chat if args.render else None)
+                content = _row(dialogue.messages, args.format, chat if args.render else None)
                 out.write(dumps(content))
                 own = of_row(content, args.format, generator.tokenizer)  # as mix counts it
                 kept.add(own)
                 bar.update(getattr(own, goal_name))
-    except ValueError as error:  # a dialogue that the format cannot hold
-        raise Refusal("other-format", str(error), do="another --format") from None
     finally:
         log.close()
     facts = {
@@ -103,6 +102,13 @@ def generate(args: Namespace) -> dict[str, Any]:
     manifest.write(args.out, facts)
     log.remove()
     return facts
+
+
+def _row(messages: list[Message], format: str, chat: Chat | None) -> dict[str, Any]:
+    try:
+        return rows.row(messages, format, chat)
+    except ValueError as error:
+        raise Refusal("other-format", str(error), do="another --format") from None
 
 
 def mix(args: Namespace) -> dict[str, Any]:
@@ -147,9 +153,7 @@ def _free(file: Path, option: str, may_be_replaced: bool) -> None:
 def _topics(file: Path | None) -> tuple[str, ...]:
     if file is None:
         return ()
-    if not file.is_file():
-        raise Refusal("no-file", f"there is no file {file}")
-    topics = tuple(line.strip() for line in read_text(file).splitlines() if line.strip())
+    topics = tuple(line for _, line in text_lines(file))
     if not topics:
         raise Refusal("no-rows", f"{file} has no topics", expected="one per line")
     return topics
@@ -177,15 +181,15 @@ def _goal(args: Namespace, tokenizer: Any) -> tuple[str, float]:
 def _tokenizer(args: Namespace) -> Any:
     """The named tokenizer or, if it can be had, that of the model which wrote the dialogues."""
     name = args.tokenizer or manifest.read(args.dialogues).get("model")
-    if name is None:
+    if not isinstance(name, str):
         return None
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # transformers and tokenizers have errors of many kinds for files that are damaged
         if args.tokenizer:
-            raise Refusal("no-tokenizer", f"cannot load {name}", found=str(error).splitlines()[0]) from None
+            raise Refusal("no-tokenizer", f"cannot load {name}", found=first_line(error)) from None
         logger.warning("cannot load %s, which the manifest names", name)
         return None
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..toolkit.errors import Refusal
 from . import rows as formats
 from .chat import Message
-from .refusal import Refusal
 from .rowfiles import malformed, rows
 
 BATCH = 256
@@ -33,8 +33,9 @@ class Tally:
 
 @dataclass
 class Row:
-    """A checked row; ``tally`` is its own."""
+    """A checked row, and the file and line that it is from; ``tally`` is its own."""
 
+    where: str
     content: dict[str, Any]
     conversation: list[Message]
     format: str
@@ -60,7 +61,7 @@ def checked(file: Path, tokenizer: Any = None) -> Iterator[Row]:
                 break
             continue
         if not problems:
-            batch.append(Row(content, conversation, format, Tally(1)))
+            batch.append(Row(f"{file}:{line}", content, conversation, format, Tally(1)))
             if len(batch) == BATCH:
                 yield from _counted(batch, tokenizer)
                 batch = []
@@ -73,7 +74,7 @@ def checked(file: Path, tokenizer: Any = None) -> Iterator[Row]:
 
 def of_row(content: dict[str, Any], format: str, tokenizer: Any) -> Tally:
     """A row's own tally: of the text as it stands in the file, whatever tokens it was written with."""
-    (row,) = _counted([Row(content, formats.messages(content, format), format, Tally(1))], tokenizer)
+    (row,) = _counted([Row("", content, formats.messages(content, format), format, Tally(1))], tokenizer)
     return row.tally
 
 
@@ -86,14 +87,16 @@ def tally(file: Path, tokenizer: Any = None) -> Tally:
 
 class _All(Refusal):
     def __init__(self, problems: Sequence[str]) -> None:
-        Exception.__init__(self, "\n".join(problems))
-        self.id = "malformed-row"
+        super().__init__("malformed-row", "\n".join(problems))
+
+    def __str__(self) -> str:
+        return self.what
 
 
 def _counted(batch: Sequence[Row], tokenizer: Any) -> Iterator[Row]:
     if tokenizer is not None and batch:
         turns = [(row, turn) for row in batch for turn in row.conversation]
-        lengths = token_lengths(tokenizer, [turn["content"] for _, turn in turns])
+        lengths = token_lengths(tokenizer, [turn.get("content") or "" for _, turn in turns])
         for row in batch:
             row.tally = Tally(1, 0, 0)
         for (row, turn), length in zip(turns, lengths):

@@ -7,7 +7,7 @@ import torch
 
 from selfaug.retention import prompts
 from selfaug.retention.bench import Bench, adapter_hash
-from selfaug.self_dialogue.refusal import Refusal
+from selfaug.toolkit.errors import Refusal
 
 
 @pytest.fixture
@@ -106,3 +106,95 @@ def test_conversations_get_the_chat_template_and_texts_stay_as_they_are(bench):
     ids = bench.encode([prompts.Prompt(asked), prompts.Prompt(text)], limit=4)
     assert bench.tokenizer.decode(ids[0]) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     assert bench.tokenizer.decode(ids[1]) == text
+
+
+def resized(base, tokens, folder):
+    """The base with another number of tokens, as a training with added tokens makes it and saves it."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(tokens)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("change", [5, -2])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({}, id="peft-saves-the-embeddings"),
+        pytest.param({"modules_to_save": ["embed_tokens", "lm_head"]}, id="trained-whole"),
+        pytest.param({"target_modules": ["v_proj", "embed_tokens"]}, id="lora-on-the-embedding"),
+        pytest.param({"target_modules": ["v_proj", "lm_head"]}, id="lora-on-the-head"),
+        pytest.param({"target_modules": ["lm_head"], "use_dora": True}, id="dora-on-the-head"),
+    ],
+)
+@pytest.mark.parametrize("safe", [True, False], ids=["safetensors", "bin"])
+def test_an_adapter_with_another_vocabulary_is_told_by_how_much_and_what_to_do(
+    bench, tiny_model, tmp_path, settings, change, safe
+):
+    from peft import LoraConfig, get_peft_model
+
+    rows = bench.model.get_input_embeddings().weight.shape[0]
+    model = get_peft_model(
+        resized(tiny_model, rows + change, tmp_path / "base"), LoraConfig(**{"target_modules": ["v_proj"], **settings})
+    )
+    model.save_pretrained(tmp_path / "adapter", safe_serialization=safe, save_embedding_layers=True)
+    with pytest.raises(Refusal) as refused, bench.adapter(tmp_path / "adapter"):
+        pass
+    said = str(refused.value)
+    assert refused.value.id == "other-vocabulary"
+    assert f"the vocabulary was resized for this adapter, by {abs(change)} tokens" in said
+    assert ("added" if change > 0 else "taken away") in said
+    assert f"expected: {rows} tokens" in said
+    assert f"found:    {rows + change} tokens" in said
+    assert f"resize_token_embeddings({rows + change})" in said
+    if change < 0:  # the tiny model's padding token is among those that are gone
+        return
+    with Bench(str(tmp_path / "base"), "float32", "cpu").adapter(
+        tmp_path / "adapter"
+    ) as tuned:  # what the message says
+        assert tuned.get_input_embeddings().weight.shape[0] == rows + change
+
+
+def test_the_base_of_an_adapter_with_added_tokens_can_be_had_from_the_adapter(bench, tiny_model, tmp_path):
+    """The second way that the message has: the embeddings that peft saved, where nobody saved the resized model."""
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    rows = bench.model.get_input_embeddings().weight.shape[0]
+    torch.manual_seed(1)
+    trained = resized(tiny_model, rows + 3, tmp_path / "unknown")
+    get_peft_model(trained, LoraConfig(target_modules=["v_proj"])).save_pretrained(tmp_path / "adapter")
+    torch.manual_seed(2)
+    other = AutoModelForCausalLM.from_pretrained(tiny_model)
+    other.resize_token_embeddings(rows + 3)
+    PeftModel.from_pretrained(other, tmp_path / "adapter").unload().save_pretrained(tmp_path / "base")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "base")
+    with Bench(str(tmp_path / "base"), "float32", "cpu").adapter(tmp_path / "adapter") as tuned:
+        assert torch.equal(tuned.get_input_embeddings().weight, trained.get_input_embeddings().weight)
+
+
+def test_an_adapter_that_trains_a_token_that_is_not_there_is_told(bench, make_adapter):
+    import json
+
+    folder = make_adapter(0.1)
+    rows = bench.model.get_input_embeddings().weight.shape[0]
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["trainable_token_indices"] = {"embed_tokens": [3, rows + 1]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(Refusal, match="by 2 tokens, added"), bench.adapter(folder):
+        pass
+
+
+def test_what_does_not_fit_is_named_with_its_shapes(bench, make_adapter):
+    from safetensors.torch import load_file, save_file
+
+    folder = make_adapter(0.1)
+    weights = load_file(folder / "adapter_model.safetensors")
+    save_file(
+        {key: weight[:, :-1].contiguous() for key, weight in weights.items()}, folder / "adapter_model.safetensors"
+    )
+    with pytest.raises(Refusal, match=r"size mismatch for \S+v_proj"), bench.adapter(folder):
+        pass

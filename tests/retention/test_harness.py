@@ -7,7 +7,7 @@ import json
 import pytest
 
 from selfaug.retention import harness, plots
-from selfaug.self_dialogue.refusal import Refusal
+from selfaug.toolkit.errors import Refusal
 
 IFEVAL = {
     "name": "ifeval",

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from selfaug.retention import prompts
-from selfaug.self_dialogue.refusal import Refusal
+from selfaug.toolkit.errors import Refusal
 
 SEVERAL = ["oak", "Oak tree"]
 USER, ASSISTANT = {"role": "user", "content": "Which tree?"}, {"role": "assistant", "content": "oak"}
@@ -76,6 +80,16 @@ def test_rows_of_instructions_need_no_answer(file):
         ),
         pytest.param({"messages": []}, "not a list with something in it", id="no messages"),
         pytest.param({"prompt": "?", "completion": 5}, "completion is no text", id="completion"),
+        pytest.param({"prompt": "\ud800", "answer": "x"}, "prompt holds \\ud800, half of a character", id="surrogate"),
+        pytest.param({"prompt": "?", "answer": ["\udfff"]}, "answer[0] holds \\udfff", id="surrogate in the answer"),
+        pytest.param({"prompt": "?", "answer": "x", "tools": [{}]}, "column tools: no model", id="tools"),
+        pytest.param({"messages": [USER, ASSISTANT], "system": "x"}, "column system: no model", id="system"),
+        pytest.param({"messages": [{"role": ["user"], "content": ""}]}, "without a known role", id="role in a list"),
+        pytest.param({"messages": [{**USER, "tool_calls": 5}]}, "tool_calls is not a list", id="tool calls"),
+        pytest.param({"prompt": [USER], "completion": [USER]}, "does not end with the assistant", id="no answer in it"),
+        pytest.param({"prompt": "?", "completion": [USER, ASSISTANT]}, "has several messages", id="two completions"),
+        pytest.param('{"prompt": "?", "prompt": "!"}\n', "the key 'prompt' is there twice", id="a key twice"),
+        pytest.param("[" * 100_000 + "\n", "nested deeper", id="nested"),
         pytest.param("[1]\n", "a row is an object", id="a list"),
         pytest.param("{\n", "no JSON", id="no JSON"),
     ],
@@ -100,3 +114,45 @@ def test_a_file_without_rows_and_one_that_is_not_there_are_refused(file, tmp_pat
         prompts.general(file(text, name="general.txt"))
     with pytest.raises(Refusal, match="there is no file"):
         prompts.general(tmp_path / "none.txt")
+
+
+def test_messages_of_a_completion_before_the_answer_are_asked_too(file):
+    turns = [{"role": "assistant", "content": "Wait."}, USER, ASSISTANT]
+    (found,) = prompts.task(file({"prompt": [USER], "completion": turns}))
+    assert found.content == [USER, *turns[:2]]
+    assert found.accepted == (ASSISTANT["content"],)
+
+
+@pytest.mark.parametrize("coding", ["utf-16", "utf-16-le", "utf-32", "latin-1"])
+@pytest.mark.parametrize("name", ["general.txt", "general.jsonl"])
+def test_instructions_in_another_coding_are_refused_by_file_and_line(tmp_path, name, coding):
+    (tmp_path / name).write_bytes('{"prompt": "Why?"}\n{"prompt": "café"}\n'.encode(coding))
+    with pytest.raises(Refusal, match=r"UTF-8\n(.|\n)*general.\S+:[12]: "):
+        prompts.general(tmp_path / name)
+
+
+def test_marks_of_joined_files_are_no_part_of_an_instruction(tmp_path):
+    (tmp_path / "general.txt").write_bytes(b"\xef\xbb\xbfWhy?\n\xef\xbb\xbfHow?\n")
+    assert [one.text() for one in prompts.general(tmp_path / "general.txt")] == ["Why?", "How?"]
+
+
+PARTS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.just("\ud800")
+VALUES = st.recursive(PARTS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner))
+ROLES = st.sampled_from(["user", "assistant"])
+TURN = st.fixed_dictionaries({}, optional=dict.fromkeys(("role", "content", "tool_calls"), VALUES | ROLES))
+COLUMNS = ("messages", "prompt", "completion", "answer", "answerable", "tools")
+
+
+@given(st.fixed_dictionaries({}, optional={name: VALUES | st.lists(TURN, max_size=3) for name in COLUMNS}))
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+def test_every_row_is_read_or_refused_by_its_line(row):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "task.jsonl")
+        path.write_text(json.dumps(row) + "\n")
+        for read in (prompts.task, prompts.general):
+            said = f"{path}:1: "
+            try:
+                read(path)[0].text().encode()
+            except Refusal as refused:
+                said = str(refused)
+            assert f"{path}:1: " in said

@@ -7,9 +7,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import tempfile
+from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny import base, batch, settings, taken_gradients, with_lora, worst_error
 
 from selfaug import config, metrics, positions, reference_cache, training_rows
@@ -343,6 +348,27 @@ def test_build_leaves_the_folder_of_another_model_alone(built, tmp_path, capsys)
         ('{"messages": []}', "found the columns messages"),
         ('{"messages": [{"role": "user", "content": "a"}]}', "found the columns messages"),
         ('{"input_ids": [1, 2], "labels": [1]}', "found the columns input_ids, labels"),
+        ('{"prompt": "\\ud800", "completion": "a"}', r"rows.jsonl:1: prompt holds .ud800, half of a character"),
+        (
+            '{"messages": [{"role": "user", "content": 5}, {"role": "assistant", "content": "a"}]}',
+            r"messages\[0\]: .*text",
+        ),
+        ('{"messages": [{"role": ["user"]}, {"role": "assistant", "content": "a"}]}', r"messages\[0\]: .*known role"),
+        ('{"messages": [{"role": "assistant", "content": "a"}], "prompt": 5}', "prompt is no text: 5"),
+        ('{"messages": [{"role": "assistant", "content": "a"}], "input_ids": 3}', "input_ids and labels are not"),
+        ('{"messages": [{"role": "assistant", "content": "a"}], "tools": [{}]}', "column tools: neither"),
+        ('{"prompt": "a", "completion": "b", "system": "c"}', "column system: neither"),
+        ('{"input_ids": [1, -2], "labels": [1, 2]}', r"input_ids\[1\] is -2, which is no token id"),
+        ('{"input_ids": [1, 2], "labels": [1, -1]}', r"labels\[1\] is -1, which is no token id"),
+        ('{"input_ids": [1, 9999999999999999999999], "labels": [1, 2]}', r"input_ids\[1\] is 9999"),
+        ('{"input_ids": [1, 99999], "labels": [-100, 2]}', "rows.jsonl:1: expected token ids below .*found 99999"),
+        ('{"input_ids": [1, 2], "labels": [1, 99999]}', "rows.jsonl:1: expected token ids below .*found 99999"),
+        ('{"input_ids": [1, 2], "labels": [1, 2], "attention_mask": [0, 1]}', "attention_mask leaves tokens out"),
+        ('{"input_ids": [1, 2], "labels": [1, 2], "position_ids": [0, 0]}', "position_ids do not count from 0"),
+        ('{"a": 1, "a": 2}', "rows.jsonl:1: the key 'a' is there twice"),
+        ("[" * 100_000, "rows.jsonl:1: .*nested deeper"),
+        ("{}".encode("utf-16"), "expected UTF-8, found .*rows.jsonl:1: UTF-16"),
+        (b'{"input_ids": [1], "labels": [1]}\n\xe9', "rows.jsonl:2: 'utf-8' codec"),
         (b"\xff\xfe", "expected UTF-8"),
         (None, "No such file"),
     ],
@@ -381,3 +407,50 @@ def test_a_template_that_renders_a_prompt_otherwise_once_an_answer_follows_is_re
     row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
     with pytest.raises(training_rows.RowError, match="FILE:3: the chat template renders the prompt otherwise"):
         training_rows.tokenised(row, "FILE:3", Template())
+
+
+@pytest.mark.parametrize("adds", ["bos", "bos and eos", "nothing"])
+def test_a_prompt_begins_as_the_tokenizer_begins_a_text(adds):
+    class Letters:
+        """A token a letter, and BOS 1 and EOS 2 as its own call adds them."""
+
+        eos_token = "\x02"
+
+        def __call__(self, text, add_special_tokens=True):
+            ids = [ord(letter) for letter in text]
+            before, after = [1] if "bos" in adds else [], [2] if "eos" in adds else []
+            return {"input_ids": [*before, *ids, *after] if add_special_tokens else ids}
+
+    for prompt in ("", "a", "ab", "\x01ab"):
+        made = training_rows.tokenised({"prompt": prompt, "completion": "c"}, "FILE:1", Letters())
+        first = [1] * ("bos" in adds and prompt[:1] != "\x01") + [ord(letter) for letter in prompt]
+        assert made == {"input_ids": [*first, ord("c"), 2], "labels": [-100] * len(first) + [ord("c"), 2]}
+
+
+def test_a_tokenizer_without_eos_is_said_and_no_traceback():
+    class Tokenizer:
+        eos_token = None
+
+    with pytest.raises(training_rows.RowError, match="FILE:2: the tokenizer has no EOS token"):
+        training_rows.tokenised({"prompt": "a", "completion": "b"}, "FILE:2", Tokenizer())
+
+
+PARTS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.just("\ud800")
+VALUES = st.recursive(PARTS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner))
+ROLES = st.sampled_from(["user", "assistant"])
+TURN = st.fixed_dictionaries({}, optional=dict.fromkeys(("role", "content", "tool_calls"), VALUES | ROLES))
+COLUMNS = ("messages", "prompt", "completion", "input_ids", "labels", "attention_mask", "tools")
+
+
+@given(st.fixed_dictionaries({}, optional={name: VALUES | st.lists(TURN, max_size=2) for name in COLUMNS}))
+@hypothesis.settings(max_examples=300, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+def test_every_row_is_read_or_refused_by_its_line(row):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "rows.jsonl")
+        path.write_text(json.dumps(row) + "\n")
+        said = f"{path}:1: "
+        try:
+            assert len(list(training_rows.read(path))) == 1
+        except training_rows.RowError as error:
+            said = str(error)
+        assert f"{path}:1: " in said

@@ -6,7 +6,7 @@ import pytest
 from tiny_chat import CHATML, LLAMA2, tokenizer
 
 from selfaug.self_dialogue.chat import Chat, Ending
-from selfaug.self_dialogue.refusal import Refusal
+from selfaug.toolkit.errors import Refusal
 
 ASKED = {"role": "user", "content": "where does ada keep the bread now?"}
 SAID = {"role": "assistant", "content": "ada keeps the bread in a small old town"}

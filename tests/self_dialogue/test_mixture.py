@@ -11,8 +11,8 @@ import pytest
 import tiny_chat
 
 from selfaug.self_dialogue import cli, manifest, mixture
-from selfaug.self_dialogue.refusal import Refusal
 from selfaug.self_dialogue.rowfiles import RowWriter, dumps, rows
+from selfaug.toolkit.errors import Refusal
 
 
 def chat(question, answer="So it is, I think."):

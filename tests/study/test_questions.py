@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from pathlib import Path
 
 import pytest
 import questions
 import ragset
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from sandbox import StepFailed
 
 
@@ -86,6 +90,20 @@ def test_a_prompt_in_both_files_or_one_file_for_both_is_refused(own, tmp_path):
         ('{"messages": [{"role": "user", "content": "x"}]}', "found the columns messages"),
         ('{"messages": [{"role": "assistant", "content": "x"}, {"role": "user", "content": "y"}]}', "expected rows"),
         ('{"messages": 3}', "expected rows"),
+        ('{"prompt": "\\ud800", "answer": "a"}', r"prompt holds .ud800, half of a character"),
+        ('{"prompt": "x", "answer": "a", "tools": [1]}', "column tools: the study cannot hold it"),
+        ('{"prompt": "x", "answer": "a", "system": "b"}', "column system: the study cannot hold it"),
+        ('{"prompt": "x", "answer": "a", "answerable": "no"}', 'answerable to be true or false; found "no"'),
+        (
+            '{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "name": "z"}]}',
+            "both texts",
+        ),
+        (
+            '{"answer": "z", "messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}',
+            "column answer: messages are there already",
+        ),
+        ('{"prompt": "x", "answer": "a", "answer": "b"}', "the key 'answer' is there twice"),
+        ("[" * 100_000, "nested deeper"),
     ],
 )
 def test_a_malformed_row_is_named_by_file_and_line(tmp_path, text, said):
@@ -99,3 +117,34 @@ def test_a_malformed_row_is_named_by_file_and_line(tmp_path, text, said):
 def test_a_file_that_is_not_there_is_an_error_and_no_traceback(tmp_path):
     with pytest.raises(StepFailed, match="cannot be read"):
         questions.read(tmp_path / "none.jsonl")
+
+
+def test_a_mark_is_no_part_of_a_row_and_another_coding_is_refused_by_line(tmp_path):
+    file, line = tmp_path / "train.jsonl", b'{"prompt": "p", "answer": "a"}\n'
+    file.write_bytes(b"\xef\xbb\xbf" + line + b"\xef\xbb\xbf" + line)
+    assert questions.read(file) == [{"prompt": "p", "answer": "a"}] * 2
+    for content, number in ((line.decode().encode("utf-16"), 1), (line + b'{"prompt": "\xe9"}', 2)):
+        file.write_bytes(content)
+        with pytest.raises(StepFailed, match=f"cannot be read: (.|\n)*train.jsonl:{number}: "):
+            questions.read(file)
+
+
+PARTS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.just("\ud800")
+VALUES = st.recursive(PARTS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner))
+ROLES = st.sampled_from(["user", "assistant"])
+TURN = st.fixed_dictionaries({}, optional=dict.fromkeys(("role", "content", "tool_calls"), VALUES | ROLES))
+COLUMNS = ("messages", "prompt", "answer", "answerable", "tools")
+
+
+@given(st.fixed_dictionaries({}, optional={name: VALUES | st.lists(TURN, max_size=3) for name in COLUMNS}))
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+def test_every_row_is_read_or_refused_by_its_line(row):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "train.jsonl")
+        path.write_text(json.dumps(row) + "\n")
+        said = f"{path}, line 1: "
+        try:
+            questions.write(Path(folder, "out", "rows.jsonl"), questions.read(path))
+        except StepFailed as error:
+            said = str(error)
+        assert f"{path}, line 1: " in said

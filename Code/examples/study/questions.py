@@ -5,12 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
 from ragset import samples
 from sandbox import StepFailed
+
+sys.path.append(str(Path(__file__).resolve().parents[3]))
+from Code.toolkit import files
+from Code.toolkit.errors import Refusal
+from Code.toolkit.messages import READ_BY_MODEL, empty, refuse_columns
 
 HELD_OUT = [2]  # the wording of every question that no training sample has
 TRAINED = [0, 1]
@@ -79,28 +85,43 @@ def folder_hash(model: Path) -> str:
 
 def text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise StepFailed(f"{file} cannot be read: {error}") from None
+        return files.read_text(file)
+    except (OSError, Refusal) as error:
+        raise unreadable(file, error) from None
+
+
+def unreadable(file: Path, error: OSError | Refusal) -> StepFailed:
+    return StepFailed(f"{file} cannot be read: {error}")
 
 
 def read(file: Path) -> list[dict]:
     """Rows with ``prompt``, ``answer`` and, where the file has it, ``answerable``."""
-    lines = text(file).split("\n")  # JSON strings may hold the other line ends that splitlines() knows
-    return [parse(line, f"{file}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    try:
+        return [parse(line, f"{file}, line {number}") for number, line in files.lines(file)]
+    except (OSError, Refusal) as error:
+        raise unreadable(file, error) from None
 
 
 def parse(line: str, where: str) -> dict:
     try:
-        row = json.loads(line)
+        row = files.parse_json(line)
     except ValueError as error:
         raise StepFailed(f"{where}: not JSON ({error}). Expected JSONL: {ACCEPTED}") from None
     if not isinstance(row, dict):
         raise StepFailed(f"{where}: expected {ACCEPTED}; found {type(row).__name__}")
+    try:
+        refuse_columns(row, READ_BY_MODEL, "the study cannot hold it")
+        if "messages" in row:
+            refuse_columns(row, ["prompt", "answer"], "messages are there already")
+    except ValueError as error:
+        raise StepFailed(f"{where}: expected {ACCEPTED}; {error}") from None
     found = pair(row)
     if found is None:
         raise StepFailed(f"{where}: expected {ACCEPTED}, both texts; found the columns {', '.join(row) or 'none'}")
-    kept = {"answerable": row["answerable"]} if isinstance(row.get("answerable"), bool) else {}
+    answerable = row.get("answerable")
+    if not isinstance(answerable, (bool, type(None))):
+        raise StepFailed(f"{where}: expected answerable to be true or false; found {json.dumps(answerable)[:40]}")
+    kept = {} if answerable is None else {"answerable": answerable}
     return {"prompt": found[0], "answer": found[1], **kept}
 
 
@@ -111,7 +132,8 @@ def pair(row: dict) -> tuple[str, str] | None:
             (user, prompt), (assistant, answer) = [(turn["role"], turn["content"]) for turn in row["messages"]]
         except (TypeError, KeyError, ValueError):
             return None
-        if (user, assistant) != ("user", "assistant"):
+        more = {name for turn in row["messages"] for name, value in turn.items() if not empty(value)}
+        if (user, assistant) != ("user", "assistant") or more - {"role", "content"}:
             return None
     else:
         prompt, answer = row.get("prompt"), row.get("answer")
