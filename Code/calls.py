@@ -89,10 +89,15 @@ def has_past(call: dict[str, Any]) -> bool:
     return any(isinstance(cache, (tuple, list)) or cache.get_seq_length() > 0 for cache in caches)
 
 
+def _class_forward(decoder: nn.Module) -> Callable[..., Any]:
+    """``forward`` as its class has it; of what torch.compile made of a module, that of the module inside."""
+    return type(getattr(decoder, "_orig_mod", decoder)).forward
+
+
 @eager
 def decoder_arguments(decoder: nn.Module, call: dict[str, Any]) -> dict[str, Any]:
     """Those arguments of the call that stock ``forward`` hands to its decoder."""
-    parameters = _signature(type(decoder).forward).parameters.values()
+    parameters = _signature(_class_forward(decoder)).parameters.values()
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     names = {parameter.name for parameter in parameters}
     return {k: v for k, v in call.items() if k not in _NOT_FOR_THE_DECODER and (takes_any or k in names)}
@@ -104,7 +109,7 @@ def decoder_calls(decoder: nn.Module) -> Iterator[list[tuple[dict[str, Any], Ten
     calls: list[tuple[dict[str, Any], Tensor]] = []
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        call = by_name(type(module).forward, module, args, kwargs)
+        call = by_name(_class_forward(module), module, args, kwargs)
         calls.append((decoder_arguments(module, call), output[0]))
 
     handle = decoder.register_forward_hook(note, with_kwargs=True)

@@ -33,13 +33,19 @@ def frozen_weight(head: object) -> Tensor | None:
     """The (V, H) weight, in the dtype of a product with it, where the head is nothing but a frozen matrix. None for any
     other head, which has to be called.
     """
+    if not is_frozen_matrix(head):
+        return None
+    weight: Tensor = head.weight  # type: ignore[attr-defined]
+    return weight.to(_matmul_dtype(weight))
+
+
+def is_frozen_matrix(head: object) -> bool:
+    """Whether the head is a frozen matrix and nothing else: no bias, no hook, no forward of its own, no subclass."""
     if type(head) is not nn.Linear or head.bias is not None or head.weight.requires_grad:
-        return None
+        return False
     if type(head.weight) not in (nn.Parameter, Tensor) or head.weight.dim() != 2 or head.weight.numel() == 0:
-        return None
-    if head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head):
-        return None
-    return head.weight.to(_matmul_dtype(head.weight))
+        return False
+    return not (head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head))
 
 
 def _matmul_dtype(weight: Tensor) -> torch.dtype:

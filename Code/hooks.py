@@ -49,7 +49,7 @@ class SelfAligned:
         trainers.attach()  # the Trainer may have been imported after the model was made
         keep_wrapped(self)
         if mode:  # peft until 0.20 calls forward itself, not the model
-            watch.watch_gradients(self, functools.partial(keep_wrapped, self))  # type: ignore[arg-type]
+            watch.watch_gradients(self, keep_wrapped)  # type: ignore[arg-type]
             # a bad setting is an error before training begins, and a good one can be saved with the model
             config.read(getattr(self, "config", None))
         return super().train(mode)  # type: ignore[misc]

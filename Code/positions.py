@@ -43,7 +43,7 @@ def real_tokens(attention_mask: Any, labels: Tensor) -> Tensor:
     elif mask.dim() == 2:
         real = mask != 0
     elif mask.dim() == 4:
-        real = _attended(mask[:, 0] == 0 if mask.is_floating_point() else mask[:, 0] != 0)
+        real = _attended(may_attend(mask)[:, 0, :, : labels.shape[1]])
     else:
         raise ValueError(f"attention_mask must have 2 or 4 dimensions, found {mask.dim()}")
     if real.shape[-1] != labels.shape[-1]:
@@ -57,6 +57,16 @@ def _any_mask(attention_mask: Any) -> Any:
         return attention_mask
     masks = {kind: mask for kind, mask in attention_mask.items() if mask is not None}
     return masks.get("full_attention", next(iter(masks.values()), None))
+
+
+def may_attend(mask: Tensor) -> Tensor:
+    """Bool of the same shape, True where a query may see a key, of a 4-D mask: bool, integers, or floats that are added
+    to the scores. Among floats, what hides a key is far below 0; a bias on what is seen (ALiBi) is not.
+    """
+    if not mask.is_floating_point():
+        return mask != 0
+    lowest = mask.amin()
+    return (mask > lowest / 2) | (lowest > -1e3)
 
 
 def _attended(attends: Tensor) -> Tensor:

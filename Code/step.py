@@ -177,7 +177,7 @@ def _acted(
     _mark_acted(model)
     if model.training:
         metrics.RUNNING.of(model).add(nll_sum, chosen.supervised, terms.kl_sum, chosen.aligned, settings.alpha)
-        _announce(settings, model, reference)
+        _announce(settings, model, reference, terms.kl_sum, chosen.aligned)
         if chosen.supervised:
             step, rows = trainers.current(), chosen.rows
             trainer = None if step is None else step.trainer
@@ -270,7 +270,7 @@ class _Announced:
 _ANNOUNCED = runs.PerRun(_Announced)
 
 
-def _announce(settings: config.Settings, model: Any, reference: Reference) -> None:
+def _announce(settings: config.Settings, model: Any, reference: Reference, kl_sum: Tensor, aligned: int) -> None:
     announced = _ANNOUNCED.of(model)
     if announced.yet:
         return
@@ -289,7 +289,8 @@ def _announce(settings: config.Settings, model: Any, reference: Reference) -> No
         f"SelfAug is on: loss = NLL + {settings.alpha:g} * KL at {settings.positions} positions, "
         f"{reference} (SELFAUG=0 switches it off)."
     )
-    loaded = guards.had_weights(model) if settings.reference is None and not resumed else []
+    starts_apart = settings.reference is None and not resumed and not kl_sum.is_meta and float(kl_sum) > 1e-5 * aligned
+    loaded = guards.had_weights(model) if starts_apart else []
     if loaded:
         logger.warning(
             f"SelfAug: adapter {', '.join(loaded)} had weights before the first step, and the reference is the model "

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from . import config
+from .eager import eager
 from .reference import guards, switch
 from .runs import PerRun
 
@@ -61,6 +62,7 @@ class Bypass:
         self.rows = self.batches = 0  # that had no token to align
         self.aligned = False  # some token was
 
+    @eager
     def made(self, total: Tensor, strict: bool) -> None:
         """A loss with the term in it was returned; somebody should backpropagate it."""
         if self.used or not total.requires_grad:  # after good steps, a loss that is only looked at is no bypass
@@ -193,11 +195,11 @@ def tell_replica(model: nn.Module, strict: bool) -> None:
     )
 
 
-def watch_gradients(model: nn.Module, unwrapped: Callable[[], Any]) -> None:
+def watch_gradients(model: nn.Module, unwrapped: Callable[[Any], Any]) -> None:
     """At each gradient of a weight that trains, look whether the model's forward is still a wrapped one.
 
     Args:
-        unwrapped: the forward in force if it is not, and from then on it is; None if it is.
+        unwrapped: of a model, the forward in force if it is not, and from then on it is; None if it is.
     """
     parameter = next((parameter for parameter in model.parameters() if parameter.requires_grad), None)
     known = _WATCHED.get(model)
@@ -209,7 +211,7 @@ def watch_gradients(model: nn.Module, unwrapped: Callable[[], Any]) -> None:
     @torch.utils.hooks.unserializable_hook
     def look(grad: Tensor) -> None:
         of_hook: Any = ref()
-        forward = unwrapped() if of_hook is not None and of_hook.training else None
+        forward = unwrapped(of_hook) if of_hook is not None and of_hook.training else None
         if forward is None:
             return
         settings = config.read(of_hook.config)

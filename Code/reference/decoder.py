@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import calls
 from ..eager import eager, eager_around
+from ..positions import may_attend
 from .switch import NOTHING, Kept, switched_off
 
 # decoder arguments with a position axis, and that axis; a call with any other tensor argument is not shortened
@@ -88,8 +89,7 @@ def _cut(arguments: dict[str, Any], length: int) -> dict[str, Any]:
         return arguments
     mask = arguments.get("attention_mask")
     if mask is not None and mask.dim() == 4:
-        beyond = mask[..., :length, length:]
-        if bool((beyond == 0 if beyond.is_floating_point() else beyond != 0).any()):  # prefix LM: prompts see it all
+        if bool(may_attend(mask)[..., :length, length:].any()):  # prefix LM: prompts see it all
             return arguments
         tensors["attention_mask"] = mask[..., : min(length, mask.shape[-2]), :]
     return {

@@ -54,37 +54,42 @@ def kept(model: nn.Module, settings: config.Settings) -> switch.Kept:
     facts = _facts(model, settings)
     known = _SEEN.get(model)
     if known is None or known[0] != facts:
+        switch.look_around_again(model)
         known = _SEEN[model] = (facts, _examine(model, settings))
     return known[1]
 
 
 def _facts(model: nn.Module, settings: config.Settings) -> tuple[Any, ...]:
-    """What the answer depends on and a script may change between two steps: which LoRA layers there are (peft's
+    """What the answer depends on and a script may change between two steps: which layers of adapters there are (peft's
     unload() and get_peft_model() leave the model the same object), what is active, trains and is merged in each, and
     which weights of the base model train.
     """
-    layers: list[Any] = [module for module in model.modules() if switch.is_lora(module)]
     states = [
         (
             weakref.ref(layer),
-            tuple((name, switch.trains(layer, name)) for name in layer.active_adapters),
-            tuple(layer.merged_adapters),
+            tuple((name, switch.trains(layer, name)) for name in switch.active(layer)),
+            tuple(getattr(layer, "merged_adapters", ())),
         )
-        for layer in layers
+        for layer in _adapter_layers(model)
     ]
     trained = [name for name, parameter in base_parameters(model) if parameter.requires_grad]
-    return (settings.reference, states, trained)
+    values = [id(p) for p in model.parameters() if p.requires_grad] if settings.reference == "start" else []
+    return (settings.reference, states, trained, values)
 
 
 _SEEN: weakref.WeakKeyDictionary[nn.Module, tuple[Any, switch.Kept]] = weakref.WeakKeyDictionary()
 
 
+def _adapter_layers(model: nn.Module) -> list[Any]:
+    return [module for module in model.modules() if switch.is_adapter(module)]
+
+
 def _examine(model: nn.Module, settings: config.Settings) -> switch.Kept:
-    layers: list[Any] = [module for module in model.modules() if switch.is_lora(module)]
-    active = {name for layer in layers for name in layer.active_adapters if switch.holds(layer, name)}
-    trained = {name for layer in layers for name in layer.active_adapters if switch.trains(layer, name)}
+    layers = _adapter_layers(model)
+    active = {name for layer in layers for name in switch.active(layer) if switch.holds(layer, name)}
+    trained = {name for layer in layers for name in switch.active(layer) if switch.trains(layer, name)}
     if settings.reference == "start":
-        return switch.Kept(frozenset(active), _starting_weights(model))
+        return _start(model, active)
     _check_merged(layers)
     _check_initialisation(model, active)
     _check_base_weights(model, active)
@@ -100,26 +105,39 @@ def _examine(model: nn.Module, settings: config.Settings) -> switch.Kept:
     )
 
 
-def _starting_weights(model: nn.Module) -> tuple[tuple[nn.Parameter, Tensor], ...]:
-    """Every parameter that trains, with a copy of its value at the first step that it trained in."""
+def _start(model: nn.Module, active: set[str]) -> switch.Kept:
+    """The adapters that were active at the first step of this process, and every parameter that trains, with a copy of
+    its value at the first step that it trained in.
+    """
     if is_sharded(model):
         raise ReferenceModelError(
             "SELFAUG_REFERENCE=start and weights that are spread over processes (FSDP, ZeRO-3)",
             "the values that a weight had at the start are kept whole",
             "merge the adapter into the model before training (merge_and_unload) and add a new one",
         )
-    known = _STARTS.setdefault(model, {})
-    for parameter in model.parameters():
-        if parameter.requires_grad and id(parameter) not in known:
-            known[id(parameter)] = (parameter, parameter.detach().clone())
-    return tuple(known.values())
+    names, known = _STARTS.setdefault(model, (frozenset(active), {}))
+    parameters = dict(model.named_parameters())
+    gone = [name for name, (parameter, _) in known.items() if parameters.get(name) is not parameter]
+    if gone:
+        raise ReferenceModelError(
+            f"SELFAUG_REFERENCE=start, and {gone[0]} is no longer the parameter that it was at the first step",
+            "its value at the start cannot be put back",
+            "load weights before the first step, or without assign=True",
+        )
+    for name, parameter in parameters.items():
+        if parameter.requires_grad and name not in known:
+            known[name] = (parameter, parameter.detach().clone())
+    return switch.Kept(names, tuple(known.values()))
 
 
-_STARTS: weakref.WeakKeyDictionary[nn.Module, dict[int, tuple[nn.Parameter, Tensor]]] = weakref.WeakKeyDictionary()
+Start = tuple[frozenset[str], dict[str, tuple[nn.Parameter, Tensor]]]
+_STARTS: weakref.WeakKeyDictionary[nn.Module, Start] = weakref.WeakKeyDictionary()
 
 
 def had_weights(model: nn.Module) -> list[str]:
-    """Names of the adapters that train and change what the model says: at the first step, those that were loaded."""
+    """Names of the adapters that train and have weights other than 0: at the first step, those that were loaded, and
+    those of an initialisation that nevertheless changes nothing (orthogonal, AdaLoRA).
+    """
     names = set()
     for layer in switch.lora_layers(model):
         for name in layer.active_adapters:  # type: ignore[union-attr]
@@ -141,7 +159,7 @@ def _is_not_zero(factor: Any) -> bool:
 
 
 def _check_merged(layers: list[Any]) -> None:
-    merged = {name for layer in layers for name in layer.merged_adapters}
+    merged = {name for layer in layers for name in getattr(layer, "merged_adapters", ())}
     if merged:
         raise ReferenceModelError(
             f"adapter {_names(merged)} is merged into base weights while LoRA trains",
@@ -152,10 +170,11 @@ def _check_merged(layers: list[Any]) -> None:
 
 
 def _check_initialisation(model: nn.Module, active: set[str]) -> None:
-    configs = getattr(model, "peft_config", None) or {}
-    for name in sorted(active & set(configs)):
-        given = getattr(configs[name], "init_lora_weights", None)
-        if getattr(configs[name], "kasa_config", None) is not None:
+    for name, adapter in _configs(model):
+        given = getattr(adapter, "init_lora_weights", None)
+        if name not in active:
+            continue
+        if getattr(adapter, "kasa_config", None) is not None:
             given, found = "kasa", "kasa_config is set"
         else:
             found = f"init_lora_weights={given!r}"
@@ -170,12 +189,21 @@ def _check_initialisation(model: nn.Module, active: set[str]) -> None:
                 )
 
 
+def _configs(model: nn.Module) -> list[tuple[str, Any]]:
+    """(name, config) of the adapters of every PEFT model around ``model``: of one inside another, both may be named
+    "default", and the model itself shows those of the outer one.
+    """
+    owners = [model, *switch.modules_around(model)]
+    by_owner = [vars(owner).get("peft_config") for owner in owners]
+    return [pair for configs in by_owner if isinstance(configs, dict) for pair in sorted(configs.items())]
+
+
 def _check_base_weights(model: nn.Module, active: set[str]) -> None:
     # FSDP1 shows views that are no parameters during a step; they take a gradient if anything in their unit does
     trained = [name for name, p in base_parameters(model) if p.requires_grad and isinstance(p, nn.Parameter)]
     if not trained:
         return
-    biases = {getattr(c, "bias", "none") for c in (getattr(model, "peft_config", None) or {}).values()} - {"none"}
+    biases = {getattr(adapter, "bias", "none") for _, adapter in _configs(model)} - {"none"}
     if biases and all(name.endswith("bias") for name in trained):
         cause = f"LoraConfig(bias={sorted(biases)[0]!r})"
         do = "set bias='none' in LoraConfig"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..eager import eager_around
-from ..head import is_sharded, linear
+from ..head import is_frozen_matrix, is_sharded, sharded_linear
 from ..positions import Selection
 from . import decoder, switch
 
@@ -55,12 +55,13 @@ class LoraOff:
 
     @property
     def head(self) -> Callable[[Tensor], Tensor]:
-        """From hidden states (n, H) to logits (n, V). The model's own head itself where that has no adapter and does
-        not train, which lets the loss compute both logits in one product.
+        """From hidden states (n, H) to logits (n, V). The model's own head itself where that is a frozen matrix and
+        nothing else, or a sharded one, which lets the loss compute both logits in one product or one call.
         """
         head = self.model.lm_head
         moved = {id(parameter) for parameter, _ in self.kept.weights}
-        own = linear(head) is not None and not any(id(parameter) in moved for parameter in head.parameters())
+        own = is_frozen_matrix(head) or sharded_linear(head) is not None
+        own = own and not any(id(parameter) in moved for parameter in head.parameters())
         return head if own else self._head_with_lora_off
 
     def _head_with_lora_off(self, states: Tensor) -> Tensor:

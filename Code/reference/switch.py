@@ -65,8 +65,10 @@ def _trains_any(layer: Any) -> bool:
 
 
 def _parameters(layer: Any, adapter: str) -> Iterator[Tensor]:
-    for name in layer.adapter_layer_names:
-        adapters = getattr(layer, name, None) or {}
+    for name in getattr(layer, "adapter_layer_names", None) or ("modules_to_save",):  # peft 0.6's wrapper has no list
+        adapters: Any = layer
+        for part in name.split("."):  # a wrapper names what the layer in it holds
+            adapters = getattr(adapters, part, None) or {}
         if adapter in adapters:
             found = adapters[adapter]
             if isinstance(found, nn.Module):
@@ -105,12 +107,15 @@ def switched_off(model: nn.Module, kept: Kept = NOTHING) -> Iterator[None]:
     class until it is changed.
     """
     changes: list[tuple[dict[str, Any], str, Any]] = []  # attributes of the modules themselves, and what to set
-    for module in (*model.modules(), *_modules_around(model)):
+    around = modules_around(model)
+    for module in (*model.modules(), *around):
         own = vars(module)
         if own.get("training"):  # what torch.compile returns answers for the module inside
             changes.append((own, "training", False))
         if is_adapter(module):
             changes += _switch(module, kept.adapters)
+    if not kept:  # layers of X-LoRA ask the tuner around the model instead
+        changes += [(vars(tuner), "disabled", True) for tuner in around if vars(tuner).get("disabled") is False]
     before = [own.get(name, _MISSING) for own, name, _ in changes]
     try:
         for own, name, value in changes:
@@ -148,25 +153,30 @@ def _values(model: nn.Module, weights: tuple[tuple[nn.Parameter, Tensor], ...]) 
 
 
 def _switch(adapter: Any, keep: frozenset[str]) -> list[tuple[dict[str, Any], str, Any]]:
-    """The change that leaves only the adapters in ``keep`` on."""
+    """The changes that leave only the adapters in ``keep`` on."""
     own = vars(adapter)
-    kept = [name for name in _active(adapter) if name in keep] if keep else []
+    kept = [name for name in sorted(keep) if holds(adapter, name)]
+    if kept:
+        same = set(kept) == set(active(adapter))
+        # wrappers of whole modules have one active adapter, in old releases as a text
+        return [] if same else [(own, "_active_adapter", kept[0] if isinstance(adapter._active_adapter, str) else kept)]
     if is_lora(adapter):
-        kept = [name for name in kept if holds(adapter, name)]
-        return [(own, "_active_adapter", kept) if kept else (own, "selfaug_reference", True)]
-    return [] if kept or adapter._disable_adapters else [(own, "_disable_adapters", True)]
+        return [(own, "selfaug_reference", True)]
+    return [] if adapter._disable_adapters else [(own, "_disable_adapters", True)]
 
 
-def _active(adapter: Any) -> list[str]:
-    active = vars(adapter).get("_active_adapter") or []  # wrappers of peft 0.6 have no `active_adapters`
-    return [active] if isinstance(active, str) else list(active)
+def active(adapter: Any) -> list[str]:
+    """Names of the active adapters of a tuner layer or wrapper."""
+    names = getattr(adapter, "_active_adapter", None) or []  # wrappers of peft 0.6 have no `active_adapters`
+    return [names] if isinstance(names, str) else list(names)
 
 
 @eager
-def _modules_around(model: nn.Module) -> list[nn.Module]:
+def modules_around(model: nn.Module) -> list[nn.Module]:
     """The modules that contain ``model``, as they were when ``model`` was first seen.
 
-    PyTorch keeps no pointer from a module to the one around it, so every module of the process is looked at, once.
+    PyTorch keeps no pointer from a module to the one around it, so every module of the process is looked at, once, and
+    again after :func:`look_around_again`.
     """
     known = _AROUND.get(model)
     if known is None:
@@ -184,6 +194,11 @@ def _modules_around(model: nn.Module) -> list[nn.Module]:
                     found.append(parent)
         known = _AROUND[model] = [weakref.ref(module) for module in around.values()]
     return [module for module in (reference() for reference in known) if module is not None]
+
+
+def look_around_again(model: nn.Module) -> None:
+    """``model`` has got other adapters: then it may be in another PeftModel."""
+    _AROUND.pop(model, None)
 
 
 _AROUND: weakref.WeakKeyDictionary[nn.Module, list[weakref.ref[nn.Module]]] = weakref.WeakKeyDictionary()

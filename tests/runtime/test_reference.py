@@ -285,3 +285,100 @@ def test_an_adapter_that_is_frozen_later_in_a_late_layer_is_noticed_at_the_next_
             parameter.requires_grad_(False)
     with pytest.raises(RuntimeError, match="'second' is active and frozen"):
         tuned(**data)
+
+
+def test_x_lora_is_off_in_the_reference_though_its_layers_ask_the_tuner_around_the_model(tmp_path):
+    XLoraConfig = pytest.importorskip("peft").__dict__.get("XLoraConfig")
+    if XLoraConfig is None or not hasattr(Qwen2ForCausalLM, "loss_function"):
+        pytest.skip("this peft has no X-LoRA, or one that does not know this transformers")
+    model = base()
+    untouched = copy_of_the_base(model)
+    adapter = with_lora(copy.deepcopy(model), task_type="CAUSAL_LM")
+    for name in ("a", "b"):
+        adapter.save_pretrained(tmp_path / name)
+    model.config.use_cache = False
+    paths = {"0": str(tmp_path / "a"), "1": str(tmp_path / "b")}
+    options = {"task_type": "CAUSAL_LM", "hidden_size": 32, "xlora_depth": 1, "use_trainable_adapters": True}
+    tuned = get_peft_model(model, XLoraConfig(adapters=paths, **options)).train()
+    data = batch()
+    with torch.no_grad():
+        p = tuned(input_ids=data["input_ids"], attention_mask=data["attention_mask"]).logits.double().log_softmax(-1)
+    q = logits_of_the_base(untouched, data).double().log_softmax(-1)
+    aligned = (data["labels"] == -100) & data["attention_mask"].bool()
+    wanted = (q.exp() * (q - p)).sum(-1)[aligned].mean().item()
+    assert wanted > 1e-4
+    assert kl_of(tuned, data) == pytest.approx(wanted, rel=1e-4)
+
+
+def mixed_adapters(frozen):
+    from peft import LoKrConfig
+
+    model = base()
+    mixed = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"]), mixed=True)
+    mixed.add_adapter("lokr", LoKrConfig(r=4, target_modules=["v_proj"]))
+    mixed.set_adapter(["default", "lokr"])
+    for name, parameter in mixed.named_parameters():
+        if "lokr" in name:
+            torch.nn.init.normal_(parameter, std=0.5)
+            parameter.requires_grad_(not frozen)
+    return mixed.train()
+
+
+def test_a_frozen_adapter_of_another_tuner_is_asked_about_as_a_frozen_lora_is():
+    with pytest.raises(RuntimeError, match="'lokr' is active and frozen"):
+        mixed_adapters(frozen=True)(**batch())
+    with settings(SELFAUG_REFERENCE="frozen-adapters"):
+        assert kl_of(mixed_adapters(frozen=True), batch()) < 1e-7, "LoRA has not moved"
+
+
+def test_an_adapter_of_another_tuner_that_is_merged_is_refused_and_stays_merged():
+    mixed = mixed_adapters(frozen=False)
+    layer = mixed.base_model.model.model.layers[0].self_attn.v_proj
+    layer.merge(adapter_names=["lokr"])
+    with pytest.raises(RuntimeError, match="'lokr' is merged"):
+        mixed(**batch())
+    assert layer.merged_adapters == ["lokr"]
+
+
+def test_noise_on_the_head_is_not_in_the_reference():
+    model, data = base(), batch()
+    untouched = copy_of_the_base(model)
+    noise = torch.randn(61, generator=torch.Generator().manual_seed(3))
+    tuned = with_lora(model)
+    model.lm_head.register_forward_hook(lambda head, args, out: out + noise if head.training else out)
+    agree(tuned, untouched, data)
+
+
+def test_a_mask_with_a_bias_on_what_is_seen_hides_nothing():
+    """As ALiBi adds one: every token sees itself, with a bias below 0."""
+    T, data = 11, batch(None)
+    seen = torch.ones(T, T).tril().bool().expand(3, 1, T, T)
+    bias = -(torch.arange(T)[:, None] - torch.arange(T)).abs() * 0.1 - 0.05
+    model = base()
+    untouched = copy_of_the_base(model)
+    data["attention_mask"] = torch.where(seen, bias.expand(3, 1, T, T), torch.tensor(-1e9))
+    try:
+        logits_of_the_base(untouched, data)
+    except ValueError:
+        pytest.skip("this release takes no 4-D mask")
+    agree(with_lora(model), untouched, data, real=torch.ones(3, T))
+
+
+def test_noise_that_asks_the_second_outer_model_of_a_base_is_not_in_the_reference_either():
+    first = with_lora(base())
+    first(**batch())
+    model = first.unload()
+    untouched = copy_of_the_base(model)
+    tuned = with_lora(model)
+    add_outer_noise(tuned, "hook")
+    agree(tuned, untouched, batch())
+
+
+def test_a_decoder_that_is_compiled_by_itself_gets_its_arguments():
+    model = base()
+    untouched = copy_of_the_base(model)
+    tuned = with_lora(model)
+    data = batch()
+    answer, _ = expected(tuned, data, reference=logits_of_the_base(untouched, data))
+    model.model = torch.compile(model.model, backend="eager")
+    assert kl_of(tuned, data) == pytest.approx(answer.kl, rel=1e-4)

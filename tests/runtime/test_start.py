@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -131,6 +133,68 @@ def test_who_says_what_is_meant_is_told_nothing(said, reference):
 def test_a_new_adapter_is_told_nothing(said):
     with_lora(base(), perturbed=False, target_modules=["q_proj", "embed_tokens"])(**batch())
     assert not [message for message in said if "had weights before" in message]
+
+
+@pytest.mark.parametrize("kind", ["orthogonal", "AdaLoRA"])
+def test_weights_that_change_nothing_are_told_nothing(said, kind):
+    from peft import AdaLoraConfig, get_peft_model
+
+    if kind == "AdaLoRA":
+        model = get_peft_model(base(), AdaLoraConfig(r=4, init_r=4, total_step=10, target_modules=["q_proj"])).train()
+    else:
+        try:
+            model = with_lora(base(), perturbed=False, init_lora_weights=kind)
+        except (ValueError, NotImplementedError):
+            pytest.skip("this peft has no such initialisation")
+    model(**batch())
+    assert not [message for message in said if "had weights before" in message]
+
+
+def test_the_start_is_the_adapter_that_was_active_then_whatever_is_active_later():
+    from peft import LoraConfig
+
+    model = with_lora(base())
+    start, data = copy.deepcopy(model), batch()
+    with settings(SELFAUG_REFERENCE="start"):
+        model(**data)
+        model.add_adapter("second", LoraConfig(r=4, target_modules=["down_proj"]))
+        model.set_adapter("second")
+        perturb(model)
+        agree(model.train(), start, data)
+
+
+def test_weights_that_replace_those_of_the_start_are_refused():
+    model, data = with_lora(base()), batch()
+    with settings(SELFAUG_REFERENCE="start"):
+        model(**data)
+        model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()}, assign=True)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("lora_" in name)
+        with pytest.raises(ReferenceModelError, match="is no longer the parameter that it was at the first step"):
+            model(**data)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_head_that_trains_goes_back_to_its_start(tied):
+    model = base(tie_word_embeddings=tied)
+    tuned = with_lora(model)
+    model.lm_head.weight.requires_grad_(True)
+    start, data = copy.deepcopy(tuned), batch()
+    with settings(SELFAUG_REFERENCE="start"):
+        tuned(**data)
+        moved(tuned, 1)
+        agree(tuned, start, data)
+
+
+def test_a_start_does_not_keep_its_model_alive():
+    model = base()
+    tuned = with_lora(model)
+    alive = weakref.ref(model)
+    with settings(SELFAUG_REFERENCE="start"):
+        tuned(**batch()).loss.backward()
+    del model, tuned
+    gc.collect()
+    assert alive() is None
 
 
 def test_a_run_that_is_resumed_has_no_start(tmp_path):
