@@ -92,7 +92,8 @@ def chunked_loss(
 
     Tensors may be on other devices than ``hidden``, and the head may be. The terms are where ``hidden`` is.
     """
-    chunks = _Chunks(targets, kl_weight, reference_hidden.to(hidden.device), direction, chunk_size)
+    here, weight = hidden.device, kl_weight.to(hidden.device, _wide(hidden))  # copied once, not once per chunk
+    chunks = _Chunks(targets.to(here), weight, reference_hidden.to(here), direction, chunk_size)
     if trains_sharded(head):
         with torch.no_grad():
             reference_logits = _cast_once(reference_head, hidden.dtype)(chunks.reference_hidden)
@@ -154,8 +155,7 @@ class _Chunks:
 
     def terms(self, part: slice, logits: Tensor, reference_logits: Tensor) -> Tensor:
         """See :func:`_chunk_terms`, which overwrites both logits."""
-        targets = self.targets[part].to(logits.device)
-        weight = self.kl_weight[part].to(logits.device, _wide(logits))
+        targets, weight = self.targets[part].to(logits.device), self.kl_weight[part].to(logits.device, _wide(logits))
         return _chunk_terms(logits, reference_logits, targets, weight, self.direction)
 
 

@@ -207,8 +207,8 @@ def select(
     pad_tokens: Collection[int] = (),
     targets: Tensor | None = None,
 ) -> Selection:
-    """Reads the masks of a batch, on the CPU: copying them there is the one host synchronisation of a step where they
-    are on one device.
+    """Reads the masks of a batch, on the CPU, where they are copied together if they are on one device. That is where
+    a step waits for the device; what it decides goes back in a few small copies.
 
     input_ids, pad_tokens: tell padding where there is no mask, see :func:`without_padding`.
     targets: (B, T) long, what the logits at each position are scored against, where that is more than the labels say;

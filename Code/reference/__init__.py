@@ -19,6 +19,7 @@ from . import cache, decoder, guards, switch
 from .cache import Built, Cached
 from .lora_off import LoraOff
 
+_UNCACHED = "SELFAUG_CACHE is not used"
 Reference = Union[LoraOff, Cached, Built]
 
 
@@ -32,8 +33,12 @@ def reference_of(model: Any, settings: config.Settings) -> Reference | None:
     """
     from_disk = settings.reference_cache is not None and model.training
     if switch.lora_layers(model):
-        off = LoraOff(model, guards.kept(model, settings))
-        if not from_disk or off.kept or decoder.reads_whole_length(model.model):  # no key accounts for these two
-            return off
-        return Cached(off, cache.own_folder(model, settings))
+        kept = guards.kept(model, settings)
+        if not from_disk:
+            return LoraOff(model, kept)
+        if kept:
+            return LoraOff(model, kept, f"; {_UNCACHED}: the reference is more than the base weights")
+        if decoder.reads_whole_length(model.model):
+            return LoraOff(model, kept, f"; {_UNCACHED}: a state depends on the length of its batch")
+        return Cached(LoraOff(model, kept), cache.own_folder(model, settings))
     return cache.built_reference(model, settings) if from_disk and guards.trains_in_full(model) else None

@@ -15,16 +15,18 @@ from . import decoder, switch
 
 class LoraOff:
     """What LoRA training aligns to: the same network with the same weights, and every adapter off but for what is
-    ``kept``.
+    ``kept``. ``note``: what else is to be said of it.
     """
 
-    def __init__(self, model: Any, kept: switch.Kept) -> None:
+    def __init__(self, model: Any, kept: switch.Kept, note: str = "") -> None:
         self.model = model
         self.kept = kept
+        self.note = note
 
     def __str__(self) -> str:
         layers = f"{len(switch.lora_layers(self.model))} LoRA layers"
-        return f"{layers}, held to the model as it was when training started" if self.kept.weights else layers
+        start = ", held to the model as it was when training started" if self.kept.weights else ""
+        return f"{layers}{start}{self.note}"
 
     def states(self, arguments: dict[str, Any], chosen: Selection) -> Tensor:
         """(A, H) hidden states at the sampled aligned positions.

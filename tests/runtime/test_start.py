@@ -186,6 +186,13 @@ def test_a_head_that_trains_goes_back_to_its_start(tied):
         agree(tuned, start, data)
 
 
+def test_a_cache_that_cannot_hold_the_reference_is_said_not_to_be_used(said, tmp_path):
+    with settings(SELFAUG_REFERENCE="start", SELFAUG_CACHE=tmp_path):
+        with_lora(base())(**batch())
+    assert "SELFAUG_CACHE is not used: the reference is more than the base weights" in said[0]
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_start_does_not_keep_its_model_alive():
     model = base()
     tuned = with_lora(model)
