@@ -152,10 +152,9 @@ _PRODUCTS = (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"))
 
 def _is_not_zero(factor: Any) -> bool:
     tensors = factor.parameters() if isinstance(factor, nn.Module) else [factor]
-    tensors = [tensor for tensor in tensors if not tensor.is_meta]  # offloaded: unknown
     # of a weight that is spread over processes, the part that is here: comparing it takes no other process
     here = [getattr(tensor, "_local_tensor", tensor).detach() for tensor in tensors]
-    return any(not tensor.is_meta and bool(tensor.any()) for tensor in here)
+    return any(not tensor.is_meta and bool(tensor.any()) for tensor in here)  # on the meta device, offloaded: unknown
 
 
 def _check_merged(layers: list[Any]) -> None:
@@ -237,7 +236,7 @@ def base_modules(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.
     layers are the base layer themselves.
     """
     yield prefix, module
-    adapter = hasattr(type(module), "adapter_layer_names") or "_disable_adapters" in vars(module)
+    adapter = switch.is_adapter(module)
     for name, child in module._modules.items():
         if child is not None and (not adapter or name in ("base_layer", "original_module", "token_adapter")):
             yield from base_modules(child, f"{prefix}{name}.")
