@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import difference, install, payload, pin, pins, revert, run, status, verify
+from . import difference, install, payload, pins, revert, run, status, verify
 from .environment import Environment, discover
 from .errors import DONE, FAILED, PatcherError, Problem, from_os_error, leaving, state_of
+from .families import targets
 from .outcome import Outcome
 from .payload import Runtime
 from .pins import PinTable
@@ -112,7 +113,13 @@ def _pins(options: argparse.Namespace, setup: Setup) -> int:
 
 
 def _pin(options: argparse.Namespace, setup: Setup) -> int:
-    return pin.main(options)
+    try:
+        from .maintain import pin
+    except ImportError as error:
+        do = "clone SelfAug's repository, and run the command there"
+        problem = Problem("no-checkout", "releases are pinned in a checkout", "the maintainers' tools", str(error), do)
+        raise PatcherError(problem) from None
+    return pin.main(options.package, options.version, wheel=options.wheel, yanked=options.yanked, as_json=options.json)
 
 
 def _diff_text(state: State) -> str:
@@ -207,7 +214,11 @@ def _parser() -> argparse.ArgumentParser:
     running = verb("run", _run, "run a script with the patches in memory, here and in child processes; write nothing")
     running.usage = "%(prog)s [--python PATH] [--json] SCRIPT|-m MODULE ARGUMENTS..."
     verb("pins", _pins, "print the table of pinned releases")
-    pin.add_arguments(verb("pin", _pin, "for maintainers, in a checkout: pin one more release"))
+    pinning = verb("pin", _pin, "for maintainers, in a checkout: pin one more release")
+    pinning.add_argument("package", choices=sorted({target.package for target in targets()}))
+    pinning.add_argument("version", help="of the release, as on the index")
+    pinning.add_argument("--wheel", type=Path, metavar="FILE", help="its wheel (default: fetched through pip)")
+    pinning.add_argument("--yanked", action="store_true", help="mark the release, pinned already or not, as withdrawn")
     return parser
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import difflib
 
-from . import wheels
-from .errors import PatcherError
-from .pins import Pin, PinTable
+from .pins import PinTable
 from .state import TargetState
 from .store import digest, read
 
@@ -20,14 +18,12 @@ def unified(before: bytes, after: bytes, path: str) -> str:
     return "".join(line if line.endswith("\n") else line + "\n\\ No newline at end of file\n" for line in lines)
 
 
-def stock_file(target: TargetState, table: PinTable) -> bytes | None:
-    """The stock file of the installed release: a kept original, or the one in a wheel of the wheel cache."""
-    if target.original is not None and target.package.site is not None:
-        kept = target.store.original(target.original.stock_sha256)
-        if kept is not None:
-            return read(kept)
-    pin = table.by_version(target.target.name, target.package.version)
-    return _from_wheel(target, pin) if pin else None
+def stock_file(target: TargetState) -> bytes | None:
+    """The stock file of a target that was edited after `install`, where the original is still kept."""
+    if target.original is None or target.package.site is None:
+        return None
+    kept = target.store.original(target.original.stock_sha256)
+    return read(kept) if kept else None
 
 
 def explain(target: TargetState, table: PinTable) -> str:
@@ -42,7 +38,7 @@ def explain(target: TargetState, table: PinTable) -> str:
     ):
         if form != text and _known(target, table, digest(form)):
             return f"{target.path}\nonly {what} differ" + ("s" if what.startswith(("a ", "the ")) else "")
-    reference, of = stock_file(target, table), "stock"
+    reference, of = stock_file(target), "stock"
     if reference is not None and target.edited_after_install():
         pin = table.by_stock(target.target.name, digest(reference))
         if pin is not None:
@@ -57,12 +53,3 @@ def explain(target: TargetState, table: PinTable) -> str:
 def _known(target: TargetState, table: PinTable, sha256: str) -> bool:
     name = target.target.name
     return (table.by_stock(name, sha256) or table.by_patched(name, sha256)) is not None
-
-
-def _from_wheel(target: TargetState, pin: Pin) -> bytes | None:
-    wheel = wheels.find(target.target.package, pin.version)
-    try:
-        content = wheels.read(wheel, target.target.path) if wheel else None
-    except PatcherError:
-        return None
-    return content if content is not None and digest(content) == pin.stock_sha256 else None

@@ -9,10 +9,11 @@ from pathlib import Path
 from .check import check_import
 from .environment import Environment
 from .errors import PatcherError, leaving
+from .families import targets
 from .outcome import Outcome, without_lock
 from .pairs import warnings
 from .payload import Runtime, installed, packages
-from .pins import TARGETS, PinTable
+from .pins import PinTable
 from .plan import Plan, beside, bytecode, not_writable
 from .receipt import Original, Receipt, encode
 from .refusals import lost_original, refusals
@@ -58,7 +59,7 @@ def plan(state: State) -> Plan:
     result = Plan(notes=notes(state))
     present = [target for target in state.targets if target.path is not None]
     stock = {target.target.name: _stock(target, state) for target in present}
-    result.stock = {t.module: (str(t.path), content_of(stock[t.target.name])) for t in present}
+    result.stock = {t.target.module: (str(t.path), content_of(stock[t.target.name])) for t in present}
     found = installed(state.model.store.site)
     if found and found != state.runtime.hashes():
         # By way of stock: at no moment does a patched file import a runtime that is half one and half another version.
@@ -86,7 +87,7 @@ def _merged(store: Store, receipt: Receipt) -> Receipt:
     before = store.receipt()
     if before is None:
         return receipt
-    others = {target.name for target in TARGETS if target.name not in receipt.targets and store.has(target.package)}
+    others = {target.name for target in targets() if target.name not in receipt.targets and store.has(target.package)}
     kept = {name: original for name, original in before.targets.items() if name in others}
     return replace(receipt, targets={**kept, **receipt.targets}, runtime=before.runtime)
 

@@ -1,7 +1,7 @@
-"""The pin table: which releases have a verified patch, by the content of the file that it changes.
+"""What is proved: the seams, and the table of the releases whose patched file was checked.
 
-A pin says: the stock file with this sha256, patched with this patch file, gives a file with that sha256. What a file
-is gets decided by these hashes and by nothing else; the version is how people speak of it.
+A row of ``patches/pins.txt`` is one file: the releases that have the file, the sha256 of the stock file, and the sha256
+of the patched one. These hashes alone decide what a file is; a version is how people speak of it.
 """
 
 from __future__ import annotations
@@ -10,66 +10,49 @@ import json
 import re
 import stat
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from packaging.version import InvalidVersion, Version
 
+from . import families, seam
 from .errors import PatcherError, Problem
-from .pairs import warnings
-from .udiff import MAX_PATCH_BYTES, Patch, parse
+from .families import Target
+from .seam import Seam
 
-__all__ = [
-    "NOTES", "TARGETS", "VERSION", "Pin", "PinTable", "Target", "contradictions", "load", "print_table", "read_patch",
-    "render", "warnings",
-]  # fmt: skip
-
-FORMAT = 1
-NOTES = ("", "yanked", "pre-release")
-MAX_TABLE_BYTES = 1024 * 1024
+TABLE = "pins.txt"
+MAX_BYTES = 1024 * 1024
 
 VERSION = re.compile(r"\d{1,6}(?:\.\d{1,6}){0,4}(?:(?:a|b|rc)\d{1,4})?(?:\.post\d{1,4})?(?:\.dev\d{1,9})?")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_PATCH = re.compile(r"[a-z0-9_]{1,40}-[0-9a-z.]{1,40}\.patch")
-_FIELDS = {"version", "note", "patch", "stock_sha256", "patched_sha256"}
-
-
-@dataclass(frozen=True)
-class Target:
-    """A file that gets patched. ``path`` is relative to the site directory, with forward slashes."""
-
-    name: str
-    package: str
-    path: str
-
-
-TARGETS = (
-    Target("transformers:qwen2", "transformers", "transformers/models/qwen2/modeling_qwen2.py"),
-    Target("peft:lora", "peft", "peft/tuners/lora/layer.py"),
-)
+_ROW = re.compile(r"(?P<target>\S+) +(?P<releases>\S.*?) +(?P<stock>[0-9a-f]{64}) +(?P<patched>[0-9a-f]{64})")
+_RANGE = re.compile(r"((?:\d{1,6}\.){1,4})(\d{1,4})-(\d{1,4})")
+_HEAD = """\
+# Every file that was proved: the releases that have the file, the sha256 of the stock file, that of the patched one.
+# `4.38.0-2` is 4.38.0, 4.38.1 and 4.38.2. `python -m selfaug_patcher pin` writes this table; docs/rebasing.md says how.
+"""
 
 
 @dataclass(frozen=True)
 class Pin:
-    """One release: its stock file, the patch (a path below ``patches/``) and the result. ``note`` is one of `NOTES`."""
+    """One release of one file. ``note``: empty, ``yanked`` or ``pre-release``."""
 
     target: str
     version: str
     stock_sha256: str
-    patch: str
     patched_sha256: str
     note: str = ""
 
 
 @dataclass(frozen=True)
 class PinTable:
-    """All pins, the targets in the order of `TARGETS`, and of one target by version."""
+    """All pins, the targets in the order of `families.targets`, and of one target by version; and the seams, by the
+    name of the package."""
 
     pins: tuple[Pin, ...]
     root: Path
-    patches: dict[str, Patch] = field(repr=False)
+    seams: Mapping[str, Seam] = field(repr=False)
 
     def of(self, target: str) -> tuple[Pin, ...]:
         return tuple(pin for pin in self.pins if pin.target == target)
@@ -93,75 +76,96 @@ class PinTable:
         pins = tuple(pin for pin in pins if not pin.note) or pins
         wanted = _version(version)
         below = [pin for pin in pins if wanted is None or Version(pin.version) <= wanted]
-        return below[-1] if below else pins[0]
+        return (below or pins[:1])[-1]
 
-    def patch(self, pin: Pin) -> Patch:
-        return self.patches[pin.patch]
+    def patched(self, target: Target, stock: bytes) -> bytes:
+        """The stock file with the seam in it."""
+        return seam.place(self.seams[target.package], target, stock)
 
-    def applies_to(self, patch: str) -> str:
-        """The ``Applies-To`` header that fits the pins: ``transformers 4.37.0-4.40.2, 4.42.0``."""
-        pins = self.of(next(pin.target for pin in self.pins if pin.patch == patch))
-        ranges: list[list[str]] = []
-        previous = ""
-        for pin in pins:
-            if pin.patch == patch:
-                if previous == patch:
-                    ranges[-1][1:] = [pin.version]
-                else:
-                    ranges.append([pin.version])
-            previous = pin.patch
-        return patch.split("/")[0] + " " + ", ".join("-".join(ends) for ends in ranges)
+    def stock(self, target: Target, patched: bytes) -> bytes:
+        """The patched file without the seam."""
+        return seam.remove(self.seams[target.package], target, patched)
 
 
-def load(root: Path | None = None) -> PinTable:
-    """Read ``pins.json`` and every patch that it names.
+def load(root: Path | None = None, *, new_families: bool = False) -> PinTable:
+    """Read the table and the seams.
 
     Args:
-        root: the folder of ``pins.json``. Default: the one inside this package (pip-installed), else the checkout's.
+        root: their folder. Default: the one inside this package (pip-installed), else the checkout's.
+        new_families: whether a family may have no row yet.
 
     Raises:
-        PatcherError: naming all problems. Checked are the form of every field, that versions are unique and ascending,
-            that one content has one patch and one result, and that patches are plain files below ``root``, of the
-            target that names them.
+        PatcherError: naming all problems, with the line of the table. Checked are the form of every row, that a release
+            and a file are there once, that no hash is of two files, and that all are plain files in ``root``.
     """
     root = _root() if root is None else root
-    data = _data(root)
     problems: list[Problem] = []
     pins: list[Pin] = []
-    for target in TARGETS:
-        rows = data[target.name]
-        if not isinstance(rows, list) or not rows:
-            problems.append(_problem(f"pins.json has no rows for {target.name}", "a list", repr(rows)[:60]))
-            continue
-        found = [_pin(target, row, problems) for row in rows]
-        pins += [pin for pin in found if pin]
-        problems += contradictions([pin for pin in found if pin])
-    patches = _patches(root, pins, problems)
+    for number, line in enumerate(_text(root, TABLE).split("\n"), 1):
+        if line and not line.startswith("#"):
+            try:
+                pins += _row(line)
+            except ValueError as error:
+                problems.append(_problem(f"{TABLE}, line {number}: {error}", "a row as the others", line[:120]))
+    missing = {target.name for target in families.targets()} - {pin.target for pin in pins}
+    if missing and not new_families:
+        problems.append(
+            _problem(f"{TABLE} has no row for {', '.join(sorted(missing))}", "a row for each family", "none")
+        )
+    seams = {}
+    for package in dict.fromkeys(target.package for target in families.targets()):
+        try:
+            seams[package] = seam.parse(_text(root, f"{package}.seam"), f"{package}.seam")
+        except PatcherError as error:
+            problems += error.problems
+    problems += contradictions(pins)
     if problems:
         raise PatcherError(*problems)
-    return PinTable(tuple(pins), root, patches)
+    return PinTable(tuple(sorted(pins, key=_order)), root, seams)
 
 
-def read_patch(root: Path, name: str) -> Patch:
-    """The patch file ``root/name``, parsed."""
-    try:
-        return parse(_read(root, name, MAX_PATCH_BYTES).decode(), name)
-    except UnicodeDecodeError as error:
-        raise PatcherError(_problem(f"{name} is not text", "UTF-8", str(error)[:100])) from None
+def contradictions(pins: Sequence[Pin]) -> list[Problem]:
+    """What cannot be true of the rows of a table."""
+    problems: list[Problem] = []
+    files: dict[tuple[str, str], str] = {}
+    versions: set[tuple[str, str]] = set()
+    for pin in pins:
+        where = f"{TABLE}, {pin.target} {pin.version}:"
+        if (pin.target, pin.version) in versions:
+            problems.append(_problem(f"{where} a release is there twice", "each release once", pin.version))
+        versions.add((pin.target, pin.version))
+        for sha256, other in ((pin.stock_sha256, pin.patched_sha256), (pin.patched_sha256, f"from {pin.stock_sha256}")):
+            if files.setdefault((pin.target, sha256), other) != other:
+                problems.append(
+                    _problem(f"{where} one hash in two rows", "a stock and a patched file of its own", sha256)
+                )
+    return problems
 
 
 def render(pins: Iterable[Pin]) -> str:
-    """``pins.json``: one line per release, so that a diff of it reads as a list of releases."""
-    pins = tuple(pins)
-    blocks = []
-    for target in TARGETS:
-        rows = []
-        for pin in sorted((pin for pin in pins if pin.target == target.name), key=lambda pin: Version(pin.version)):
-            row = {"version": pin.version, "note": pin.note, "patch": pin.patch.split("/")[1]}
-            row.update(stock_sha256=pin.stock_sha256, patched_sha256=pin.patched_sha256)
-            rows.append("    " + json.dumps(row))
-        blocks.append(f"  {json.dumps(target.name)}: [\n" + ",\n".join(rows) + "\n  ]")
-    return f'{{\n  "format": {FORMAT},\n' + ",\n".join(blocks) + "\n}\n"
+    """The text of the table: a line for each distinct file, so that a new release changes or adds one line."""
+    files: dict[tuple[str, str, str], list[Pin]] = {}
+    for pin in sorted(pins, key=_order):
+        files.setdefault((pin.target, pin.stock_sha256, pin.patched_sha256), []).append(pin)
+    lines = []
+    for (target, stock, patched), same in files.items():
+        lines.append(f"{target:<22}{releases_text(same):<34}  {stock}  {patched}\n")
+    return _HEAD + "\n" + "".join(lines)
+
+
+def releases_text(pins: Sequence[Pin]) -> str:
+    """Releases of one file, in the form of the table: ``4.45.2, 4.46.0 (yanked), 4.46.1-3``."""
+    items: list[str] = []
+    ends: list[int] = []
+    for pin in pins:
+        head, _, last = pin.version.rpartition(".")
+        plain = pin.note == "" and last.isdigit() and bool(head)
+        if plain and ends and items[-1].startswith(f"{head}.") and int(last) == ends[-1] + 1:
+            items[-1], ends[-1] = f"{items[-1].partition('-')[0]}-{last}", int(last)
+            continue
+        items.append(f"{pin.version} (yanked)" if pin.note == "yanked" else pin.version)
+        ends.append(int(last) if plain else -2)
+    return ", ".join(items)
 
 
 def print_table(as_json: bool = False, root: Path | None = None, stream: TextIO | None = None) -> int:
@@ -169,21 +173,15 @@ def print_table(as_json: bool = False, root: Path | None = None, stream: TextIO 
     table = load(root)
     stream = stream or sys.stdout
     if as_json:
-        rows = [asdict(pin) for pin in table.pins]
-        stream.write(json.dumps({"pins": rows, "patches": len(table.patches)}, indent=2) + "\n")
+        stream.write(json.dumps({"pins": [asdict(pin) for pin in table.pins]}, indent=2) + "\n")
         return 0
-    for target in TARGETS:
+    for target in families.targets():
         pins = table.of(target.name)
-        files = len({pin.stock_sha256 for pin in pins})
-        patches = len({pin.patch for pin in pins})
-        stream.write(
-            f"{target.name}  {target.path}\n  {len(pins)} releases, {files} distinct files, {patches} patches\n\n"
-        )
-        stream.write(f"  {'release':<11}{'stock':<14}{'patched':<14}{'patch':<32}note\n")
-        for pin in pins:
-            name = pin.patch.split("/")[1]
-            row = f"  {pin.version:<11}{pin.stock_sha256[:12]:<14}{pin.patched_sha256[:12]:<14}{name:<32}{pin.note}"
-            stream.write(row.rstrip() + "\n")
+        rows = {pin.stock_sha256: [other for other in pins if other.stock_sha256 == pin.stock_sha256] for pin in pins}
+        stream.write(f"{target.name}  {target.path}\n  {len(pins)} releases, {len(rows)} distinct files\n\n")
+        stream.write(f"  {'stock':<14}{'patched':<14}releases\n")
+        for same in rows.values():
+            stream.write(f"  {same[0].stock_sha256[:12]:<14}{same[0].patched_sha256[:12]:<14}{releases_text(same)}\n")
         stream.write("\n")
     return 0
 
@@ -191,10 +189,10 @@ def print_table(as_json: bool = False, root: Path | None = None, stream: TextIO 
 def _root() -> Path:
     here = Path(__file__).resolve().parent
     packaged = here / "patches"
-    return packaged if (packaged / "pins.json").is_file() else here.parent / "patches"
+    return packaged if (packaged / TABLE).is_file() else here.parent / "patches"
 
 
-def _read(root: Path, name: str, limit: int) -> bytes:
+def _text(root: Path, name: str) -> str:
     path = root / name
     try:
         if path.resolve() != root.resolve() / name or not stat.S_ISREG(path.stat().st_mode):
@@ -202,79 +200,37 @@ def _read(root: Path, name: str, limit: int) -> bytes:
                 _problem(f"{name} is not a plain file in {root}", "a file, no link", f"{path.resolve()}")
             )
         with path.open("rb") as file:
-            data = file.read(limit + 1)
-    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
-        raise PatcherError(_problem(f"{name} cannot be read", f"a file in {root}", str(error))) from None
-    if len(data) > limit:
-        raise PatcherError(_problem(f"{name} is too large", f"at most {limit} bytes", "more"))
-    return data
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise PatcherError(_problem(f"{name} is too large", f"at most {MAX_BYTES} bytes", "more"))
+        return data.decode("ascii")
+    except (OSError, RuntimeError, UnicodeDecodeError) as error:  # RuntimeError: a loop of links, before Python 3.13
+        raise PatcherError(_problem(f"{name} cannot be read", f"a text in {root}", str(error)[:200])) from None
 
 
-def _data(root: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(_read(root, "pins.json", MAX_TABLE_BYTES), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        problem = _problem("pins.json is not JSON", "the file of a SelfAug checkout", str(error)[:200])
-        raise PatcherError(problem) from None
-    if not isinstance(data, dict) or set(data) != {"format", *(target.name for target in TARGETS)}:
-        found = f"the keys {sorted(data)[:5]}" if isinstance(data, dict) else type(data).__name__
-        expected = "the keys 'format' and " + ", ".join(repr(target.name) for target in TARGETS)
-        raise PatcherError(_problem("pins.json is not a pin table", expected, found[:200]))
-    if data["format"] != FORMAT:
-        found = repr(data["format"])[:40]
-        raise PatcherError(_problem("pins.json has a format that this SelfAug does not read", f"{FORMAT}", found))
-    return data
+def _row(line: str) -> list[Pin]:
+    match = _ROW.fullmatch(line)
+    if match is None:
+        raise ValueError("not a family, its releases and two sha256")
+    if match["target"] not in {target.name for target in families.targets()}:
+        raise ValueError(f"no family of the name {match['target'][:60]}")
+    pins = []
+    for item in match["releases"].split(", "):
+        version, yanked, rest = item.partition(" (yanked)")
+        bounds = _RANGE.fullmatch(version)
+        if bounds and (yanked or int(bounds[3]) <= int(bounds[2])):
+            raise ValueError(f"{item[:60]} is no range of releases")
+        numbers = range(int(bounds[2]), int(bounds[3]) + 1) if bounds else ()
+        for release in [f"{bounds[1]}{number}" for number in numbers] if bounds else [version]:
+            if not VERSION.fullmatch(release) or rest:
+                raise ValueError(f"{item[:60]!r} is not a release")
+            note = "yanked" if yanked else "pre-release" if Version(release).is_prerelease else ""
+            pins.append(Pin(match["target"], release, match["stock"], match["patched"], note))
+    return pins
 
 
-def _pin(target: Target, row: Any, problems: list[Problem]) -> Pin | None:
-    where = f"in a row for {target.name}"
-    if not isinstance(row, dict) or set(row) != _FIELDS or not all(isinstance(value, str) for value in row.values()):
-        problems.append(_problem(f"pins.json has another form {where}", f"texts {sorted(_FIELDS)}", repr(row)[:120]))
-        return None
-    forms = {"version": VERSION, "patch": _PATCH, "stock_sha256": _SHA256, "patched_sha256": _SHA256}
-    wrong = [name for name, form in forms.items() if not form.fullmatch(row[name])]
-    wrong += ["note"] if row["note"] not in NOTES else []
-    problems += [_problem(f"pins.json has a bad {name} {where}", f"a {name}", repr(row[name])[:80]) for name in wrong]
-    return None if wrong else Pin(target=target.name, **{**row, "patch": f"{target.package}/{row['patch']}"})
-
-
-def contradictions(pins: list[Pin]) -> list[Problem]:
-    """What cannot be true of one target's rows: order, and that a file has one outcome and an outcome one file."""
-    problems: list[Problem] = []
-    outcomes: dict[str, tuple[str, str]] = {}
-    origins: dict[str, str] = {}
-    for index, pin in enumerate(pins):
-        where = f"pins.json, {pin.target} {pin.version}:"
-        outcome = (pin.patch, pin.patched_sha256)
-        if index and Version(pins[index - 1].version) >= Version(pin.version):
-            problems.append(_problem(f"{where} out of order or twice", "ascending versions", pins[index - 1].version))
-        if outcomes.setdefault(pin.stock_sha256, outcome) != outcome:
-            problems.append(_problem(f"{where} one stock file, two outcomes", "one outcome", pin.stock_sha256))
-        if origins.setdefault(pin.patched_sha256, pin.stock_sha256) != pin.stock_sha256:
-            problems.append(_problem(f"{where} two stock files, one outcome", "one stock file", pin.patched_sha256))
-    for sha256 in sorted(set(outcomes) & set(origins)):
-        problems.append(_problem("pins.json: one file is both stock and patched", "two hashes that differ", sha256))
-    return problems
-
-
-def _patches(root: Path, pins: list[Pin], problems: list[Problem]) -> dict[str, Patch]:
-    patches: dict[str, Patch] = {}
-    paths = {target.name: target.path for target in TARGETS}
-    for name, target in dict.fromkeys((pin.patch, pin.target) for pin in pins):
-        try:
-            patches[name] = read_patch(root, name)
-        except PatcherError as error:
-            problems += error.problems
-            continue
-        if patches[name].target != paths[target]:
-            problems.append(_problem(f"{name} is not a patch for {target}", paths[target], patches[name].target))
-    return patches
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len({key for key, _ in pairs}) != len(pairs):
-        raise ValueError("a key is there twice")
-    return dict(pairs)
+def _order(pin: Pin) -> tuple[int, Version]:
+    return [target.name for target in families.targets()].index(pin.target), Version(pin.version)
 
 
 def _version(text: str) -> Version | None:
@@ -284,5 +240,5 @@ def _version(text: str) -> Version | None:
         return None
 
 
-def _problem(what: str, expected: str, found: str) -> Problem:
-    return Problem("bad-pins", what, expected, found, "take the patches/ folder from a fresh checkout of SelfAug")
+def _problem(what: str, expected: str, actual: str) -> Problem:
+    return Problem("bad-pins", what, expected, actual, "take the patches/ folder from a fresh checkout of SelfAug")

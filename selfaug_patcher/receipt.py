@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .errors import PatcherError, Problem
-from .pins import TARGETS
+from .families import targets
 
 FORMAT = 1
 MAX_BYTES = 256 * 1024
@@ -69,7 +69,7 @@ def decode(content: bytes, path: str) -> Receipt:
         _keys(data, {"format", "selfaug", "targets", "runtime"})
         if data["format"] != FORMAT:
             raise ValueError(f"format {data['format']!r:.40}")
-        names = {target.name for target in TARGETS}
+        names = {target.name for target in targets()}
         if not isinstance(data["targets"], dict) or not set(data["targets"]) <= names:
             raise ValueError("targets of other names")
         return Receipt(

@@ -10,9 +10,10 @@ from .difference import explain, unified
 from .environment import Environment, Package
 from .errors import MODIFIED as EXIT_MODIFIED
 from .errors import PatcherError, Problem, from_os_error, leaving
+from .families import targets as known_targets
 from .outcome import Outcome, without_lock
 from .payload import Runtime, installed, subfolders
-from .pins import TARGETS, PinTable
+from .pins import PinTable
 from .plan import Plan, restore_stock
 from .receipt import MODULE, encode
 from .refusals import lost_original
@@ -70,7 +71,7 @@ def sites(environment: Environment) -> list[Store]:
     stores = []
     for site in environment.path:
         store = Store(site)
-        left_over = not any(store.has(target.package) for target in TARGETS)
+        left_over = not any(store.has(target.package) for target in known_targets())
         if site in imported or (store.exists and left_over):
             stores.append(store)
     return stores + [Store(site) for site in sorted(imported - set(environment.path))]
@@ -141,7 +142,7 @@ def edited(
 
 def _targets(environment: Environment, store: Store, table: PinTable) -> list[TargetState]:
     found = []
-    for target in TARGETS:
+    for target in known_targets():
         package = environment.packages[target.package]
         if package.site == store.site:
             found.append(of_package(target, package, table))
@@ -161,7 +162,7 @@ def _others(environment: Environment, store: Store) -> bytes | None:
     receipt = store.receipt()
     if receipt is None:
         return None
-    names = {target.name for target in TARGETS if hidden(environment, store, target.package)}
+    names = {target.name for target in known_targets() if hidden(environment, store, target.package)}
     targets = {name: original for name, original in receipt.targets.items() if name in names}
     modules = receipt.runtime if hidden(environment, store, "transformers") else {}
     return encode(replace(receipt, targets=targets, runtime=modules)) if targets or modules else None

@@ -88,7 +88,7 @@ def serve(table: PinTable, modules: Runtime) -> State:
     if problems:
         raise PatcherError(*problems, state="Nothing was run, and nothing was changed.")
     sources = {
-        target.module: (str(target.path), target.patched_content(table, target.content))
+        target.target.module: (str(target.path), target.patched_content(table, target.content))
         for target in state.targets
         if target.state == STOCK
     }

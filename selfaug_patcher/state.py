@@ -8,11 +8,12 @@ from pathlib import Path
 from . import payload
 from .environment import Environment, Package
 from .errors import PatcherError, Problem
+from .families import Target
+from .families import targets as known_targets
 from .payload import Runtime
-from .pins import TARGETS, Pin, PinTable, Target
+from .pins import Pin, PinTable
 from .receipt import Original
 from .store import Store, digest, read
-from .udiff import apply, reverse
 
 STOCK, PATCHED, MODIFIED, MISSING, UNSUPPORTED = "stock", "patched", "modified", "missing", "unsupported"
 
@@ -35,11 +36,6 @@ class TargetState:
     sha256: str = ""
     pin: Pin | None = None
     original: Original | None = None
-
-    @property
-    def module(self) -> str:
-        """The name under which Python imports the target."""
-        return self.target.path[: -len(".py")].replace("/", ".")
 
     @property
     def store(self) -> Store:
@@ -66,14 +62,14 @@ class TargetState:
             if kept is not None:
                 return kept
         if self.pin is not None and self.state == PATCHED:
-            return _pinned(reverse(table.patch(self.pin), self.content), self.pin.stock_sha256)
+            return _pinned(table.stock(self.target, self.content), self.pin.stock_sha256)
         return None
 
     def patched_content(self, table: PinTable, stock: bytes) -> bytes:
         """The patched file for this stock content. Its hash is the pinned one, of a file that is known to compile."""
         pin = table.by_stock(self.target.name, digest(stock))
         assert pin is not None
-        return _pinned(apply(table.patch(pin), stock), pin.patched_sha256)
+        return _pinned(table.patched(self.target, stock), pin.patched_sha256)
 
 
 @dataclass(frozen=True)
@@ -116,7 +112,7 @@ def inspect(environment: Environment, table: PinTable, runtime: Runtime) -> Stat
     Raises:
         PatcherError: a receipt is damaged.
     """
-    targets = tuple(of_package(target, environment.packages[target.package], table) for target in TARGETS)
+    targets = tuple(of_package(target, environment.packages[target.package], table) for target in known_targets())
     site = targets[0].package.site
     receipt = Store(site).receipt() if site else None
     found = payload.state(site, runtime, receipt)

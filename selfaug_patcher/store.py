@@ -14,7 +14,7 @@ from pathlib import Path
 
 from . import receipt as receipts
 from .errors import PatcherError, Problem, from_os_error
-from .pins import TARGETS
+from .families import targets
 from .receipt import Receipt
 
 RUNTIME = "selfaug"
@@ -22,14 +22,8 @@ RUNTIME = "selfaug"
 # The folders that `install` makes.
 FOLDER = re.compile(rf"{RUNTIME}(?:/{receipts.PACKAGE.pattern})?")
 
-_PLACES = [
-    *(re.escape(target.path) for target in TARGETS),
-    *(f"{re.escape(str(Path(t.path).parent.as_posix()))}/__pycache__/{receipts.BYTECODE.pattern}" for t in TARGETS),
-    FOLDER.pattern,
-    f"{RUNTIME}/{receipts.MODULE.pattern}",
-    r"\.selfaug/receipt\.json",
-]
-_PLACE = re.compile("|".join(f"(?:{place})" for place in _PLACES))
+_OURS = re.compile(rf"{FOLDER.pattern}|{RUNTIME}/{receipts.MODULE.pattern}|\.selfaug/receipt\.json")
+_COMPILED = re.compile(rf"(.+)/__pycache__/{receipts.BYTECODE.pattern}")
 
 
 @dataclass(frozen=True)
@@ -113,7 +107,7 @@ class Store:
             PatcherError: the path is none that SelfAug ever touches, or a link on the way leads out of the site
                 directory. (A link at its end is no harm: it gets replaced, never written through.)
         """
-        if not _PLACE.fullmatch(path):
+        if not (_OURS.fullmatch(path) or _is_patched(path)):
             raise _outside(path, "not a file of SelfAug, nor one that it patches")
         full = self.site / path
         real = os.path.realpath(full.parent)
@@ -121,6 +115,13 @@ class Store:
             do = f"remove the link in {self.site / RUNTIME}, then run the same command again"
             raise _outside(str(full), f"a link leads to {real}", do if path.startswith(RUNTIME) else _REINSTALL)
         return full
+
+
+def _is_patched(path: str) -> bool:
+    """Whether SelfAug patches this file, or a file beside which this compiled one lies."""
+    paths = {target.path for target in targets()}
+    compiled = _COMPILED.fullmatch(path)
+    return path in paths or (compiled is not None and compiled[1] in {each.rpartition("/")[0] for each in paths})
 
 
 def digest(content: bytes) -> str:

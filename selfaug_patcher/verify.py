@@ -109,7 +109,7 @@ def _same_as_stock(state: State, selftest: Path) -> list[Check]:
         content = read(stock) if isinstance(stock, Path) else stock
         if content is None:
             return [Check("as stock", False, f"the stock file of {target.package.name} is not known")]
-        sources[target.module] = (str(target.path), content)
+        sources[target.target.module] = (str(target.path), content)
     patched, error = _digests(state.environment, selftest, {})
     stock_digests, stock_error = _digests(state.environment, selftest, sources)
     if not isinstance(patched, dict) or not isinstance(stock_digests, dict) or not patched:

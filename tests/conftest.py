@@ -1,5 +1,5 @@
 """Tests see this checkout's Code/ as `selfaug` and, where torch is installed, patched transformers and peft: patched
-in memory from the pinned diffs, so that nothing is written into the environment that the tests run in.
+in memory, so that nothing is written into the environment that the tests run in.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "runtime")]
 
 import not_proved  # noqa: E402
 
-from selfaug_patcher import memory, pins, udiff, wheels  # noqa: E402
+from selfaug_patcher import families, memory, pins  # noqa: E402
+from selfaug_patcher.maintain import wheels  # noqa: E402
 
 for name in [name for name in os.environ if name.startswith("SELFAUG")]:
     if name not in ("SELFAUG_WHEEL_CACHE", "SELFAUG_PROVE_ALL"):  # those are about the tests themselves
@@ -36,18 +37,19 @@ for number in (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signa
 def _patched() -> dict[str, tuple[str, bytes]]:
     """Module name to (path, patched source) for whichever of the two packages is installed."""
     table = pins.load()
-    found = {}
-    for target in pins.TARGETS:
+    sources = {}
+    for target in families.targets():
         package = importlib.util.find_spec(target.package)
         if package is None or package.origin is None:
             continue
         path = Path(package.origin).parent.parent / target.path
+        if not path.exists():  # a family that this release does not have
+            continue
         stock = path.read_bytes()
         pin = table.by_stock(target.name, hashlib.sha256(stock).hexdigest())
         assert pin is not None, f"{path} is not stock: the tests need stock packages of a pinned release"
-        name = target.path[: -len(".py")].replace("/", ".")
-        found[name] = (str(path), udiff.apply(table.patch(pin), stock))
-    return found
+        sources[target.module] = (str(path), table.patched(target, stock))
+    return sources
 
 
 memory.install(_patched(), {"selfaug": str(ROOT / "Code")})

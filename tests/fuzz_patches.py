@@ -1,8 +1,8 @@
-"""Millions of damaged patch files and pin tables: nothing but a PatcherError may come out of them.
+"""Millions of damaged seams, source files and pin tables: nothing but a PatcherError may come out of them.
 
     python tests/fuzz_patches.py [--inputs 3000000] [--seed 0]
 
-What is accepted must be harmless: a target inside a package, apply and reverse inverse to each other. An input that
+What is accepted must be harmless: placing a seam and taking it out are inverse to each other. An input that
 breaks a rule is printed and ends the run with exit code 1; so does one that takes longer than a second.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -19,18 +20,34 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from selfaug_patcher import pins, udiff  # noqa: E402
+from selfaug_patcher import families, pins, seam  # noqa: E402
 from selfaug_patcher.errors import PatcherError  # noqa: E402
 
 # One input in this many is a pin table: they take a hundred times as long, most of it the file system.
 TABLE_EVERY = 500
 SLOW_SECONDS = 1.0
 PIECES = [
-    "@@ -1,2 +1,3 @@\n", "@@ -0,0 +1 @@\n", "@@ -1 +1 @@", "@@", "--- a/x.py\n", "+++ b/x.py\n", "--- a/../x.py\n",
-    "\\ No newline at end of file\n", "\n", " \n", "+\n", "-\n", "\r\n", "\0", "\ud800", "\u2028", "\x85", "\f", "é",
-    "../", "/etc/passwd", "..\\", "~", "Subject: x\n", "Applies-To:", "9" * 30, "-1", "+" * 400, " a\n" * 90, "[" * 60,
-    '"', "}", "]", ",", "null", "1e999", "NaN", '"note": "",', '"patch": "../../x-1.patch"', "\\u0000", "{",
+    "\n", "\r\n", "\r", "\0", "\ud800", "\u2028", "\x85", "\x0c", "é", "#", "\\", '"""', "'", "(", ")", ":", ";", ",",
+    "[" * 60,
+    "class DemoForCausalLM(A):\n    pass\n", "class ", "import x\n", "from .configuration_demo import X\n",
+    "@decorator\n", "SelfAligned", "selfaug", "+", "-", "+#\n", "CLASS", "CONFIGURATION", "(...)",
+    "@@\n", "Subject: x\n", "\n\n",
+    "1.0.0-9", " (yanked)", ", ", "  ", "transformers:qwen2", "a" * 64, "9" * 30, "-1",
 ]  # fmt: skip
+DEMO = families.model("demo", "DemoForCausalLM", "1.0")
+SOURCE = """import torch
+from .configuration_demo import (
+    DemoConfig,
+)
+
+
+@auto_docstring
+class DemoForCausalLM(DemoPreTrainedModel, GenerationMixin):  # a model
+    _tied = ["a"]
+
+    def forward(self):
+        return '''x'''
+"""
 
 
 def damage(text: str, chance: random.Random) -> str:
@@ -60,39 +77,33 @@ def damage(text: str, chance: random.Random) -> str:
     return text
 
 
-def stock_for(text: str, chance: random.Random) -> bytes:
-    """A file that has the pre-images of a patch in it, mostly: once, twice, with something before and between."""
-    lines = [line[1:] for line in text.split("\n") if line[:1] in (" ", "-") and not line.startswith("---")]
-    filler = ["x\n"] * chance.randrange(3)
-    whole = "".join([*filler, *(line + "\n" for line in lines), *filler])
-    return (whole * chance.choice((1, 1, 1, 1, 2))).encode("utf-8", "replace")
+def try_seam(text: str) -> str:
+    try:
+        seam.parse(text, "x.seam")
+    except PatcherError as error:
+        return f"seam: {error.problems[0].id}"
+    return "seam read"
 
 
-def try_patch(text: str, stock: bytes) -> str:
+def try_source(ours: seam.Seam, text: str) -> str:
+    stock = text.encode("utf-8", "surrogatepass")
     try:
-        patch = udiff.parse(text, "x.patch")
+        patched = seam.place(ours, DEMO, stock)
     except PatcherError as error:
-        return error.problems[0].id
-    assert not patch.target.startswith("/")
-    assert not {"", ".", ".."} & set(patch.target.split("/"))
-    assert patch.target.endswith(".py")
-    try:
-        patched = udiff.apply(patch, stock)
-    except PatcherError as error:
-        return error.problems[0].id
+        return f"source: {error.problems[0].id}"
     assert patched != stock
-    assert udiff.reverse(patch, patched) == stock
-    return "applied and reversed"
+    assert seam.remove(ours, DEMO, patched) == stock
+    compile(patched, "x.py", "exec")
+    return "placed and taken out"
 
 
 def try_table(root: Path, text: str) -> str:
-    (root / "pins.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    (root / "pins.txt").write_bytes(text.encode("utf-8", "surrogatepass"))
     try:
         table = pins.load(root)
     except PatcherError as error:
         return error.problems[0].id
     for pin in table.pins:
-        assert (root / pin.patch).resolve().parent.parent == root.resolve()
         assert len(pin.stock_sha256) == len(pin.patched_sha256) == 64
     return "table read"
 
@@ -104,22 +115,23 @@ def main() -> int:
     options = parser.parse_args()
     chance = random.Random(options.seed)
     table = pins.load()
-    seeds = [(table.root / name).read_text() for name in table.patches]
-    seeds += ["--- a/p/f.py\n+++ b/p/f.py\n@@ -1,2 +1,3 @@\n one\n+new\n two\n@@ -9,2 +10,2 @@\n a\n-b\n+c\n"] * 6
-    table_text = (table.root / "pins.json").read_text()
+    seams = [(table.root / f"{name}.seam").read_text() for name in table.seams]
+    table_text = (table.root / "pins.txt").read_text()
     outcomes: Counter[str] = Counter()
     slowest = 0.0
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder) / "patches"
-        for name in table.patches:
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            (root / name).write_text((table.root / name).read_text())
+        root = Path(shutil.copytree(table.root, Path(folder) / "patches"))
         for number in range(1, options.inputs + 1):
-            text = damage(table_text if number % TABLE_EVERY == 0 else chance.choice(seeds), chance)
+            is_table, is_source = number % TABLE_EVERY == 0, number % 2 == 0
+            seed = table_text if is_table else SOURCE if is_source else chance.choice(seams)
+            text = damage(seed, chance)
             began = time.process_time()
             try:
-                is_table = number % TABLE_EVERY == 0
-                outcomes[try_table(root, text) if is_table else try_patch(text, stock_for(text, chance))] += 1
+                if is_table:
+                    outcome = try_table(root, text)
+                else:
+                    outcome = try_source(table.seams["transformers"], text) if is_source else try_seam(text)
+                outcomes[outcome] += 1
             except Exception as error:
                 print(f"\ninput {number} (seed {options.seed}): {type(error).__name__}: {error}\n{text!r}")
                 return 1

@@ -26,10 +26,10 @@ sys.path.insert(0, str(ROOT))
 
 from matrix_environments import Environments, Failure, run, tiny_model  # noqa: E402
 
-from selfaug_patcher import wheels  # noqa: E402
+from selfaug_patcher.maintain import wheels  # noqa: E402
 
-# transformers, a peft of its era, a peft of another. Every distinct modeling_qwen2.py and layer.py is here, and the
-# first and the last release of each patch (tests/pins/test_matrix.py sees to it).
+# transformers, a peft of its era, a peft of another. Every distinct modeling_qwen2.py and layer.py is here
+# (tests/pins/test_matrix.py sees to it).
 PAIRS = """
 4.37.0    0.7.1   0.13.2
 4.38.2    0.8.2   0.13.2

@@ -18,7 +18,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from selfaug_patcher import wheels
+from selfaug_patcher.maintain import wheels
 
 # Trainer passes an argument to accelerate that 1.0 dropped; older accelerates need nothing else.
 OLD_ACCELERATE = ("4.40", "accelerate==0.34.2")

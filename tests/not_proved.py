@@ -14,7 +14,7 @@ COMMANDS = (
     (r"could not import 'bitsandbytes'.*", "bitsandbytes", "nox -s \"stacks(stack='bitsandbytes')\""),
     (r"could not import '(torch|transformers|peft|accelerate)'.*", r"\1", "pip install -r requirements-dev.txt"),
     (r"could not import '([\w-]+)[\w.]*'.*", r"\1", r"pip install \1"),
-    (r"(?:GNU )?(patch|git|strace|bash) is not installed", r"\1", r"apt-get install \1"),
+    (r"(git|strace|bash) is not installed", r"\1", r"apt-get install \1"),
     (r"needs (bash), .*", r"\1", r"apt-get install \1"),
     (r"(uv|datasets|datasketch|[\w-]+) is not installed(?: here)?", r"\1", r"pip install \1"),
     (r"there is no Python ([\d.]+) here", r"Python \1", r"pyenv install \1"),

@@ -47,6 +47,11 @@ def test_the_patcher_imports_the_standard_library_and_packaging_only():
         assert {f for f in found if not f.startswith(".")} <= allowed, name
 
 
+def test_nothing_but_the_verb_pin_needs_the_maintainers_tools():
+    users = {name for name, found in modules("selfaug_patcher").items() if any("maintain" in f for f in found)}
+    assert {name for name in users if not name.startswith("maintain.")} == {"cli"}
+
+
 def test_the_runtime_never_imports_the_patcher_and_needs_peft_only_in_its_self_test():
     for name, found in modules("Code").items():
         if name != "update_module":

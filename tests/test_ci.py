@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-NEEDED = ["git", "patch", "strace", "chromium"]
+NEEDED = ["git", "strace", "chromium"]
 NOTE = 'echo "${0##*/} $*" >> "$LOG"'
 TOOLS = ["sed", "grep", "dirname"]
 TEST_COMMAND = ["python3 -m venv .venv", "pip install -q nox>=2024.4", "nox -s lint tests site"]
@@ -70,22 +70,22 @@ def test_ci_needs_git(ci):
 
 
 def test_ci_installs_what_is_missing_where_it_can(ci):
-    status, called, told = ci("git", "strace", installs=["patch", "chromium"])
+    status, called, told = ci("git", installs=["strace", "chromium"])
     assert called == [
         "apt-get update -qq",
-        "apt-get install -yqq --no-install-recommends patch chromium fonts-liberation",
+        "apt-get install -yqq --no-install-recommends strace chromium fonts-liberation",
         *TEST_COMMAND,
     ]
     assert (status, told) == (0, "")
 
 
 def test_ci_installs_nothing_for_others_than_root(ci):
-    status, called, told = ci("git", "patch", "strace", user=1000, installs=["chromium"])
+    status, called, told = ci("git", "strace", user=1000, installs=["chromium"])
     assert (status, called, told) == (0, TEST_COMMAND, "CI: tests skip for want of chromium\n")
 
 
 def test_an_install_that_fails_is_no_reason_to_test_nothing(ci):
-    status, called, told = ci("git", "patch", "strace", installs=["another"])
+    status, called, told = ci("git", "strace", installs=["another"])
     assert (status, told) == (0, "CI: tests skip for want of chromium\n")
     assert called[-len(TEST_COMMAND) :] == TEST_COMMAND
 
@@ -93,7 +93,7 @@ def test_an_install_that_fails_is_no_reason_to_test_nothing(ci):
 def test_any_browser_will_do_that_the_check_of_the_site_takes(ci):
     names = runpy.run_path(str(ROOT / "tests" / "site" / "browser.py"))["CHROMIUM"]
     assert f"for name in {' '.join(names)};" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    assert ci("git", "patch", "strace", names[-1])[0] == 0
+    assert ci("git", "strace", names[-1])[0] == 0
 
 
 def test_ci_says_that_python_is_too_old(ci):

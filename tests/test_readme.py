@@ -19,7 +19,7 @@ SETTINGS = ROOT / "docs" / "settings.md"
 RELEASES = ROOT / "docs" / "releases.md"
 sys.path.insert(0, str(ROOT))
 
-from selfaug_patcher import pins  # noqa: E402
+from selfaug_patcher import families, pins  # noqa: E402
 
 
 def block(name: str, page: Path = README) -> str:
@@ -30,47 +30,35 @@ def block(name: str, page: Path = README) -> str:
     return found.group(1)
 
 
-def hunk(package: str) -> str:
-    """The newest patch of a package, without its header."""
-    newest = [pin for pin in pins.load().pins if pin.target.startswith(package)][-1].patch
-    patch = next(ROOT.glob(f"patches/*/{Path(newest).name}"))
-    lines = patch.read_text(encoding="utf-8").split("\n")
-    body = [line for line in lines[lines.index("") + 1 :] if not line.startswith(("---", "+++"))]
-    body = ["@@" if line.startswith("@@") else line for line in body]
-    return "```diff\n" + "\n".join(body).rstrip("\n") + "\n```\n"
+def seam(target: families.Target) -> str:
+    """What goes into a file, with the names that it has there."""
+    body = (ROOT / "patches" / f"{target.package}.seam").read_text(encoding="utf-8").split("\n\n", 1)[1]
+    names = body.replace("CONFIGURATION", target.configuration).replace("CLASS", target.class_name)
+    return "```diff\n" + names + "```\n"
 
 
 def releases() -> str:
-    """The pinned releases, a line for each minor series."""
+    """The pinned releases of the two packages, a line for each minor series."""
     rows = []
-    for target in pins.TARGETS:
-        final = [pin.version for pin in pins.load().pins if pin.target == target.name and not pin.note]
+    for target in (families.MODELS[0], families.LAYER):
+        final = [pin.version for pin in pins.load().of(target.name) if not pin.note]
         series = [list(group) for _, group in groupby(final, key=lambda version: version.split(".")[:2])]
         rows.append(f"**{target.package}**, {len(final)} releases from {final[0]} to {final[-1]}: ")
         rows[-1] += ", ".join(s[0] if len(s) == 1 else f"{s[0]}-{s[-1].split('.')[-1]}" for s in series) + ".\n"
     return "\n".join(rows)
 
 
-def patches() -> str:
-    """A line for each patch, and how many releases and files that are."""
+def proved() -> str:
+    """A line for each file, and how many releases are marked."""
     table = pins.load()
-    lines = ["| patch | applies to | releases | distinct files |", "|---|---|---:|---:|"]
-    for name in table.patches:
-        rows = [pin for pin in table.pins if pin.patch == name]
-        lines.append(f"| `{name}` | {table.applies_to(name)} | {len(rows)} | {files(rows)} |")
-    counts = [
-        f"{len(table.of(target.name))} releases of {target.package} in {files(table.of(target.name))} distinct files"
-        for target in pins.TARGETS
-    ]
-    yanked = [f"{pin.target.split(':')[0]} {pin.version}" for pin in table.pins if pin.note == "yanked"]
-    early = sum(pin.note == "pre-release" for pin in table.pins)
-    lines += [
-        "",
-        f"That is {', and '.join(counts)}.",
-        f"Among them, and marked, because somebody has them: {early} release",
-    ]
-    lines[-1] += f" candidates and {len(yanked)} withdrawn releases, {', '.join(yanked)}."
-    return "\n".join(lines) + "\n"
+    lines = ["| file | releases | distinct files |", "|---|---:|---:|"]
+    for target in families.targets():
+        rows = table.of(target.name)
+        lines.append(f"| `{target.path}` | {len(rows)}, {rows[0].version} to {rows[-1].version} | {files(rows)} |")
+    withdrawn = dict.fromkeys(f"{pin.target.split(':')[0]} {pin.version}" for pin in table.pins if pin.note == "yanked")
+    early = {(pin.target.split(":")[0], pin.version) for pin in table.pins if pin.note == "pre-release"}
+    marked = f"{len(early)} release candidates and {len(withdrawn)} withdrawn releases, {', '.join(withdrawn)}"
+    return "\n".join([*lines, "", f"Among them, and marked, because somebody has them: {marked}."]) + "\n"
 
 
 def files(rows) -> int:
@@ -78,10 +66,10 @@ def files(rows) -> int:
 
 
 GENERATED = {
-    "transformers hunk": (README, lambda: hunk("transformers")),
-    "peft hunk": (README, lambda: hunk("peft")),
+    "transformers seam": (README, lambda: seam(families.MODELS[0])),
+    "peft seam": (README, lambda: seam(families.LAYER)),
     "releases": (README, releases),
-    "patches": (RELEASES, patches),
+    "proved": (RELEASES, proved),
 }
 REWRITE = "python tests/test_readme.py writes it anew"
 
@@ -93,17 +81,17 @@ def settings_page() -> str:
     return text[:begin] + block("settings").replace("[docs/", "[").replace("](docs/", "](") + text[end:]
 
 
-def test_the_hunks_shown_are_those_of_the_newest_patches():
-    assert block("transformers hunk") == hunk("transformers"), REWRITE
-    assert block("peft hunk") == hunk("peft"), REWRITE
+def test_what_the_readme_shows_is_what_goes_into_the_files():
+    assert block("transformers seam") == seam(families.MODELS[0]), REWRITE
+    assert block("peft seam") == seam(families.LAYER), REWRITE
 
 
 def test_the_releases_listed_are_those_pinned():
     assert block("releases") == releases(), REWRITE
 
 
-def test_the_page_of_releases_has_every_patch_and_the_counts():
-    assert block("patches", RELEASES) == patches(), REWRITE
+def test_the_page_of_releases_has_every_file_and_the_counts():
+    assert block("proved", RELEASES) == proved(), REWRITE
 
 
 def test_every_setting_is_listed_with_its_default():

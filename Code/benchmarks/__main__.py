@@ -248,25 +248,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def _patch_in_memory() -> None:
     """Patched transformers and peft, and Code/ as ``selfaug``, in this process only."""
-    import hashlib
-    import importlib.util
+    from selfaug_patcher import payload, pins, run
+    from selfaug_patcher.errors import PatcherError
 
-    from selfaug_patcher import memory, pins, udiff
-
-    table, found = pins.load(), {}
-    for target in pins.TARGETS:
-        spec = importlib.util.find_spec(target.package)
-        if spec is None or spec.origin is None:
-            sys.exit(f"{target.package} is not installed")
-        path = Path(spec.origin).parent.parent / target.path
-        pin = table.by_stock(target.name, hashlib.sha256(path.read_bytes()).hexdigest())
-        if pin is None:
-            sys.exit(f"{path} is not the stock file of a pinned release")
-        found[target.path[: -len(".py")].replace("/", ".")] = (
-            str(path),
-            udiff.apply(table.patch(pin), path.read_bytes()),
-        )
-    memory.install(found, {"selfaug": str(ROOT / "Code")})
+    try:
+        run.serve(pins.load(), payload.load(ROOT / "Code"))
+    except PatcherError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ def newer_selfaug(tmp_path_factory) -> Release:
     """A later SelfAug with other patches and another runtime: one module less, and another package."""
     release = make_release(tmp_path_factory.mktemp("newer"), "0.2.0", mark="  # 0.2")
     (release.code / "hooks.py").write_text(
-        'from .tools.step import PART\n\n\nclass SelfAligned:\n    release = step = "0.2.0"\n    part = PART\n'
+        'from .tools.step import PART\n\n\nclass SelfAligned:\n    release = step = "0.2.0"\n    part = PART\n\n\n'
+        "class ReferenceSwitch:\n    selfaug_reference = False\n"
     )
     (release.code / "step.py").unlink()
     (release.code / "kit").rename(release.code / "tools")

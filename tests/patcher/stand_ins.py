@@ -1,5 +1,5 @@
 """Environments to patch: real virtual environments with small stand-ins for transformers and peft in them, and a pin
-table and patches for those. What decides is always the content's hash, so that nothing here is less strict than with
+table and seams for those. What decides is always the content's hash, so that nothing here is less strict than with
 the real files; the real ones are in test_real_environments.py.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from snapshots import snapshot
 
-from selfaug_patcher import cli, environment, payload, pins, udiff
+from selfaug_patcher import cli, environment, families, payload, pins, seam
 
 MODEL = "transformers/models/qwen2/modeling_qwen2.py"
 LAYER = "peft/tuners/lora/layer.py"
@@ -36,32 +36,35 @@ LAYER_TEXT = """class BaseTunerLayer:
 class LoraLayer(BaseTunerLayer):
     release = "{version}"
 """
-PATCHES = {
-    "transformers/modeling_qwen2-1.0.patch": """Subject: a stand-in
+SEAMS = {
+    "transformers.seam": """Subject: a stand-in
 
---- a/transformers/models/qwen2/modeling_qwen2.py
-+++ b/transformers/models/qwen2/modeling_qwen2.py
-@@ -1,1 +1,2 @@
- from .configuration_qwen2 import Qwen2Config
-+from selfaug.hooks import SelfAligned
-@@ -6,1 +7,1 @@
--class Qwen2ForCausalLM(Qwen2Config):
-+class Qwen2ForCausalLM(SelfAligned, Qwen2Config):
+ from .CONFIGURATION import ...
++from selfaug.hooks import SelfAligned  # SelfAug{mark}
+@@
++# >>> SelfAug
+-class CLASS(...):
++class CLASS(SelfAligned, ...):
++# <<< SelfAug
 """,
-    "peft/layer-1.0.patch": """Subject: a stand-in
+    "peft.seam": """Subject: a stand-in
 
---- a/peft/tuners/lora/layer.py
-+++ b/peft/tuners/lora/layer.py
-@@ -5,1 +5,2 @@
- class LoraLayer(BaseTunerLayer):
-+    selfaug_reference = False
++# >>> SelfAug{mark}
++try:
++    from selfaug.hooks import ReferenceSwitch
++except ImportError:
++    class ReferenceSwitch: ...
+-class CLASS(...):
++class CLASS(ReferenceSwitch, ...):
++# <<< SelfAug
 """,
 }
 CODE = {
     "__init__.py": '__version__ = "{version}"\n',
     "hooks.py": (
         "from .kit.part import PART\nfrom .step import VERSION\n\n\n"
-        'class SelfAligned:\n    release = "{version}"\n    step = VERSION\n    part = PART\n'
+        'class SelfAligned:\n    release = "{version}"\n    step = VERSION\n    part = PART\n\n\n'
+        "class ReferenceSwitch:\n    selfaug_reference = False\n"
     ),
     "step.py": 'VERSION = "{version}"\n',
     "kit/__init__.py": "",
@@ -187,22 +190,21 @@ def _urlsafe(text: str) -> str:
 
 
 def make_release(root: Path, version: str, releases: tuple[str, ...] = RELEASES, mark: str = "") -> Release:
-    """A SelfAug of this version. ``mark`` is something that its patches write and those of other versions do not."""
-    found = []
-    for name, text in PATCHES.items():
-        path = root / "patches" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = text.replace("import SelfAligned", f"import SelfAligned{mark}").replace("= False", f"= False{mark}")
-        path.write_text(text)
-        patch = udiff.parse(text, name)
-        target = next(target for target in pins.TARGETS if target.path == patch.target)
+    """A SelfAug of this version. ``mark`` is something that its seams write and those of other versions do not."""
+    folder = root / "patches"
+    folder.mkdir(parents=True)
+    for name, text in SEAMS.items():
+        (folder / name).write_text(text.format(mark=mark))
+    seams = {name[: -len(".seam")]: seam.parse((folder / name).read_text(), name) for name in SEAMS}
+    rows = []
+    for target in families.targets():
         for release in releases:
             stock = package_files(target.package, release)[target.path].encode()
-            patched = udiff.apply(patch, stock)
+            patched = seam.place(seams[target.package], target, stock)
             hashes = (hashlib.sha256(stock).hexdigest(), hashlib.sha256(patched).hexdigest())
-            found.append(pins.Pin(target.name, release, hashes[0], name, hashes[1]))
-    (root / "patches" / "pins.json").write_text(pins.render(found))
+            rows.append(pins.Pin(target.name, release, *hashes))
+    (folder / "pins.txt").write_text(pins.render(rows))
     for name, text in CODE.items():
         (root / "Code" / name).parent.mkdir(parents=True, exist_ok=True)
         (root / "Code" / name).write_text(text.format(version=version))
-    return Release(root / "patches", root / "Code")
+    return Release(folder, root / "Code")

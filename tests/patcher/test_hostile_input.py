@@ -156,19 +156,19 @@ def test_a_tampered_original_is_never_restored(patched):
 @pytest.mark.parametrize(
     "tamper",
     [
-        lambda text: text.replace("SelfAligned", "Evil"),
-        lambda text: text.replace("a/transformers/", "a/../transformers/"),
-        lambda text: text.replace("transformers/models/qwen2/modeling_qwen2.py", "transformers/__init__.py"),
+        lambda text: text.replace("CLASS(SelfAligned", "CLASS(Evil"),
+        lambda text: text.replace("+# >>>", "+import os  # >>>"),
+        lambda text: text.replace(".CONFIGURATION", "os"),
         lambda text: text[: len(text) // 2],
         lambda text: text * 1000,
         lambda text: "",
     ],
-    ids=["another result", "a path outside", "another file", "truncated", "enormous", "empty"],
+    ids=["another base", "another result", "another place", "truncated", "enormous", "empty"],
 )
-def test_a_patch_that_was_tampered_with_is_refused(place, tmp_path, tamper):
+def test_a_seam_that_was_tampered_with_is_refused(place, tmp_path, tamper):
     patches = tmp_path / "patches"
     shutil.copytree(place.selfaug.patches, patches)
-    path = patches / "transformers" / "modeling_qwen2-1.0.patch"
+    path = patches / "transformers.seam"
     path.write_text(tamper(path.read_text()))
     before = place.snapshot()
     result = place.run("install", selfaug=Release(patches, place.selfaug.code))

@@ -81,7 +81,7 @@ def test_diff_is_the_same_before_and_after_install(place):
     place.done("install")
     assert place.done("diff").out == before
     assert "+class Qwen2ForCausalLM(SelfAligned, Qwen2Config):" in before
-    assert "+    selfaug_reference = False" in before
+    assert "+class LoraLayer(ReferenceSwitch, BaseTunerLayer):" in before
 
 
 def test_status_has_the_promised_form(place):

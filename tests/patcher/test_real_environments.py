@@ -6,19 +6,18 @@ release lie in front of it.
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import sysconfig
 import venv
-from dataclasses import replace
-from pathlib import Path
 
+import older
 import pytest
 from snapshots import snapshot
 from stand_ins import Place
 
-from selfaug_patcher import cli, pins, store, udiff, wheels
+from selfaug_patcher import cli, families, payload, pins
+from selfaug_patcher.maintain import wheels
 
 pytestmark = pytest.mark.environments
 
@@ -69,54 +68,19 @@ def test_install_verify_and_revert(real, capsys, record_property):
     assert {path for path in after if "__pycache__" not in path} == set(before)
 
 
-# What SelfAug 0.1 put into LoraLayer until it got a base class for it.
-OLD_SWITCH = """    # >>> SelfAug (arXiv 2509.03934), added by selfaug_patcher; undo: python -m selfaug_patcher revert
-    # True while SelfAug's reference pass runs: this layer then answers as if it had no LoRA, with nothing merged,
-    # unmerged or frozen. False at all other times.
-    selfaug_reference = False
-
-    @property
-    def disable_adapters(self) -> bool:
-        return self.selfaug_reference or self._disable_adapters
-
-    # <<< SelfAug
-"""
-
-
-@pytest.fixture
-def old_patches(tmp_path):
-    """The patches folder with that, and the hashes that it had."""
-    folder = Path(shutil.copytree(pins.load().root, tmp_path / "patches"))
-    table = pins.load(folder)
-    texts = {name: (folder / name).read_text() for name in table.patches if name.startswith("peft/")}
-    for name, text in texts.items():
-        last = text.splitlines()[-1]
-        head = text.split("\n@@")[0]
-        added = "".join(f"+{line}\n" for line in OLD_SWITCH.splitlines())
-        (folder / name).write_text(f"{head}\n@@ -28,2 +28,12 @@\n class LoraLayer(BaseTunerLayer):\n{added}{last}\n")
-    rows = []
-    for pin in table.pins:
-        wheel = wheels.find("peft", pin.version) if pin.target == "peft:lora" else None
-        if pin.target == "peft:lora" and wheel is None:
-            continue
-        if wheel is not None:
-            patched = udiff.apply(pins.read_patch(folder, pin.patch), wheels.read(wheel, pins.TARGETS[1].path))
-            pin = replace(pin, patched_sha256=store.digest(patched))
-        rows.append(pin)
-    (folder / "pins.json").write_text(pins.render(rows))
-    return folder
-
-
-def test_a_peft_with_the_old_switch_is_upgraded_by_install_and_reverted_exactly(real, old_patches, capsys):
+def test_a_peft_with_the_old_switch_is_upgraded_by_install_and_reverted_exactly(real, capsys):
     before = snapshot(real.site)
-    assert cli.main(["install", "--python", real.python], old_patches) == 0
-    layer = real.site / pins.TARGETS[1].path
-    assert OLD_SWITCH in layer.read_text()
-    capsys.readouterr()
+    table, runtime = pins.load(), payload.load()
+    contents = {
+        "transformers:qwen2": table.patched(families.MODELS[0], real.model.read_bytes()),
+        "peft:lora": older.with_switch(real.layer.read_bytes()),
+    }
+    versions = dict(zip(("transformers", "peft"), real.releases))
+    older.install(real.site, versions, contents, runtime.files)
     assert "patched by an older SelfAug" in status(real, capsys)
     run(real, capsys, "install")
-    assert OLD_SWITCH not in layer.read_text()
-    assert "\nclass LoraLayer(ReferenceSwitch, BaseTunerLayer):\n" in layer.read_text()
+    assert older.SWITCH not in real.layer.read_text()
+    assert "\nclass LoraLayer(ReferenceSwitch, BaseTunerLayer):\n" in real.layer.read_text()
     assert "older" not in status(real, capsys)
     run(real, capsys, "revert")
     after = snapshot(real.site)

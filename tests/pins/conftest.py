@@ -10,7 +10,8 @@ import sys
 import pytest
 from releases import PROVE_ALL, TABLE, TARGETS, stock_file
 
-from selfaug_patcher import lock, wheels
+from selfaug_patcher import lock
+from selfaug_patcher.maintain import wheels
 
 
 @pytest.fixture(scope="session")

@@ -8,11 +8,12 @@ import importlib.metadata
 import os
 from pathlib import Path
 
-from selfaug_patcher import pins, udiff, wheels
+from selfaug_patcher import families, pins
 from selfaug_patcher.errors import PatcherError
+from selfaug_patcher.maintain import wheels
 
 TABLE = pins.load()
-TARGETS = {target.name: target for target in pins.TARGETS}
+TARGETS = {target.name: target for target in families.targets()}
 PROVE_ALL = os.environ.get("SELFAUG_PROVE_ALL") == "1"
 
 
@@ -40,7 +41,7 @@ def from_here(pin: pins.Pin) -> bytes | None:
         if distribution.version != pin.version:
             return None
         data = Path(distribution.locate_file(target.path)).read_bytes()
-        return data if hashlib.sha256(data).hexdigest() == pin.stock_sha256 else udiff.reverse(TABLE.patch(pin), data)
+        return data if hashlib.sha256(data).hexdigest() == pin.stock_sha256 else TABLE.stock(target, data)
     except (importlib.metadata.PackageNotFoundError, OSError, PatcherError):
         return None
 

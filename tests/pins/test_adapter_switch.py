@@ -16,7 +16,7 @@ import pytest
 from packaging.version import Version
 from releases import PROVE_ALL, TABLE, name
 
-from selfaug_patcher import wheels
+from selfaug_patcher.maintain import wheels
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid escape sequence")  # in stock peft
 

@@ -8,7 +8,7 @@ import pytest
 from packaging.version import Version
 from releases import TABLE
 
-from selfaug_patcher.pins import warnings
+from selfaug_patcher.pairs import warnings
 
 QWEN2, LORA = "transformers:qwen2", "peft:lora"
 

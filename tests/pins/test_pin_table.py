@@ -1,4 +1,4 @@
-"""The committed table and patches agree with each other; a table that was tampered with is refused as a whole."""
+"""The committed table is what its form says; a table that was tampered with is refused as a whole."""
 
 from __future__ import annotations
 
@@ -12,42 +12,56 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from releases import TABLE
 
-from selfaug_patcher import pins
+from selfaug_patcher import families, pins
 from selfaug_patcher.errors import PatcherError
 
-QWEN2, LORA = (target.name for target in pins.TARGETS)
+QWEN2, LORA = (target.name for target in families.targets())
 NEWEST = [pin.version for pin in TABLE.of(QWEN2) if not pin.note][-1]
-TEXT = (TABLE.root / "pins.json").read_text()
+TEXT = (TABLE.root / "pins.txt").read_text()
 
 
 def test_a_pre_release_is_marked_as_one_and_nothing_else_is():
     assert all(("rc" in pin.version) == (pin.note == "pre-release") for pin in TABLE.pins if pin.note != "yanked")
 
 
-def test_the_file_is_written_as_render_writes_it():
+def test_the_table_has_a_line_for_each_distinct_file_as_render_writes_it():
     assert pins.render(TABLE.pins) == TEXT
+    rows = [line for line in TEXT.splitlines() if line and not line.startswith("#")]
+    assert len(rows) == len({pin.stock_sha256 for pin in TABLE.pins})
 
 
-def test_no_patch_file_is_without_a_pin():
-    on_disk = {path.relative_to(TABLE.root).as_posix() for path in TABLE.root.rglob("*") if path.is_file()}
-    assert on_disk == {"pins.json", *(pin.patch for pin in TABLE.pins)}
+def test_three_hundred_and_thirty_four_files_fit_into_a_hundred_kilobytes():
+    rows = [line for line in TEXT.splitlines() if line and not line.startswith("#")]
+    assert len(TEXT) / len(rows) * 334 < 100_000
 
 
-@pytest.mark.parametrize("name", sorted(TABLE.patches))
-def test_the_headers_agree_with_the_pins(name):
-    patch = TABLE.patches[name]
-    first = next(pin for pin in TABLE.pins if pin.patch == name)
-    assert list(patch.headers) == ["Subject", "Target", "Applies-To", "Calls", "Source", "Forwarded"]
-    assert patch.headers["Target"] == patch.target
-    assert patch.headers["Applies-To"] == TABLE.applies_to(name)
-    assert patch.headers["Source"] == "arXiv:2509.03934"
-    assert name.endswith(f"-{first.version}.patch")
+def test_the_folder_has_the_table_and_the_seams_and_nothing_else():
+    assert {path.name for path in TABLE.root.iterdir()} == {"pins.txt", "transformers.seam", "peft.seam"}
 
 
-@pytest.mark.parametrize("name", sorted(TABLE.patches))
-def test_every_added_line_says_whose_it_is_and_how_to_undo_it(name):
-    added = [set(hunk.after) - set(hunk.before) for hunk in TABLE.patches[name].hunks]
-    assert all(any(b"python -m selfaug_patcher revert" in line for line in lines) for lines in added)
+@pytest.mark.parametrize(
+    ("versions", "text"),
+    [
+        pytest.param("1.0.0 1.0.1 1.0.2", "1.0.0-2", id="a range"),
+        pytest.param("1.0.0 1.0.2", "1.0.0, 1.0.2", id="a gap"),
+        pytest.param("1.0.0 1.1.0 1.1.1", "1.0.0, 1.1.0-1", id="another series"),
+        pytest.param("1.0.0rc1 1.0.0 1.0.1", "1.0.0rc1, 1.0.0-1", id="a pre-release"),
+        pytest.param("1.0.0 1.0.1! 1.0.2 1.0.3", "1.0.0, 1.0.1 (yanked), 1.0.2-3", id="a withdrawn release"),
+        pytest.param("4.9 4.10 4.11", "4.9-11", id="two numbers"),
+        pytest.param("1.0.9 1.0.10 1.0.10.post1", "1.0.9-10, 1.0.10.post1", id="a later build"),
+        pytest.param("1 2 3", "1, 2, 3", id="one number"),
+    ],
+)
+def test_releases_of_one_file_are_written_as_ranges_and_read_as_they_were(tmp_path, versions, text):
+    rows = [pins.Pin(QWEN2, version.rstrip("!"), "1" * 64, "2" * 64, note(version)) for version in versions.split()]
+    assert pins.releases_text(rows) == text
+    root = shutil.copytree(TABLE.root, tmp_path / "patches")
+    (root / "pins.txt").write_text(pins.render([*rows, *TABLE.of(LORA)]))
+    assert pins.load(root).of(QWEN2) == tuple(rows)
+
+
+def note(version: str) -> str:
+    return "yanked" if version.endswith("!") else "pre-release" if "rc" in version else ""
 
 
 def test_a_pin_is_found_by_content_whatever_the_version():
@@ -56,7 +70,6 @@ def test_a_pin_is_found_by_content_whatever_the_version():
     assert TABLE.by_patched(QWEN2, pin.patched_sha256) == pin
     assert TABLE.by_stock(LORA, pin.stock_sha256) is None
     assert TABLE.by_stock(QWEN2, pin.patched_sha256) is None
-    assert TABLE.patch(pin).name == pin.patch
 
 
 @pytest.mark.parametrize(
@@ -87,8 +100,11 @@ def test_the_nearest_release_is_a_final_one_not_above(version, nearest):
 def test_the_table_is_printed_with_every_release():
     stream = io.StringIO()
     assert pins.print_table(stream=stream) == 0
-    words = stream.getvalue().split()
-    assert all(pin.version in words for pin in TABLE.pins)
+    for pin in TABLE.pins:
+        same = [other for other in TABLE.of(pin.target) if other.stock_sha256 == pin.stock_sha256]
+        assert (
+            f"  {pin.stock_sha256[:12]}  {pin.patched_sha256[:12]}  {pins.releases_text(same)}\n" in stream.getvalue()
+        )
     assert stream.getvalue().count("yanked") == sum(pin.note == "yanked" for pin in TABLE.pins) >= 3
 
 
@@ -111,120 +127,89 @@ def refused(root) -> str:
     return str(caught.value)
 
 
-def first(change: str, value: object):
-    def edit(data):
-        data[QWEN2][0][change] = value
-
-    return edit
+FIRST = next(line for line in TEXT.split("\n") if line.startswith(QWEN2))
+LAST = next(line for line in reversed(TEXT.split("\n")) if line.startswith(QWEN2))
 
 
-def same_stock(data):
-    data[QWEN2][0]["stock_sha256"] = data[QWEN2][-1]["stock_sha256"]
-
-
-def same_patched(data):
-    data[QWEN2][0]["patched_sha256"] = data[QWEN2][-1]["patched_sha256"]
+def field(number: int, new: str):
+    """The first row with another text in one of its columns."""
+    return lambda text: text.replace(FIRST, FIRST.replace(FIRST.split()[number], new))
 
 
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        pytest.param(lambda data: data.update(format=2), "has a format that this SelfAug does not read", id="format"),
-        pytest.param(lambda data: data.pop(LORA), "is not a pin table", id="no peft"),
-        pytest.param(lambda data: data.update(extra=[]), "is not a pin table", id="another target"),
-        pytest.param(lambda data: data.update({LORA: {}}), "has no rows for peft:lora", id="no list"),
-        pytest.param(lambda data: data.update({LORA: []}), "has no rows for peft:lora", id="no rows"),
-        pytest.param(lambda data: data[LORA].append(1), "another form in a row for peft:lora", id="no object"),
-        pytest.param(lambda data: data[LORA][0].pop("note"), "another form in a row", id="missing field"),
-        pytest.param(first("more", ""), "another form in a row", id="extra field"),
-        pytest.param(first("version", 5), "another form in a row", id="number for a text"),
-        pytest.param(first("version", "1" * 400), "bad version", id="long version"),
-        pytest.param(first("version", "../x"), "bad version", id="version with a path"),
-        pytest.param(first("note", "fine"), "bad note", id="note"),
-        pytest.param(first("stock_sha256", "A" * 64), "bad stock_sha256", id="upper-case hash"),
-        pytest.param(first("patched_sha256", ""), "bad patched_sha256", id="no hash"),
-        pytest.param(first("patch", "../../x-1.patch"), "bad patch", id="patch outside"),
-        pytest.param(first("patch", "/etc/x-1.patch"), "bad patch", id="absolute patch"),
-        pytest.param(first("patch", "x-9.9.9.patch"), "cannot be read", id="no such patch"),
-        pytest.param(lambda data: data[QWEN2].reverse(), "out of order or twice", id="order"),
-        pytest.param(lambda data: data[QWEN2].insert(0, data[QWEN2][0]), "out of order or twice", id="twice"),
-        pytest.param(same_stock, "one stock file, two outcomes", id="one file, two results"),
-        pytest.param(same_patched, "two stock files, one outcome", id="two files, one result"),
-        pytest.param(first("patched_sha256", TABLE.pins[0].stock_sha256), "both stock and patched", id="no change"),
+        pytest.param(lambda text: text.replace(QWEN2, LORA), "no row for transformers:qwen2", id="no row of a family"),
+        pytest.param(field(0, "transformers:other"), "no family of the name transformers:other", id="another family"),
+        pytest.param(lambda text: text + "x\n", "not a family, its releases and two sha256", id="no row"),
+        pytest.param(lambda text: text.replace(FIRST, FIRST[:-70]), "not a family, its releases", id="cut off"),
+        pytest.param(
+            lambda text: text.replace(FIRST, FIRST + "  more"), "not a family, its releases", id="a column more"
+        ),
+        pytest.param(field(1, "1" * 400), "is not a release", id="long version"),
+        pytest.param(field(1, "../x"), "is not a release", id="version with a path"),
+        pytest.param(field(1, "4.37.0 (good)"), "is not a release", id="another note"),
+        pytest.param(field(1, "4.37.2-0"), "is no range of releases", id="a range that runs back"),
+        pytest.param(field(1, "4.37.0-2 (yanked)"), "is no range of releases", id="a range with a note"),
+        pytest.param(field(1, "4.37.0-99999"), "is not a release", id="a range without end"),
+        pytest.param(field(1, "4.37.0,"), "is not a release", id="comma"),
+        pytest.param(field(2, "A" * 64), "not a family, its releases", id="upper-case hash"),
+        pytest.param(field(3, "a" * 63), "not a family, its releases", id="short hash"),
+        pytest.param(lambda text: text + FIRST + "\n", "a release is there twice", id="twice"),
+        pytest.param(field(1, "4.38.0"), "a release is there twice", id="a release in two rows"),
+        pytest.param(field(2, LAST.split()[-2]), "one hash in two rows", id="one file, two results"),
+        pytest.param(field(3, LAST.split()[-1]), "one hash in two rows", id="two files, one result"),
+        pytest.param(field(3, FIRST.split()[2]), "one hash in two rows", id="no change"),
     ],
 )
 def test_a_table_that_was_tampered_with_is_refused(root, edit, words):
-    data = json.loads(TEXT)
-    edit(data)
-    (root / "pins.json").write_text(json.dumps(data))
+    text = edit(TEXT)
+    assert text != TEXT
+    (root / "pins.txt").write_text(text)
     assert words in refused(root)
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        pytest.param(TEXT[:-40].encode(), "is not JSON", id="truncated"),
-        pytest.param(b"", "is not JSON", id="empty"),
-        pytest.param(b"\xff" * 40, "is not JSON", id="not text"),
-        pytest.param(b"[" * 200_000, "is not JSON", id="nested without end"),
-        pytest.param(b'{"format": 1, "format": 1}', "a key is there twice", id="key twice"),
-        pytest.param(b"[]", "is not a pin table", id="list"),
-        pytest.param(b" " * (pins.MAX_TABLE_BYTES + 1), "is too large", id="enormous"),
+        pytest.param(b"", "has no row for", id="empty"),
+        pytest.param(b"\xff" * 40, "cannot be read", id="not text"),
+        pytest.param(b"# " * (pins.MAX_BYTES + 1), "is too large", id="enormous"),
     ],
 )
 def test_what_is_no_table_is_refused(root, content, words):
-    (root / "pins.json").write_bytes(content)
+    (root / "pins.txt").write_bytes(content)
     assert words in refused(root)
 
 
-def test_all_problems_are_listed_not_the_first(root):
-    data = json.loads(TEXT)
-    data[QWEN2][3]["note"] = "x"
-    data[LORA][2]["version"] = "y"
-    (root / "pins.json").write_text(json.dumps(data))
-    (root / TABLE.pins[-1].patch).unlink()
+def test_all_problems_are_listed_with_their_lines_not_the_first(root):
+    lines = TEXT.split("\n")
+    lines[5], lines[-2] = "x", "y"
+    (root / "pins.txt").write_text("\n".join(lines))
+    (root / "peft.seam").unlink()
     text = refused(root)
     assert text.count("error[bad-pins]") == 3
+    assert "pins.txt, line 6: " in text
     assert text.endswith("Nothing was changed.")
 
 
 def test_a_link_is_not_followed(root, tmp_path):
-    patch = root / TABLE.pins[0].patch
-    patch.rename(tmp_path / "elsewhere.patch")
-    patch.symlink_to(tmp_path / "elsewhere.patch")
-    assert "is not a plain file" in refused(root)
-
-
-def test_a_linked_folder_is_not_followed(root, tmp_path):
-    (root / "peft").rename(tmp_path / "elsewhere")
-    (root / "peft").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (root / "peft.seam").rename(tmp_path / "elsewhere.seam")
+    (root / "peft.seam").symlink_to(tmp_path / "elsewhere.seam")
     assert "is not a plain file" in refused(root)
 
 
 def test_a_loop_of_links_is_refused(root):
-    patch = root / TABLE.pins[0].patch
-    patch.unlink()
-    patch.symlink_to(patch)
+    (root / "peft.seam").unlink()
+    (root / "peft.seam").symlink_to(root / "peft.seam")
     assert "error[bad-pins]" in refused(root)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
-def test_a_pipe_in_place_of_a_patch_is_refused_not_waited_for(root):
-    patch = root / TABLE.pins[0].patch
-    patch.unlink()
-    os.mkfifo(patch)
+def test_a_pipe_in_place_of_a_file_is_refused_not_waited_for(root):
+    (root / "pins.txt").unlink()
+    os.mkfifo(root / "pins.txt")
     assert "is not a plain file" in refused(root)
-
-
-def test_a_patch_for_another_file_is_refused(root):
-    patch = root / TABLE.pins[0].patch
-    patch.write_text(patch.read_text().replace("modeling_qwen2.py", "configuration_qwen2.py"))
-    assert "is not a patch for transformers:qwen2" in refused(root)
-
-
-def test_a_patch_that_is_not_text_is_refused(root):
-    (root / TABLE.pins[0].patch).write_bytes(b"\xff\xfe\n")
-    assert "is not text" in refused(root)
 
 
 @given(data=st.data())
@@ -236,9 +221,9 @@ def test_a_damaged_table_is_read_or_refused(tmp_path_factory, data):
         shutil.copytree(TABLE.root, root)
     start = data.draw(st.integers(0, len(TEXT)))
     text = TEXT[:start] + data.draw(st.text(max_size=20)) + TEXT[start + data.draw(st.integers(0, 200)) :]
-    (root / "pins.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    (root / "pins.txt").write_bytes(text.encode("utf-8", "surrogatepass"))
     try:
         table = pins.load(root)
     except PatcherError:
         return
-    assert all("/" not in pin.patch.split("/", 1)[1] for pin in table.pins)
+    assert all(len(pin.stock_sha256) == len(pin.patched_sha256) == 64 for pin in table.pins)

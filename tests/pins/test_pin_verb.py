@@ -1,8 +1,7 @@
-"""`pin` turns a release into a row, or into a merge that a person finishes. On small stand-in files."""
+"""`pin` turns the files of a release into rows of the table, or says why it cannot. On small stand-in files."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import io
 import json
@@ -12,10 +11,12 @@ import zipfile
 import pytest
 from releases import TABLE
 
-from selfaug_patcher import pin, pins, udiff, wheels
+from selfaug_patcher import cli, families, pins
 from selfaug_patcher.errors import PatcherError
+from selfaug_patcher.maintain import pin, wheels
 
-QWEN2, LORA = pins.TARGETS
+QWEN2, LORA = families.targets()
+OTHER = families.model("other", "OtherForCausalLM", "5.1")
 MODEL = """import torch
 
 from ...generation import GenerationMixin
@@ -47,31 +48,23 @@ class LoraLayer(BaseTunerLayer):
     def __init__(self):
         self._disable_adapters = False
 """
-PATCH = "transformers/modeling_qwen2-5.0.0rc0.patch"
 
 
 def sha256(text: str | bytes) -> str:
     return hashlib.sha256(text.encode() if isinstance(text, str) else text).hexdigest()
 
 
+def pinned(target, version: str, text: str, note: str = "") -> pins.Pin:
+    patched = TABLE.patched(target, text.encode())
+    return pins.Pin(target.name, version, sha256(text), sha256(patched), note)
+
+
 @pytest.fixture
 def root(tmp_path, monkeypatch):
     """A patches folder in which 5.0 and 5.2 of transformers and one peft are pinned; wheels come from a folder only."""
-    root = tmp_path / "patches"
-    rows = []
-    for target, versions, text, patch in (
-        (QWEN2, ("5.0", "5.2"), MODEL, PATCH),
-        (LORA, ("0.7",), LAYER, "peft/layer-0.6.2.patch"),
-    ):
-        (root / target.package).mkdir(parents=True)
-        shutil.copy(TABLE.root / patch, root / patch)
-        patched = udiff.apply(TABLE.patches[patch], text.encode())
-        rows += [pins.Pin(target.name, version, sha256(text), patch, sha256(patched)) for version in versions]
-    (root / "pins.json").write_text(pins.render(rows))
-    for name in (PATCH, "peft/layer-0.6.2.patch"):
-        lines = (root / name).read_text().split("\n")
-        lines[2] = "Applies-To: " + pins.load(root).applies_to(name)
-        (root / name).write_text("\n".join(lines))
+    root = shutil.copytree(TABLE.root, tmp_path / "patches")
+    rows = [pinned(QWEN2, "5.0", MODEL), pinned(QWEN2, "5.2", MODEL), pinned(LORA, "0.7", LAYER)]
+    (root / "pins.txt").write_text(pins.render(rows))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("SELFAUG_WHEEL_CACHE", str(tmp_path / "wheels"))
     (tmp_path / "wheels").mkdir()
@@ -81,61 +74,64 @@ def root(tmp_path, monkeypatch):
     return root
 
 
-def wheel(folder, version: str, text: str | None, name: str = "transformers"):
+def wheel(folder, version: str, text: str | None, name: str = "transformers", **more: str):
     path = folder / f"transformers-{version}-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(f"{name}-{version}.dist-info/METADATA", f"Name: {name}\nVersion: {version}\n")
         if text is not None:
             archive.writestr(QWEN2.path, text)
+        for target, content in more.items():
+            archive.writestr(families.model(target, "", "").path, content)
     return path
 
 
-def run(root, version: str, *options: str) -> tuple[int, str]:
-    parser = argparse.ArgumentParser()
-    pin.add_arguments(parser)
-    parser.add_argument("--json", action="store_true")
+def run(root, version: str, **options) -> str:
     stream = io.StringIO()
-    code = pin.main(parser.parse_args(["transformers", version, *map(str, options)]), root, stream)
-    return code, stream.getvalue()
+    assert pin.main("transformers", version, root=root, stream=stream, **options) == 0
+    return stream.getvalue()
 
 
-def release(root, version: str, text: str | None, *options: str) -> tuple[int, str]:
-    return run(root, version, "--wheel", wheel(root.parent, version, text), *options)
+def release(root, version: str, text: str | None, **options) -> str:
+    return run(root, version, wheel=wheel(root.parent, version, text), **options)
 
 
-def row(root, version: str) -> pins.Pin:
-    found = pins.load(root).by_version(QWEN2.name, version)
-    assert found is not None
-    return found
+def row(root, version: str, target=QWEN2) -> pins.Pin | None:
+    return pins.load(root, new_families=True).by_version(target.name, version)
+
+
+def changed_lines(before: str, after: str) -> list[str]:
+    return [line for line in after.split("\n") if line not in before.split("\n")]
 
 
 def files(folder) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def headers_agree(root) -> bool:
-    table = pins.load(root)
-    return all(patch.headers["Applies-To"] == table.applies_to(name) for name, patch in table.patches.items())
+def test_a_release_with_a_known_file_changes_one_line(root):
+    before = (root / "pins.txt").read_text()
+    text = release(root, "5.3", MODEL)
+    assert text.split("\n")[0] == "transformers 5.3 has the transformers:qwen2 of 5.0: pinned."
+    (line,) = changed_lines(before, (root / "pins.txt").read_text())
+    assert " 5.0, 5.2-3 " in line
+    assert row(root, "5.3") == pinned(QWEN2, "5.3", MODEL)
 
 
-def test_a_release_with_a_known_file_is_one_new_line(root):
-    before = (root / "pins.json").read_text().split("\n")
-    code, text = release(root, "5.3", MODEL)
-    assert (code, text.split("\n")[0]) == (0, f"transformers 5.3 has the file of 5.0: pinned with {PATCH}.")
-    after = (root / "pins.json").read_text().split("\n")
-    assert len(after) == len(before) + 1
-    assert len([line for line in after if line not in before]) == 2  # the new row, and the comma before it
-    assert pins.load(root).patches[PATCH].headers["Applies-To"] == "transformers 5.0-5.3"
+def test_a_release_with_a_new_file_is_one_more_line(root):
+    before = (root / "pins.txt").read_text()
+    release(root, "5.3", MODEL + "#")
+    after = (root / "pins.txt").read_text()
+    assert len(changed_lines(before, after)) == 1
+    assert len(after.split("\n")) == len(before.split("\n")) + 1
 
 
 def test_a_wheel_that_is_not_given_comes_from_the_cache(root):
     wheel(root.parent / "wheels", "5.3", MODEL)
-    assert run(root, "5.3")[0] == 0
+    run(root, "5.3")
     assert row(root, "5.3").note == ""
 
 
 def test_a_wheel_that_is_given_is_in_the_cache_from_then_on(root):
-    assert release(root, "5.3", MODEL)[0] == 0
+    release(root, "5.3", MODEL)
     kept = wheels.find("transformers", "5.3")
     assert kept.read_bytes() == (root.parent / kept.name).read_bytes()
     assert sorted(path.suffix for path in wheels.cache().iterdir()) == [".whl"] * 3
@@ -143,200 +139,123 @@ def test_a_wheel_that_is_given_is_in_the_cache_from_then_on(root):
 
 def test_a_wheel_that_is_refused_is_not_put_into_the_cache(root):
     before = files(wheels.cache())
-    for version, text in (("5.2", MODEL + "#"), ("5.3", None)):
+    for version, text in (("5.2", MODEL + "#"), ("5.3", None), ("5.4", MODEL.replace("Qwen2For", "For"))):
         with pytest.raises(PatcherError):
             release(root, version, text)
     assert files(wheels.cache()) == before
 
 
-def test_a_file_that_a_patch_fits_is_pinned_and_the_change_of_forward_is_shown(root):
+def test_of_a_new_file_the_change_of_what_the_seam_leans_on_is_shown(root):
     changed = MODEL.replace("loss = None", "loss = 0").replace("import torch", "import torch, math")
-    code, text = release(root, "5.3", changed)
-    assert code == 0
+    text = release(root, "5.3", changed)
     assert "-        loss = None\n+        loss = 0\n" in text
     assert "math" not in text
     assert "--- transformers 5.2 Qwen2ForCausalLM.forward\n+++ transformers 5.3 Qwen2ForCausalLM.forward" in text
     assert "READ the change above" in text
-    assert row(root, "5.3").stock_sha256 == sha256(changed)
-    assert row(root, "5.3").patched_sha256 == sha256(udiff.apply(TABLE.patches[PATCH], changed.encode()))
-    assert headers_agree(root)
+    assert row(root, "5.3") == pinned(QWEN2, "5.3", changed)
 
 
 def test_a_change_elsewhere_is_not_shown(root):
-    code, text = release(root, "5.3", MODEL.replace("import torch", "import torch, math"))
-    assert code == 0
-    assert text.startswith(f"{PATCH} fits the new file")
-    assert "what the patch leans on is as in 5.2" in text
+    text = release(root, "5.3", MODEL.replace("import torch", "import torch, math"))
+    assert text.startswith("transformers 5.3 has a new transformers:qwen2: pinned")
+    assert "what the seam leans on is as in 5.2" in text
 
 
-def test_a_decorator_or_a_base_class_that_changes_is_shown(root):
-    changed = MODEL.replace("    @can_return_tuple\n", "    @deprecate\n")
+def test_a_change_of_the_decoder_a_decorator_or_a_base_class_is_shown(root):
+    changed = MODEL.replace("    @can_return_tuple\n", "    @deprecate\n").replace("return input_ids", "return 1")
     changed = changed.replace("\n@auto_docstring\n", "\n@final\n@auto_docstring\n")
-    text = release(root, "5.3", changed)[1]
+    text = release(root, "5.3", changed)
     assert "-    @can_return_tuple\n+    @deprecate\n" in text
     assert "+@final\n @auto_docstring\n" in text
+    assert "-        return input_ids\n+        return 1\n" in text
+
+
+def test_each_family_gets_its_row_once_the_release_has_its_file(root, monkeypatch):
+    monkeypatch.setattr(families, "MODELS", (QWEN2, OTHER))
+    text = MODEL.replace("Qwen2", "Other").replace("qwen2", "other")
+    release(root, "5.1", MODEL)
+    assert row(root, "5.1", OTHER) is None
+    told = run(root, "5.3", wheel=wheel(root.parent, "5.3", MODEL, other=text))
+    assert "transformers 5.3 is the first release with a pinned transformers:other." in told
+    assert row(root, "5.3", OTHER) == pinned(OTHER, "5.3", text)
+    assert row(root, "5.3") == pinned(QWEN2, "5.3", MODEL)
+    assert "has the transformers:other of 5.3" in run(root, "5.4", wheel=wheel(root.parent, "5.4", MODEL, other=text))
+
+
+def test_a_file_of_one_family_without_a_place_for_the_seam_refuses_the_release(root, monkeypatch):
+    monkeypatch.setattr(families, "MODELS", (QWEN2, OTHER))
+    before = files(root)
+    with pytest.raises(PatcherError, match="one class OtherForCausalLM, at the top level"):
+        run(root, "5.3", wheel=wheel(root.parent, "5.3", MODEL, other=MODEL))
+    assert files(root) == before
 
 
 def test_release_candidates_and_yanked_releases_are_marked(root):
     release(root, "5.3rc1", MODEL)
-    release(root, "5.3", MODEL, "--yanked")
+    release(root, "5.3", MODEL, yanked=True)
     assert (row(root, "5.3rc1").note, row(root, "5.3").note) == ("pre-release", "yanked")
 
 
 def test_a_pinned_release_that_was_withdrawn_since_is_marked(root):
-    before = (root / "pins.json").read_text().split("\n")
-    assert release(root, "5.2", MODEL, "--yanked") == (
-        0,
-        f"transformers 5.2 is pinned already: {PATCH}; marked as yanked\n",
-    )
+    before = (root / "pins.txt").read_text()
+    text = release(root, "5.2", MODEL, yanked=True)
+    assert text.startswith("transformers 5.2 is pinned already: transformers:qwen2; marked as yanked\n")
     assert (row(root, "5.0").note, row(root, "5.2").note) == ("", "yanked")
-    assert len([line for line in (root / "pins.json").read_text().split("\n") if line not in before]) == 1
-    assert release(root, "5.2", MODEL, "--yanked")[1] == f"transformers 5.2 is pinned already: {PATCH}\n"
-    assert release(root, "5.2", MODEL)[1] == f"transformers 5.2 is pinned already: {PATCH}\n"
+    assert len(changed_lines(before, (root / "pins.txt").read_text())) == 1
+    already = "transformers 5.2 is pinned already: transformers:qwen2\n"
+    assert release(root, "5.2", MODEL, yanked=True) == release(root, "5.2", MODEL) == already
     assert row(root, "5.2").note == "yanked"
 
 
-def test_where_only_the_context_moved_a_person_still_decides(root):
-    table = (root / "pins.json").read_text()
-    code, text = release(root, "5.3", MODEL.replace("import Qwen2Config\n", "import Qwen2Config  # moved\n"))
-    assert code == 1
-    assert "No patch fits the new file of transformers 5.3." in text
-    assert (root / "pins.json").read_text() == table
-    assert "SelfAligned" in (root.parent / "modeling_qwen2-5.3.edited.py").read_text()
-
-
-def test_an_edited_merge_becomes_a_patch_with_headers(root):
-    changed = MODEL.replace("(Qwen2PreTrainedModel, GenerationMixin)", "(Qwen2PreTrainedModel, Generation)")
-    code, text = release(root, "5.3", changed)
-    path = root.parent / "modeling_qwen2-5.3.edited.py"
-    assert code == 1
-    assert "conflicts: 1" in text
-    assert f"pin transformers 5.3 --from-edited {path.name}" in text
-    merged = path.read_text()
-    assert "<<<<<<< SelfAug on 5.2\n" in merged
-    assert "||||||| transformers 5.2\n" in merged
-    assert ">>>>>>> transformers 5.3\n" in merged
-
-    with pytest.raises(PatcherError, match="is a conflict marker"):
-        run(root, "5.3", "--from-edited", path)
-
-    edited = changed.replace("import Qwen2Config\n", "import Qwen2Config\nfrom selfaug.hooks import SelfAligned\n")
-    edited = edited.replace("(Qwen2PreTrainedModel, Gen", "(SelfAligned, Qwen2PreTrainedModel, Gen")
-    path.write_text(edited)
-    code, text = run(root, "5.3", "--from-edited", path)  # as printed, without --wheel
-    assert code == 0
-    name = "transformers/modeling_qwen2-5.3.patch"
-    assert f"{name} is a new patch" in text
-    table = pins.load(root)
-    assert row(root, "5.3").patch == name
-    assert udiff.apply(table.patches[name], changed.encode()) == edited.encode()
-    assert table.patches[name].headers == {**table.patches[PATCH].headers, "Applies-To": "transformers 5.3"}
-    assert [len(hunk.before) for hunk in table.patches[name].hunks] == [2, 3]  # one line of context
-
-
-def test_context_grows_until_every_hunk_fits_in_one_place_only(root):
-    twice = MODEL + MODEL.replace("class Qwen2", "class Other").replace("import torch", "import other")
-    edited = twice.replace("import Qwen2Config\n", "import Qwen2Config\nfrom selfaug.hooks import SelfAligned\n", 1)
-    path = root.parent / "edited.py"
-    path.write_text(edited)
-    assert release(root, "5.3", twice, "--from-edited", path)[0] == 0
-    (hunk,) = pins.load(root).patch(row(root, "5.3")).hunks
-    assert len(hunk.before) > 2
-
-
-def test_a_row_in_between_splits_the_range_of_the_others(root):
-    changed = MODEL.replace("(Qwen2PreTrainedModel, GenerationMixin)", "(Qwen2PreTrainedModel, Generation)")
-    path = root.parent / "edited.py"
-    path.write_text(changed.replace("import Qwen2Config\n", "import Qwen2Config\nimport selfaug\n"))
-    assert release(root, "5.1", changed, "--from-edited", path)[0] == 0
-    assert pins.load(root).patches[PATCH].headers["Applies-To"] == "transformers 5.0, 5.2"
-    assert headers_agree(root)
-
-
-def test_an_edit_that_an_existing_patch_would_make_uses_that_patch(root):
-    changed = MODEL.replace("import torch", "import torch, math")
-    path = root.parent / "edited.py"
-    path.write_bytes(udiff.apply(TABLE.patches[PATCH], changed.encode()))
-    assert f"{PATCH} makes the same file" in release(root, "5.3", changed, "--from-edited", path)[1]
-
-
-@pytest.mark.parametrize(
-    ("edited", "words"),
-    [
-        pytest.param(MODEL + "#", "it is the stock file", id="unchanged"),
-        pytest.param(MODEL + "def\n", "it does not compile", id="syntax error"),
-        pytest.param(None, "cannot be read", id="not there"),
-    ],
-)
-def test_an_edit_that_is_not_finished_is_refused(root, edited, words):
-    path = root.parent / "edited.py"
-    if edited is not None:
-        path.write_text(edited)
-    table = (root / "pins.json").read_text()
-    with pytest.raises(PatcherError, match=words):
-        release(root, "5.3", MODEL + "#", "--from-edited", path)
-    assert (root / "pins.json").read_text() == table
-
-
-@pytest.mark.parametrize(
-    ("version", "stock", "edited", "words"),
-    [
-        pytest.param("5.3", MODEL, MODEL + "more = 1\n", "has the file of 5.0, which has its patch", id="known file"),
-        pytest.param("5.2", MODEL, MODEL + "more = 1\n", "has the file of 5.0, which has its patch", id="pinned"),
-        pytest.param("5.3", MODEL + "#", None, "two stock files, one outcome", id="result of another release"),
-        pytest.param("5.3+vendor", MODEL, "", "is not the version of a release", id="local version"),
-    ],
-)
-def test_a_row_that_would_break_the_table_is_refused_before_anything_is_written(root, version, stock, edited, words):
-    path = root.parent / "edited.py"
-    path.write_bytes(udiff.apply(TABLE.patches[PATCH], MODEL.encode()) if edited is None else edited.encode())
-    before = files(root)
-    with pytest.raises(PatcherError, match=words) as caught:
-        release(root, version, stock, *(("--from-edited", path) if edited != "" else ()))
-    assert str(caught.value).endswith("Nothing was changed.")
-    assert files(root) == before
-
-
-def test_a_merge_is_not_put_over_an_earlier_one(root):
-    changed = MODEL.replace("GenerationMixin)", "Generation)")
-    release(root, "5.3", changed)
-    (root.parent / "modeling_qwen2-5.3.edited.py").write_text("my work")
-    with pytest.raises(PatcherError, match="is there from an earlier merge"):
-        release(root, "5.3", changed)
-    assert (root.parent / "modeling_qwen2-5.3.edited.py").read_text() == "my work"
-
-
 def test_a_release_that_is_pinned_already_is_left_alone(root):
-    table = (root / "pins.json").read_text()
-    assert release(root, "5.2", MODEL) == (0, f"transformers 5.2 is pinned already: {PATCH}\n")
-    assert (root / "pins.json").read_text() == table
+    before = files(root)
+    assert release(root, "5.2", MODEL) == "transformers 5.2 is pinned already: transformers:qwen2\n"
+    assert files(root) == before
 
 
 @pytest.mark.parametrize(
     ("version", "text", "words", "code"),
     [
-        pytest.param("5.2", MODEL + "#", "is pinned with another file", 1, id="same version, other file"),
+        pytest.param("5.2", MODEL + "#", "is pinned with another transformers/models/qwen2", 1, id="other file"),
         pytest.param("5.3", None, "has no transformers/models/qwen2", 3, id="no such file"),
         pytest.param("latest", MODEL, "is not a version", 2, id="no version"),
+        pytest.param("5.3+vendor", MODEL, "is not the version of a release", 2, id="local version"),
+        pytest.param("5.3", MODEL.replace("class Qwen2ForCausalLM", "class X"), "have no place", 3, id="no class"),
+        pytest.param("5.3", MODEL + "# SelfAug", "the word selfaug in line 23", 3, id="patched already"),
     ],
 )
-def test_what_cannot_be_pinned_is_refused(root, version, text, words, code):
-    table = (root / "pins.json").read_text()
+def test_what_cannot_be_pinned_is_refused_before_anything_is_written(root, version, text, words, code):
+    before = files(root)
     with pytest.raises(PatcherError, match=words) as caught:
         release(root, version, text)
     assert caught.value.exit_code == code
-    assert (root / "pins.json").read_text() == table
+    assert str(caught.value).endswith("Nothing was changed.")
+    assert files(root) == before
 
 
 def test_a_wheel_of_another_release_is_refused(root):
     with pytest.raises(PatcherError, match="is of another release"):
-        run(root, "5.3", "--wheel", wheel(root.parent, "5.4", MODEL))
+        run(root, "5.3", wheel=wheel(root.parent, "5.4", MODEL))
     with pytest.raises(PatcherError, match="is of another release"):
-        run(root, "5.3", "--wheel", wheel(root.parent, "5.3", MODEL, name="other"))
+        run(root, "5.3", wheel=wheel(root.parent, "5.3", MODEL, name="other"))
 
 
 def test_the_outcome_is_one_json_object(root):
-    code, text = release(root, "5.3", MODEL, "--json")
-    found = json.loads(text)
-    assert (code, found["outcome"], found["exit_code"]) == (0, "known-file", 0)
-    assert found["written"] == [str(root / PATCH), str(root / "pins.json")]
+    data = json.loads(release(root, "5.3", MODEL, as_json=True))
+    assert [each["outcome"] for each in data["files"]] == ["known-file"]
+    assert data["written"] == [str(root / "pins.txt")]
+
+
+def test_the_command_line_pins_what_is_pinned_already_in_this_checkout(capsys):
+    newest = TABLE.of(LORA.name)[-1].version
+    if wheels.find("peft", newest) is None:
+        pytest.skip("no wheel in the cache")
+    assert cli.main(["pin", "peft", newest]) == 0
+    assert capsys.readouterr().out == f"peft {newest} is pinned already: peft:lora\n"
+
+
+def test_an_installed_patcher_without_the_tools_says_where_releases_are_pinned(monkeypatch, capsys):
+    monkeypatch.setitem(__import__("sys").modules, "selfaug_patcher.maintain.pin", None)
+    monkeypatch.delattr("selfaug_patcher.maintain.pin", raising=False)
+    assert cli.main(["pin", "peft", "9.9"]) == 1
+    assert "error[no-checkout]: releases are pinned in a checkout" in capsys.readouterr().err

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from selfaug_patcher import wheels
 from selfaug_patcher.errors import PatcherError
-from selfaug_patcher.udiff import MAX_FILE_BYTES
+from selfaug_patcher.maintain import wheels
+from selfaug_patcher.seam import MAX_FILE_BYTES
 
 FILE = "demo/tuners/layer.py"
 

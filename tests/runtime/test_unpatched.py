@@ -347,15 +347,13 @@ def test_a_process_that_had_one_package_imported_before_the_patch_hears_of_it(ea
 
 
 ALONE = """
-import hashlib, importlib.util, sys
+import importlib.util, sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
-from selfaug_patcher import memory, pins, udiff
-target = pins.TARGETS[1]
+from selfaug_patcher import families, memory, pins
+target = families.LAYER
 path = Path(importlib.util.find_spec("peft").origin).parent.parent / target.path
-table = pins.load()
-pin = table.by_stock(target.name, hashlib.sha256(path.read_bytes()).hexdigest())
-memory.install({{"peft.tuners.lora.layer": (str(path), udiff.apply(table.patch(pin), path.read_bytes()))}}, {{}})
+memory.install({{target.module: (str(path), pins.load().patched(target, path.read_bytes()))}}, {{}})
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.layer import LoraLayer

@@ -16,8 +16,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TextIO
 
-from .errors import PatcherError, Problem
-from .udiff import MAX_FILE_BYTES
+from ..errors import PatcherError, Problem
+from ..seam import MAX_FILE_BYTES
 
 _BAR = 30
 
