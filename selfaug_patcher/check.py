@@ -1,10 +1,11 @@
-"""The proof by importing: a child process of the environment loads both patched files."""
+"""Checks: their form, and the proof by importing: a child process of the environment loads the patched files."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from . import memory
@@ -35,6 +36,22 @@ memory = {"__name__": "memory"}
 exec(request["loader"], memory)
 memory["install"](*memory["decode"](request["modules"]))
 """
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that must hold. ``detail`` says what was seen, in one line or several; ``do`` what to do about it."""
+
+    name: str
+    ok: bool
+    detail: str = ""
+    do: str = ""
+
+    def __str__(self) -> str:
+        first, *more = [*self.detail.splitlines(), *([f"do:       {self.do}"] if self.do else [])] or [""]
+        return "\n".join(
+            [f"{'ok' if self.ok else 'FAIL':<6}{self.name}: {first}", *(f"{'':<6}{line}" for line in more)]
+        )
 
 
 def request(sources: Mapping[str, tuple[str, bytes]], **more: object) -> str:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .check import SERVE, TIMEOUT_SECONDS, request
+from .check import SERVE, TIMEOUT_SECONDS, Check, request
 from .environment import Environment
 from .payload import Runtime
 from .pins import PinTable
@@ -35,22 +34,6 @@ if ("SelfAligned" in [base.__name__ for base in Qwen2ForCausalLM.__mro__]) == re
 sys.argv = [request["selftest"], "--digest"]
 runpy.run_path(request["selftest"], run_name="__main__")
 """
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that must hold. ``detail`` says what was seen, in one line or several; ``do`` what to do about it."""
-
-    name: str
-    ok: bool
-    detail: str = ""
-    do: str = ""
-
-    def __str__(self) -> str:
-        first, *more = [*self.detail.splitlines(), *([f"do:       {self.do}"] if self.do else [])] or [""]
-        return "\n".join(
-            [f"{'ok' if self.ok else 'FAIL':<6}{self.name}: {first}", *(f"{'':<6}{line}" for line in more)]
-        )
 
 
 def verify(environment: Environment, table: PinTable, runtime: Runtime) -> tuple[State, list[Check]]:
