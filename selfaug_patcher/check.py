@@ -54,10 +54,10 @@ class Check:
         )
 
 
-def request(sources: Mapping[str, tuple[str, bytes]], **more: object) -> str:
+def request(sources: Mapping[str, tuple[str, bytes]], packages: Mapping[str, str], **more: object) -> str:
     """What a child that begins with `SERVE` reads."""
     loader = Path(memory.__file__).read_text(encoding="utf-8")
-    return json.dumps({"loader": loader, "modules": memory.encode(sources, {}), **more})
+    return json.dumps({"loader": loader, "modules": memory.encode(sources, packages), **more})
 
 
 def check_import(environment: Environment, stock: Mapping[str, tuple[str, bytes]]) -> str:
@@ -78,7 +78,7 @@ def check_import(environment: Environment, stock: Mapping[str, tuple[str, bytes]
     complaint = patched.stderr.strip().splitlines()[-6:]
     if patched.returncode == _STALE:
         complaint = ["Python loaded other code than that of the patched files: is there bytecode in another folder?"]
-    elif _run(environment, f"{SERVE}\n{_IMPORT}", input=request(stock)).returncode != 0:
+    elif _run(environment, f"{SERVE}\n{_IMPORT}", input=request(stock, {})).returncode != 0:
         return f"transformers and peft do not import together here, patched or not: {''.join(complaint[-1:])}"
     raise PatcherError(
         Problem(

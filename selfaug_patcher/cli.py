@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,8 @@ def _status(options: argparse.Namespace, setup: Setup) -> int:
 
 
 def _verify(options: argparse.Namespace, setup: Setup) -> int:
-    state, checks = verify.verify(*setup())
+    with _progress() as report:
+        state, checks = verify.verify(*setup(), report)
     ok = all(check.ok for check in checks)
     code = DONE if ok else status.exit_code(state) or FAILED
     lines = [str(check) for check in checks]
@@ -90,6 +92,27 @@ def _verify(options: argparse.Namespace, setup: Setup) -> int:
     data = {"ok": ok, "checks": [vars(check) for check in checks], **status.as_json(state, []), "exit_code": code}
     _print(options, "\n".join(lines), data)
     return code
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """On a terminal, one line that names the check made last; elsewhere, one line that says what takes so long."""
+    on_terminal = sys.stderr.isatty()
+    count = 0
+
+    def report(name: str) -> None:
+        nonlocal count
+        count += 1
+        if on_terminal:
+            print(f"\r\x1b[Ktrial, {count} checks: {name[:60]}", end="", file=sys.stderr, flush=True)
+        elif count == 1:
+            print("trial of SelfAug with these packages: some 20 seconds", file=sys.stderr, flush=True)
+
+    try:
+        yield report
+    finally:
+        if on_terminal and count:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def _diff(options: argparse.Namespace, setup: Setup) -> int:
@@ -209,7 +232,7 @@ def _parser() -> argparse.ArgumentParser:
     taken_out = verb("revert", _revert, "restore the stock files and remove all that install added", writing)
     taken_out.add_argument("--keep-edits", type=Path, metavar="DIR", help="save files edited since install in DIR")
     verb("status", _status, "say what is patched, and what to do next")
-    verb("verify", _verify, "check hashes, run the functional self-test, and compare with stock")
+    verb("verify", _verify, "check hashes, and try SelfAug on tiny models against stock (20 seconds)")
     verb("diff", _diff, "print the diff that install would make, or has made")
     running = verb("run", _run, "run a script with the patches in memory, here and in child processes; write nothing")
     running.usage = "%(prog)s [--python PATH] [--json] SCRIPT|-m MODULE ARGUMENTS..."

@@ -67,7 +67,17 @@ class Environment:
 
         No bytecode is written (-B): nothing may be compiled from files that may yet be taken back.
         """
-        return _run([self.python, *self.flags, "-B", "-c", f"{_AS_A_SCRIPT}\n{code}"], **options)
+        return _run(self._command(code), **options)
+
+    def start_code(self, code: str, **options: Any) -> subprocess.Popen[str]:
+        """The same, begun: its standard input and output are pipes of text."""
+        child: subprocess.Popen[str] = subprocess.Popen(
+            self._command(code), stdin=subprocess.PIPE, stdout=subprocess.PIPE, **_as_text(options)
+        )
+        return child
+
+    def _command(self, code: str) -> list[str]:
+        return [self.python, *self.flags, "-B", "-c", f"{_AS_A_SCRIPT}\n{code}"]
 
 
 def discover(python: str | None = None) -> Environment:
@@ -209,14 +219,10 @@ def _own_flags() -> tuple[str, ...]:
 
 
 def _run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    stdin = options.pop("stdin", subprocess.DEVNULL) if "input" not in options else None
+    return subprocess.run(command, stdin=stdin, capture_output=True, check=False, **_as_text(options))
+
+
+def _as_text(options: dict[str, Any]) -> dict[str, Any]:
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8", **options.pop("env", {})}
-    return subprocess.run(
-        command,
-        stdin=options.pop("stdin", subprocess.DEVNULL) if "input" not in options else None,
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-        env=environment,
-        check=False,
-        **options,
-    )
+    return {"encoding": "utf-8", "errors": "replace", "env": environment, **options}

@@ -1,4 +1,4 @@
-"""Do the patches work, not only apply? Pairs of releases in real environments: install, self-test, two training steps.
+"""Do the patches work, not only apply? Pairs of releases in real environments: install, verify, two training steps.
 
     python tests/matrix.py                            all of PAIRS (an hour or so)
     python tests/matrix.py transformers==4.40.2       its pairs; also peft==0.10.0, or both
@@ -183,7 +183,7 @@ def write_docs(results: dict[tuple[str, str], dict[str, str]], path: Path) -> No
                 f"do: python tests/matrix.py transformers=={transformers} peft=={peft}"
             )
     shown = [lines[pair] for pair in pairs()]
-    heads = "| transformers | peft | self-test | two training steps, KL at the second |\n|---|---|---|---|"
+    heads = "| transformers | peft | checks | two training steps, KL at the second |\n|---|---|---|---|"
     count = f"{sum(' | ok | ' in text for text in shown)} of {len(shown)} work."
     path.write_text("\n".join([before + START, heads, *shown, "", count, END + after]))
 

@@ -70,11 +70,14 @@ CODE = {
     "kit/__init__.py": "",
     "kit/__main__.py": "from .part import PART\n\nprint('kit', PART)\n",
     "kit/part.py": 'PART = "{version}"\n',
-    "selftest.py": (
+    "trial/__init__.py": "",
+    "trial/__main__.py": (
         "import sys\n"
         "from transformers.models.qwen2.modeling_qwen2 import Qwen2ForCausalLM\n"
-        'if "--digest" in sys.argv:\n    print(\'{{"forward": "\' + Qwen2ForCausalLM().forward() + \'"}}\')\n'
-        'else:\n    print(\'{{"ok": true, "checks": [{{"name": "stand-in", "ok": true, "detail": "{version}"}}]}}\')\n'
+        'if "--json" in sys.argv:\n'
+        '    print(\'{{"name": "stand-in", "ok": true, "expected": "", "found": "{version}"}}\')\n'
+        'print(\'{{"case": "as stock: forward", "sha256": "\' + Qwen2ForCausalLM().forward() + \'"}}\')\n'
+        "print('{{\"done\": true}}')\n"
     ),
     "update_module.py": "raise SystemExit('not part of the runtime')\n",
     "examples/train.py": "raise SystemExit('in no package, so not part of the runtime')\n",

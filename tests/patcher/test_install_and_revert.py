@@ -31,8 +31,10 @@ def test_install_patches_both_files_and_puts_the_runtime_beside_them(place):
         "kit/__init__.py",
         "kit/__main__.py",
         "kit/part.py",
-        "selftest.py",
         "step.py",
+        "trial",
+        "trial/__init__.py",
+        "trial/__main__.py",
     ]
     assert "SelfAug 0.1.0 is installed" in result.out
 

@@ -128,10 +128,10 @@ def test_a_user_who_may_not_write_is_not_sent_to_install(place):
     assert "next: run the command as its owner, or use SelfAug from memory: " in result.stdout
 
 
-def test_a_failing_self_test_ends_with_a_command(place, selfaug, tmp_path):
+def test_a_failing_trial_ends_with_a_command(place, selfaug, tmp_path):
     broken = type(selfaug)(selfaug.patches, shutil.copytree(selfaug.code, tmp_path / "broken"))
-    test = broken.code / "selftest.py"
-    test.write_text(test.read_text().replace('"ok": true, "detail"', '"ok": false, "detail"'))
+    main = broken.code / "trial" / "__main__.py"
+    main.write_text(main.read_text().replace('"ok": true', '"ok": false'))
     place.done("install", selfaug=broken)
     result = place.run("verify", selfaug=broken)
     assert result.code == 1

@@ -1,0 +1,44 @@
+"""The arguments of a model's ``forward`` and of its decoder's. The runtime hands them on by name, so it has to know
+what each one means: a release that adds or renames an argument fits the seam, and may be silently wrong.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+from .checks import Check
+
+CACHES = {"past_key_values", "cache"}
+KNOWN = {
+    "input_ids",
+    "attention_mask",
+    "position_ids",
+    *CACHES,
+    "inputs_embeds",
+    "labels",
+    "shift_labels",
+    "use_cache",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    "cache_position",
+    "logits_to_keep",
+    "num_logits_to_keep",
+}
+
+
+def checks(model: Any) -> Iterator[Check]:
+    """Whether the runtime knows every argument of a model's ``forward`` and of its decoder's."""
+    for name, module in (("forward", model), ("the decoder's forward", model.get_decoder())):
+        parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
+        unknown = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in KNOWN]
+        yield Check(
+            f"arguments of {name}",
+            not unknown,
+            "arguments that SelfAug knows",
+            f"{', '.join(unknown)}, which SelfAug does not know" if unknown else f"{len(parameters)}, all known",
+        )
+        caches = [p.name for p in parameters if p.name in CACHES or "Cache" in str(p.annotation)]
+        yield Check(f"cache of {name}", len(caches) == 1, "one argument for a cache", ", ".join(caches) or "none")

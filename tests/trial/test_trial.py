@@ -1,0 +1,30 @@
+"""What `python -m selfaug.trial` tells a user; that every check holds on patched packages, tests/patcher has."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+ON_STOCK_PACKAGES = """
+import runpy, sys
+from selfaug_patcher import memory
+memory.install({}, {"selfaug": "Code"})
+sys.argv = ["selfaug.trial", "--json"]
+runpy.run_module("selfaug.trial", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_on_stock_packages_no_check_holds_that_needs_selfaug():
+    command = [sys.executable, "-c", ON_STOCK_PACKAGES]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 1, run.stderr
+    answers = [json.loads(line) for line in run.stdout.splitlines()]
+    assert answers[-1] == {"done": True}
+    checks = {answer["name"]: answer["ok"] for answer in answers if "name" in answer}
+    of_selfaug = ("exact:", "KL of", "SELFAUG_EVAL", "two steps")
+    assert len([name for name in checks if name.startswith(of_selfaug)]) >= 15
+    assert [name for name, ok in checks.items() if ok and name.startswith(of_selfaug)] == []
+    assert all(ok for name, ok in checks.items() if name.startswith(("arguments", "cache", "outputs", "warnings")))
