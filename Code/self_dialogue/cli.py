@@ -1,5 +1,5 @@
-"""SA-SFT, "Talking to Yourself" (arXiv 2602.20162): the model's own dialogues, mixed with the task data, keep what it
-could do. Fine-tuning itself stays as it is, with SelfAug's loss or without.
+"""SA-SFT, "Talking to Yourself" (arXiv 2602.20162): mixing the model's own dialogues into the task data preserves what
+the model could do before fine-tuning. The fine-tuning itself does not change, with or without SelfAug's loss.
 
     python -m selfaug.self_dialogue generate --model NAME_OR_PATH --count 1000 --out dialogues.jsonl
     python -m selfaug.self_dialogue mix --task task.jsonl --dialogues dialogues.jsonl --ratio 0.2 --out train.jsonl
@@ -17,14 +17,14 @@ from typing import Any
 
 from ..toolkit.errors import Refusal, message, print_anything
 from ..toolkit.files import check_text
-from . import manifest, mixture, rows, selftalk
+from . import commands, formats, manifest, mixture
 from .dialogues import TOPIC_PROMPT, Plan
 from .filters import REASONS, Limits
 from .generator import BACKENDS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; 0 done, 1 refused, 2 usage, 130 interrupted."""
+    """The command line. Returns 0: done, 1: refused, 2: wrong usage, 130: interrupted."""
     print_anything()
     args = parser().parse_args(argv)
     try:
@@ -71,7 +71,7 @@ def _generate(verb: Any) -> None:
     )
     text.add_argument("--system", type=_text, help="system message (default: what the template does without one)")
     text.add_argument("--template", help="chat template instead of the tokenizer's: plain, or a file with Jinja")
-    text.add_argument("--format", choices=rows.FORMATS, default="messages", help="of --out (default: messages)")
+    text.add_argument("--format", choices=formats.FORMATS, default="messages", help="of --out (default: messages)")
     text.add_argument("--render", action="store_true", help="prompt-completion: prompts as the chat template has them")
 
     sampling = verb.add_argument_group("sampling")
@@ -103,7 +103,7 @@ def _mix(verb: Any) -> None:
     verb.add_argument("--overwrite", action="store_true", help="replace --out if it is there")
     verb.add_argument("--ratio", type=_ratio, help="share of the dialogues in the whole (default: all of them)")
     verb.add_argument("--by", choices=list(mixture.BY), default="examples", help="what --ratio counts")
-    verb.add_argument("--format", choices=rows.FORMATS, help="default: the task's")
+    verb.add_argument("--format", choices=formats.FORMATS, help="default: the task's")
     verb.add_argument("--render", action="store_true", help="prompt-completion: prompts as the chat template has them")
     verb.add_argument("--template", help="with --render: a template instead of the tokenizer's: plain, or a Jinja file")
     verb.add_argument("--tokenizer", help="counts the tokens (default: that of the model in the dialogues' manifest)")
@@ -112,7 +112,7 @@ def _mix(verb: Any) -> None:
 
 def generate(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    facts = selftalk.generate(args)
+    facts = commands.generate(args)
     filters = facts["filters"]["report"]
     print(f"{filters['kept']} of {filters['seen']} dialogues kept")
     for reason, count in filters.items():
@@ -128,7 +128,7 @@ def generate(args: argparse.Namespace) -> int:
 
 
 def mix(args: argparse.Namespace) -> int:
-    facts = selftalk.mix(args)
+    facts = commands.mix(args)
     print(f"{'':12}{'examples':>12}{'trained tokens':>16}{'all tokens':>14}")
     for name in ("task", "dialogues"):
         counts = [facts[name][column] for column in ("examples", "trained_tokens", "tokens")]

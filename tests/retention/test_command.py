@@ -42,13 +42,13 @@ def test_base_and_adapters_are_measured_side_by_side(measured, adapters, items, 
 def test_a_second_run_measures_nothing_and_a_further_adapter_only_itself(
     measured, adapters, result, files, monkeypatch
 ):
-    from selfaug.retention import bench
+    from selfaug.retention import base_model
 
     both = ("--adapter", f"far={adapters['far']}", "--adapter", f"near={adapters['near']}")
     first = measured(*both[:2])
     before = result()
     with monkeypatch.context() as context:
-        context.setattr(bench, "load_model", lambda *args: pytest.fail("the model was loaded"))
+        context.setattr(base_model, "load_model", lambda *args: pytest.fail("the model was loaded"))
         assert "far: measured before" in measured(*both[:2])
         assert result() == before
     second = measured(*both)
