@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(message(error), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"\nstopped; {args.out} has what was measured. The same command goes on from here.", file=sys.stderr)
+        print(f"\nstopped; {args.out} keeps the figures so far. The same command continues from here.", file=sys.stderr)
         return 130
     return 0
 
@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the figures")
 
     kept = whole.add_argument_group("kept")
-    kept.add_argument("--general", type=Path, metavar="FILE", help="general instructions (default: our own)")
+    kept.add_argument("--general", type=Path, metavar="FILE", help="general instructions (default: those of SelfAug)")
     kept.add_argument("--general-count", type=_whole, metavar="N", help="take N of them, evenly (default: all)")
     kept.add_argument("--answer-limit", type=_whole, default=128, metavar="N", help="tokens (default: 128)")
 
@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
 
     whole.add_argument(
         "--lm-eval", action="append", default=[], metavar="NAME=FILE_OR_DIR", help="results of lm-evaluation-harness "
-        "of the base model (base=…) or of an adapter, for the same table",
+        "for the base model (base=…) or an adapter, for the same table",
     )  # fmt: skip
     model = whole.add_argument_group("model")
     model.add_argument("--batch-size", type=_whole, default=24, metavar="N", help="answers at a time (default: 24)")

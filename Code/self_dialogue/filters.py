@@ -14,13 +14,13 @@ from .evaluation_sets import EvaluationSets, grams, words
 
 REASONS = {
     "stub": "an empty turn, or a one-line answer of very few words",
-    "unfinished": "a turn that did not come to its end within its tokens",
-    "role-marker": "a turn with the marker of a role or another special token in it",
-    "repetition": "a turn that goes round in circles",
-    "over-long": "more tokens than a dialogue may have, or than the model can read",
+    "unfinished": "a turn that did not end within its limit of tokens",
+    "role-marker": "a turn that contains the marker of a role or another special token",
+    "repetition": "a turn that repeats itself",
+    "over-long": "more tokens than the limit of a dialogue, or than the model can read",
     "refusal": "nothing but refusals from the assistant",
-    "duplicate": "the same text as an earlier dialogue, but for case, spaces and punctuation",
-    "near-duplicate": "almost the same text as an earlier dialogue (MinHash)",
+    "duplicate": "the text of an earlier dialogue, apart from case, spaces and punctuation",
+    "near-duplicate": "almost the text of an earlier dialogue (MinHash)",
     "contaminated": "a run of words in common with an evaluation set",
 }
 

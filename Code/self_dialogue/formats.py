@@ -93,7 +93,7 @@ def converted(
     unfit = [name for name in others if name in _TAKEN or (name in READ_BY_MODEL and not same)]
     refuse_columns(others, unfit, f"{format} cannot hold it")
     if before == "sharegpt" and any(turn.get("from") == "system" for turn in row_before["conversations"]):
-        refuse_columns(row_before, ["system"], "the conversation has a system message already")
+        refuse_columns(row_before, ["system"], "the conversation already has a system message")
     new_row = row(conversation, format, chat)
     return {**new_row, **{name: value for name, value in others.items() if name not in unfit}}
 
@@ -133,10 +133,10 @@ def row(conversation: Sequence[Message], format: str, chat: Chat | None = None) 
         return {"prompt": context[0]["content"], "completion": answer["content"]}
     system = context.pop(0)["content"] if context and context[0]["role"] == "system" else None
     if system == "":
-        raise ValueError("the system message is empty: alpaca cannot tell that from none")
+        raise ValueError("the system message is empty, and alpaca cannot distinguish that from no system message")
     roles = [turn["role"] for turn in context]
     if roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
-        raise ValueError("alpaca needs turns of user and assistant by turns")
+        raise ValueError("alpaca needs alternating turns of user and assistant")
     history = [[a["content"], b["content"]] for a, b in zip(context[:-1:2], context[1:-1:2])]
     alpaca = {"instruction": context[-1]["content"], "input": "", "output": answer["content"]}
     return {**alpaca, **({"system": system} if system else {}), **({"history": history} if history else {})}
@@ -144,7 +144,7 @@ def row(conversation: Sequence[Message], format: str, chat: Chat | None = None) 
 
 def _answered(turns: list[Message]) -> list[Message]:
     if not any(turn["role"] == "assistant" for turn in turns):
-        raise ValueError("no message of the assistant: nothing to train on")
+        raise ValueError("there is no message of the assistant to train on")
     return turns
 
 

@@ -84,7 +84,7 @@ def test_an_interrupted_run_goes_on_with_the_section_that_it_was_in(measured, ad
     far = ("--adapter", f"far={adapters['far']}")
     with monkeypatch.context() as context:
         context.setattr(drift, "measure", interrupt)
-        assert "goes on from here" in measured(*far, status=130)
+        assert "continues from here" in measured(*far, status=130)
     output = measured(*far)
     assert "instructions" not in output
     assert "far, drift: 4/4" in output

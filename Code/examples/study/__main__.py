@@ -80,7 +80,7 @@ def main() -> int:
         print(f"\nfailed: {failure}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nstopped. The same command goes on from here.", file=sys.stderr)
+        print("\nstopped. The same command continues from here.", file=sys.stderr)
         return 130
     for name, message in failed.items():
         print(f"\nfailed: {name}: {message}", file=sys.stderr)
