@@ -106,30 +106,41 @@ def _chunk_table(results: dict[str, Any]) -> str:
     return markdown(["T", "aligned positions in a chunk", "GFLOP/s, best", "GFLOP/s, median"], rows)
 
 
-def _memory_table(results: dict[str, Any]) -> str:
-    rows = [
-        [T, name, f"{row['tensors'] / 1e6:.0f}", f"{row['ratio']:.3f}", f"{row['resident'] / 1e6:.0f}"]
+def _rows(results: dict[str, Any], *cells: Callable[[dict[str, float]], str]) -> list[list[str]]:
+    """A row for each length and variant, with what each of ``cells`` makes of the variant's figures."""
+    return [
+        [T, name, *(cell(figures) for cell in cells)]
         for T, by_name in results.items()
-        for name, row in by_name.items()
+        for name, figures in by_name.items()
     ]
+
+
+def _memory_table(results: dict[str, Any]) -> str:
+    rows = _rows(results, _megabytes, _ratio, lambda figures: f"{figures['resident'] / 1e6:.0f}")
     return markdown(["T", "", "tensors, MB", "of stock", "resident, MB"], rows)
 
 
 def _meta_table(results: dict[str, Any]) -> str:
-    rows = [
-        [T, name, f"{row['tensors'] / 1e6:.0f}", f"{row['ratio']:.3f}", f"{row['flops_ratio']:.2f}"]
-        for T, by_name in results.items()
-        for name, row in by_name.items()
-    ]
-    return markdown(["T", "", "tensors, MB", "of stock", "FLOPs of stock"], rows)
+    return markdown(["T", "", "tensors, MB", "of stock", "FLOPs of stock"], _rows(results, _megabytes, _ratio, _flops))
+
+
+def _megabytes(figures: dict[str, float]) -> str:
+    return f"{figures['tensors'] / 1e6:.0f}"
+
+
+def _ratio(figures: dict[str, float]) -> str:
+    return f"{figures['ratio']:.3f}"
+
+
+def _flops(figures: dict[str, float]) -> str:
+    return f"{figures['flops_ratio']:.2f}"
 
 
 def _shape_table(results: dict[str, Any]) -> str:
     rows = [
-        [shape, T, name, f"{row['tensors'] / 1e9:.1f}", f"{row['ratio']:.3f}", f"{row['flops_ratio']:.2f}"]
+        [shape, *row]
         for shape, lengths in results.items()
-        for T, by_name in lengths.items()
-        for name, row in by_name.items()
+        for row in _rows(lengths, lambda figures: f"{figures['tensors'] / 1e9:.1f}", _ratio, _flops)
     ]
     return markdown(["model", "T", "", "tensors, GB", "of stock", "FLOPs of stock"], rows)
 
