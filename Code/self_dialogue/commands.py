@@ -7,6 +7,7 @@ import logging
 import math
 from argparse import Namespace
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -47,16 +48,8 @@ def generate(args: Namespace) -> dict[str, Any]:
     limits = Limits(args.min_words, args.max_tokens, args.repetition, _near(args.near))
     evaluation = EvaluationSets(args.decontaminate, args.ngram) if args.decontaminate else None
     sampling = Sampling(args.temperature, args.top_p)
-    plan = Plan(
-        args.turns,
-        args.user_tokens,
-        args.answer_tokens,
-        args.batch,
-        args.seed,
-        args.system,
-        topics,
-        args.topic_prompt,
-    )
+    lengths = (args.turns, args.user_tokens, args.answer_tokens)
+    plan = Plan(*lengths, args.batch, args.seed, args.system, topics, args.topic_prompt)
     Filters(limits)  # imports the library for near duplicates: a missing library is known before the model loads
     generator = BACKENDS[args.backend](
         args.model, args.dtype, usable_device(args.device), args.revision, sampling, args.seed
@@ -78,7 +71,8 @@ def generate(args: Namespace) -> dict[str, Any]:
         with rejected_rows as rejected, kept_rows as out, _bar(goal, goal_name, writer) as bar:
             for dialogue in writer.dialogues(kept.share):
                 if dialogue.reason:
-                    rejected.write(dumps({"reason": dialogue.reason, "messages": dialogue.messages}))
+                    if rejected is not None:
+                        rejected.write(dumps({"reason": dialogue.reason, "messages": dialogue.messages}))
                     continue
                 content = _row(dialogue.messages, args.format, chat if args.render else None)
                 out.write(dumps(content))
@@ -136,12 +130,14 @@ def mix(args: Namespace) -> dict[str, Any]:
     return facts
 
 
-def _writers(args: Namespace, goes_on: bool) -> tuple[RowWriter, Any]:
-    """The writers of --out and --rejected. ``goes_on``: an interrupted run may already have written both files."""
+def _writers(args: Namespace, goes_on: bool) -> tuple[RowWriter, AbstractContextManager[RowWriter | None]]:
+    """The writers of --out and --rejected, None without --rejected. ``goes_on``: an interrupted run may already have
+    written both files.
+    """
     _free(args.out, "--out", args.overwrite or goes_on)
     kept = RowWriter(args.out)
     if args.rejected is None:
-        return kept, _Nowhere()
+        return kept, nullcontext()
     if args.rejected.resolve() == args.out.resolve():
         raise Refusal("usage", "--rejected and --out are the same file")
     _free(args.rejected, "--rejected", args.overwrite or (goes_on and args.out.exists()))  # --out is written first
@@ -206,17 +202,6 @@ class _Kept:
 
     def share(self) -> float:
         return float(getattr(self.counts, self.goal_name) / self.goal)
-
-
-class _Nowhere:
-    """Stands for the writer of --rejected where the user gave no file."""
-
-    def __enter__(self) -> _Nowhere:
-        return self
-
-    def __exit__(self, *error: object) -> None: ...
-
-    def write(self, line: bytes) -> None: ...
 
 
 def _bar(goal: float, unit: str, writer: Writer) -> Any:
