@@ -13,6 +13,7 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
+    session.run("mypy", "Code/examples/study/__main__.py")  # a second __main__ beside that of the demo
 
 
 @nox.session

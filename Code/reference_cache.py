@@ -2,7 +2,8 @@
 
     python -m selfaug.reference_cache build --model M --data FILE --cache DIR
 
-Rows are those of :mod:`.training_rows`; the head is kept, too, as full fine-tuning needs it (docs/performance.md).
+:mod:`.training_rows` reads the rows. The cache keeps the head, too, since full fine-tuning needs it
+(docs/performance.md).
 """
 
 from __future__ import annotations
@@ -20,15 +21,21 @@ from . import config, positions, training_rows
 from .reference import cache, decoder
 from .reference.cache import CacheError
 from .reference.samples import samples
+from .toolkit.errors import Refusal, message
+from .toolkit.models import load_model, load_tokenizer
 
 
 @torch.no_grad()
 def build(model: Any, rows: Iterable[dict[str, list[int]]], settings: config.Settings) -> tuple[int, int]:
-    """Fill the cache with a sample per row: (samples, bytes on disk). ``model`` is a plain Qwen2ForCausalLM.
+    """Fill the cache with a sample per row. Returns (number of samples, bytes on disk).
+
+    Args:
+        model: a Qwen2ForCausalLM without adapters.
+        rows: {"input_ids", "labels"}.
 
     Raises:
-        CacheError: the folder is another model's, the size limit is reached, or no row has anything to keep. What was
-            written until then stays, as what a training has written.
+        CacheError: the folder belongs to another model, the size limit is reached, or no row has an aligned token. The
+            samples that are already written stay, and a training can use them.
     """
     model.eval()
     if decoder.reads_whole_length(model.model):
@@ -53,7 +60,7 @@ def build(model: Any, rows: Iterable[dict[str, list[int]]], settings: config.Set
         size += len(index) * H * 2
     if not count:
         raise CacheError(f"no row has a token at the {settings.positions} positions, so there is nothing to keep.")
-    if type(model.lm_head) is torch.nn.Linear and model.lm_head.bias is None:  # another one cannot be trained in full
+    if type(model.lm_head) is torch.nn.Linear and model.lm_head.bias is None:  # full fine-tuning needs such a head
         draft = folder.path / f"head.pt.{os.getpid()}.new"
         torch.save(model.lm_head.weight.detach().cpu().clone(), draft)
         os.replace(draft, folder.path / "head.pt")
@@ -67,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     verbs = parser.add_subparsers(required=True)
     verb = verbs.add_parser("build", help="fill a cache before training")
     verb.add_argument("--model", required=True, help="name on the hub, or a folder")
-    verb.add_argument("--data", required=True, type=Path, help="JSONL: input_ids and labels, or prompt/messages rows")
+    verb.add_argument("--data", required=True, type=Path, help="rows with input_ids and labels, prompt, or messages")
     verb.add_argument("--cache", help="folder; default: SELFAUG_CACHE")
     verb.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"],
                       help="of the weights, as the training loads them")  # fmt: skip
@@ -77,31 +84,31 @@ def main(argv: list[str] | None = None) -> int:
         settings = config.read(None, environ)
         if settings.reference_cache is None:
             parser.error("--cache, or SELFAUG_CACHE")
-        texts = any("input_ids" not in row for _, row in training_rows.read(options.data))  # all, before a model loads
-        model, tokenizer = _load(options.model, options.dtype, texts)
+        texts = sum("input_ids" not in row for _, row in training_rows.read(options.data))  # reads all rows first
+        model = _load(options.model, options.dtype)
+        tokenizer = load_tokenizer(options.model) if texts else None
         vocabulary = model.get_input_embeddings().weight.shape[0]
-        read = training_rows.read(options.data)
-        rows = (training_rows.tokenised(row, where, tokenizer, vocabulary) for where, row in read)
-        count, size = build(model, rows, settings)
+        rows = training_rows.read(options.data)
+        tokenised = (training_rows.tokenised(row, where, tokenizer, vocabulary) for where, row in rows)
+        count, size = build(model, tokenised, settings)
         path = cache.own_folder(model, settings).path
         print(f"{count} samples, {size / 1e6:.1f} MB in {path}")
         print(f"Set SELFAUG_CACHE={path.parent} to train this model, with LoRA or in full.")
         print(f"Set SELFAUG_CACHE={path} to go on, in full, from a checkpoint of a model that was trained so.")
-    except (CacheError, ValueError, OSError) as error:  # settings, rows, files, and what transformers cannot load
+    except Refusal as refusal:
+        print(message(refusal), file=sys.stderr)
+        return 1
+    except (CacheError, ValueError, OSError) as error:  # settings, rows and files
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _load(name: str, dtype: str, texts: bool) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(name, torch_dtype=dtype if dtype == "auto" else getattr(torch, dtype))
+def _load(name: str, dtype: str) -> Any:
+    model = load_model(name, dtype, "cuda" if torch.cuda.is_available() else "cpu")
     if not hasattr(type(model), "selfaug_aligned"):
         raise CacheError(f"{name} is a {type(model).__name__}; expected a Qwen2 model. Nothing was written.")
-    if torch.cuda.is_available():
-        model.cuda()
-    return model, AutoTokenizer.from_pretrained(name) if texts else None
+    return model
 
 
 if __name__ == "__main__":

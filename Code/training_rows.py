@@ -1,14 +1,15 @@
-"""Rows of a JSONL file as trained on, {"input_ids", "labels"}: tokenised as Code/examples/train_lora.py does."""
+"""Training rows, from any file that the toolkit reads, and tokenised to {"input_ids", "labels"} in the same way as
+Code/examples/train_lora.py does.
+"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from .positions import IGNORE_INDEX
-from .toolkit import files, messages
+from .toolkit import messages, rows
 from .toolkit.errors import Refusal
 from .toolkit.tokens import bare, begun
 
@@ -17,44 +18,40 @@ UNREAD = "neither the template nor the model would get it"
 
 
 class RowError(ValueError):
-    """A line that is no training row. The message has file and line, what was expected and what was found."""
+    """A line that is not a training row. The message has file and line, what was expected and what was found."""
 
 
 def read(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("FILE:LINE", row) of each line that is not blank, checked but for what only a tokenizer can tell.
+    """Yield ("FILE:LINE", row) for each row of a file. A file with an unknown suffix is read as JSONL. Everything is
+    checked that can be checked without a tokenizer.
 
     Raises:
-        RowError: see there.
+        RowError: a row is malformed, or the file is not UTF-8.
         OSError: the file cannot be read.
     """
     path.stat()
     try:
-        for number, line in files.lines(path):
-            yield f"{path}:{number}", _parse(line, f"{path}:{number}")
+        for line, row in rows.rows(path, jsonl_by_default=True):
+            _check(row, f"{path}:{line}")
+            yield f"{path}:{line}", row
     except Refusal as refusal:
-        wanted = f": expected {refusal.expected}" if refusal.expected else ""
-        raise RowError(f"{refusal.what}{wanted}, found {refusal.found}") from None
+        expected = f": expected {refusal.expected}" if refusal.expected else ""
+        found = f", found {refusal.found}" if refusal.found else ""
+        raise RowError(f"{refusal.what}{expected}{found}") from None
 
 
-def _parse(line: str, where: str) -> dict[str, Any]:
+def _check(row: dict[str, Any], where: str) -> None:
     try:
-        row = files.parse_json(line)
-    except json.JSONDecodeError as error:
-        raise RowError(f"{where}: expected JSON, found {error}") from None
-    except ValueError as error:
-        raise RowError(f"{where}: {error}") from None
-    if not isinstance(row, dict):
-        raise RowError(f"{where}: expected {ACCEPTED}; found {type(row).__name__}")
-    try:
-        {"tokens": _check_tokens, "pair": _check_pair, "messages": _check_messages}[_form(row)](row)
+        {"tokens": _check_tokens, "pair": _check_pair, "messages": _check_messages}[_kind(row)](row)
     except ValueError as error:
         columns = ", ".join(row) or "none"
         raise RowError(f"{where}: expected {ACCEPTED}; found the columns {columns}, of another form: {error}") from None
-    return row
 
 
-def _form(row: dict[str, Any]) -> str:
-    """By its columns, of which one decides, so that what is checked is what is read."""
+def _kind(row: dict[str, Any]) -> str:
+    """tokens, pair or messages. A single column decides, so that the columns that are checked are the columns that are
+    used.
+    """
     if "input_ids" in row:
         return "tokens"
     return "pair" if "prompt" in row else "messages"
@@ -69,7 +66,7 @@ def _check_tokens(row: dict[str, Any]) -> None:
             if type(number) is not int or not (0 <= number < 1 << 31 or number == ignored):
                 raise ValueError(f"{name}[{index}] is {messages.shown(number)}, which is no token id")
     if row.get("attention_mask") not in (None, [1] * len(ids)):
-        raise ValueError("attention_mask leaves tokens out: take them out of the row, and the mask")
+        raise ValueError("attention_mask leaves tokens out: remove the tokens from the row, and the mask")
     if row.get("position_ids") not in (None, list(range(len(ids)))):
         raise ValueError("position_ids do not count from 0: one row per document, without them")
 
@@ -88,32 +85,36 @@ def _check_messages(row: dict[str, Any]) -> None:
 
 
 def tokenised(row: dict[str, Any], where: str, tokenizer: Any, vocabulary: int | None = None) -> dict[str, list[int]]:
-    """{"input_ids", "labels"}. ``tokenizer`` may be None for a row that has them; ``vocabulary``: the tokens that the
-    model has.
+    """A row as {"input_ids", "labels"}.
 
-    A prompt with completion is plain text, and begins as ``tokenizer(text)`` does (BOS); a chat template writes its
-    own beginning.
+    A prompt with a completion is plain text and gets the tokenizer's BOS; a chat template writes BOS itself.
+
+    Args:
+        row: a row from :func:`read`.
+        where: FILE:LINE of the row, for errors.
+        tokenizer: may be None for a row that holds token ids.
+        vocabulary: the number of tokens that the model has; None does not check token ids.
 
     Raises:
-        RowError: the chat template does not take the row, or renders its prompt otherwise once an answer follows; or
-            the model has no such token.
+        RowError: the tokenizer has no EOS token, the chat template fails on the row or renders the prompt differently
+            once an answer follows, or the model does not have a token.
     """
-    form = _form(row)
-    if form == "tokens":
-        made = {name: row[name] for name in ("input_ids", "labels")}
+    kind = _kind(row)
+    if kind == "tokens":
+        sample = {name: row[name] for name in ("input_ids", "labels")}
     else:
         prompt, completion = _split(row, where, tokenizer)
-        first = (begun if form == "pair" else bare)(tokenizer, prompt)
+        first = (begun if kind == "pair" else bare)(tokenizer, prompt)
         rest = bare(tokenizer, completion)
-        made = {"input_ids": first + rest, "labels": [IGNORE_INDEX] * len(first) + rest}
-    most = max((*made["input_ids"], *made["labels"]), default=0)
-    if vocabulary is not None and most >= vocabulary:
-        raise RowError(f"{where}: expected token ids below {vocabulary}, as many as the model has; found {most}")
-    return made
+        sample = {"input_ids": first + rest, "labels": [IGNORE_INDEX] * len(first) + rest}
+    highest = max((*sample["input_ids"], *sample["labels"]), default=0)
+    if vocabulary is not None and highest >= vocabulary:
+        raise RowError(f"{where}: expected token ids below {vocabulary}, as many as the model has; found {highest}")
+    return sample
 
 
 def _split(row: dict[str, Any], where: str, tokenizer: Any) -> tuple[str, str]:
-    if _form(row) == "pair":
+    if _kind(row) == "pair":
         if tokenizer.eos_token is None:
             raise RowError(f"{where}: the tokenizer has no EOS token, with which a completion ends. Give it one")
         return row["prompt"], row["completion"] + tokenizer.eos_token
@@ -121,7 +122,7 @@ def _split(row: dict[str, Any], where: str, tokenizer: Any) -> tuple[str, str]:
     try:
         prompt = tokenizer.apply_chat_template(context, tokenize=False, add_generation_prompt=True)
         whole = tokenizer.apply_chat_template([*context, answer], tokenize=False)
-    except Exception as error:  # whatever a template raises
+    except Exception as error:  # a template may raise any error
         raise RowError(f"{where}: the chat template does not take these messages: {error}") from None
     if not whole.startswith(prompt):
         raise RowError(f"{where}: the chat template renders the prompt otherwise once an answer follows: use prompt "

@@ -61,23 +61,29 @@ def test_the_runtime_never_imports_the_patcher_and_needs_peft_only_in_its_trial(
         assert "Code" not in found, name
 
 
-def test_self_dialogues_and_retention_share_nothing_with_the_loss():
-    for name, found in modules("Code").items():
+def test_tools_import_the_toolkit_and_never_each_other_and_the_training_step_imports_none_of_them():
+    allowed = {"toolkit": set(), "self_dialogue": {"toolkit"}, "retention": {"toolkit"}}
+    commands = {"training_rows", "reference_cache"}  # these read training data, and may use the toolkit
+    for name, imported in modules("Code").items():
         package = name.rpartition(".")[0]
-        allowed = {"toolkit": [], "self_dialogue": ["toolkit"], "retention": ["self_dialogue", "toolkit"]}
-        for other in (other[1:].split(".")[0] for other in found if other.startswith(".")):
+        for other in {other[1:].split(".")[0] for other in imported if other.startswith(".")}:
             if package in allowed:
-                assert other in (package, "__version__", *allowed[package]), name
-            elif name in ("training_rows", "reference_cache"):  # a command on files, not a part of the step
-                assert other not in allowed or other == "toolkit", name
+                assert other in {package, "__version__", *allowed[package]}, name
             else:
-                assert other not in allowed, name
+                assert other not in allowed or (other == "toolkit" and name in commands), name
+
+
+def test_the_training_step_imports_no_command():
+    commands = {"training_rows", "reference_cache", "selftest", "update_module"}
+    for name, imported in modules("Code").items():
+        if name not in commands and name.partition(".")[0] not in ("benchmarks", "examples"):
+            assert not {other[1:].split(".")[0] for other in imported if other.startswith(".")} & commands, name
 
 
 def test_retention_loads_what_is_optional_only_when_it_is_needed():
-    for name, found in modules("Code").items():
-        if name.startswith("retention."):
-            assert not found & {"selfaug", "peft", "matplotlib"} or name == "retention.plots", name
+    for name, imported in modules("Code").items():
+        if name.startswith(("retention.", "toolkit.")):
+            assert not imported & {"selfaug", "peft", "matplotlib"} or name == "retention.plots", name
 
 
 @pytest.mark.parametrize("folder", ["Code", "selfaug_patcher"])

@@ -40,7 +40,7 @@ def _write(results: Any, options: argparse.Namespace) -> None:
 
 
 def _file(options: argparse.Namespace) -> Path:
-    return options.results / f"{options.verb}{'-checkpointing' if options.checkpointing else ''}.json"
+    return Path(options.results) / f"{options.verb}{'-checkpointing' if options.checkpointing else ''}.json"
 
 
 def _facts(options: argparse.Namespace) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def _processor() -> str:
 
 
 def _time(options: argparse.Namespace) -> None:
-    from benchmarks import measure
+    from Code.benchmarks import measure
 
     results = {}
     for T in options.lengths:
@@ -90,7 +90,7 @@ def _time(options: argparse.Namespace) -> None:
 
 
 def _shares(options: argparse.Namespace) -> None:
-    from benchmarks import measure
+    from Code.benchmarks import measure
 
     results = {}
     for T in options.lengths:
@@ -100,7 +100,7 @@ def _shares(options: argparse.Namespace) -> None:
 
 
 def _chunks(options: argparse.Namespace) -> None:
-    from benchmarks import measure
+    from Code.benchmarks import measure
 
     results = {}
     for T in options.lengths:
@@ -133,15 +133,18 @@ def _shapes(options: argparse.Namespace) -> None:
             _write({one: results[one] for one in SHAPES if one in results}, options)
 
 
-def _without_numbers(T: int, variants: list[str], shape: str, *options: Any) -> dict[str, dict[str, float]]:
+def _without_numbers(
+    T: int, variants: list[str], shape: str, layers: int | None, checkpointing: bool
+) -> dict[str, dict[str, float]]:
     """Peak of the tensors in bytes and FLOPs of each variant's step, and both of stock's, on the meta device."""
     import torch
-    from benchmarks import measure
+
+    from Code.benchmarks import measure
 
     found: dict[str, dict[str, float]] = {}
     for name in variants:
-        peak = measure.meta_peak(name, T, shape, *options, torch.float32)
-        flops = measure.flops(T, [name], shape, *options)[name]
+        peak = measure.meta_peak(name, T, shape, layers, checkpointing, torch.float32)
+        flops = measure.flops(T, [name], shape, layers, checkpointing)[name]
         found[name] = {"tensors": peak, "flops": flops}
         found[name]["ratio"] = peak / found["stock"]["tensors"]
         found[name]["flops_ratio"] = flops / found["stock"]["flops"]
@@ -170,14 +173,14 @@ def _memory(options: argparse.Namespace) -> None:
 
 
 def _one_peak(options: argparse.Namespace) -> None:
-    from benchmarks import measure
+    from Code.benchmarks import measure
 
     arguments = (options.lengths[0], options.shape, options.layers, options.checkpointing)
     print(json.dumps(measure.real_peak(options.variants[0], *arguments)))
 
 
 def _page(options: argparse.Namespace) -> None:
-    from benchmarks import page
+    from Code.benchmarks import page
 
     page.write(ROOT / "docs" / "performance", ROOT / "docs" / "performance.md")
 
@@ -236,7 +239,7 @@ def main(argv: list[str] | None = None) -> int:
     options = read(argv)
     for name in [name for name in os.environ if name.startswith("SELFAUG")]:
         del os.environ[name]
-    sys.path += [str(ROOT), str(ROOT / "Code")]  # last: Code has modules with plain names
+    sys.path.append(str(ROOT))  # for Code.benchmarks and Code.toolkit
     if options.verb != "page":
         _patch_in_memory()
         import torch

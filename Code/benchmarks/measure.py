@@ -153,7 +153,7 @@ def meta_peak(name: str, T: int, shape: str, layers: int | None, checkpointing: 
     gc.collect()
     with _Alive() as alive:
         step(name, model, data)
-    return alive.peak
+    return int(alive.peak)
 
 
 def _without_content(T: int, shape: str, *options: Any) -> tuple[Any, dict[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""docs/performance.md's tables and plots from the benchmark's own output."""
+"""The tables and plots of docs/performance.md, from the benchmark's results."""
 
 from __future__ import annotations
 
@@ -6,49 +6,44 @@ import json
 from pathlib import Path
 from typing import Any, Callable
 
+from Code.toolkit.tables import between, markdown
+
 TABLES = "<!-- benchmark -->", "<!-- end of benchmark -->"
 SHORT = "<!-- in short -->", "<!-- end of in short -->"
 
 
 def write(results: Path, page: Path) -> None:
-    """Replace what stands between the marks in ``page``, and the plots."""
+    """Replace the tables between the marks of ``page``, and the plots."""
     page.write_text(filled(results, page.read_text(encoding="utf-8")), encoding="utf-8")
     plot(results)
 
 
 def filled(results: Path, text: str) -> str:
-    """The page's ``text`` with the tables of ``results`` between its marks."""
-    text = _between(text, SHORT, "\n".join(_short(results)) + "\n\n")
-    return _between(text, TABLES, "".join(_part(path) for path in sorted(results.glob("*.json"))))
+    """``text`` of the page, with the tables of ``results`` between the marks."""
+    text = between(text, SHORT, f"\n\n{_short(results)}\n\n")
+    return between(text, TABLES, "\n\n" + "".join(_part(path) for path in sorted(results.glob("*.json"))))
 
 
-def _between(text: str, marks: tuple[str, str], content: str) -> str:
-    before, rest = text.split(marks[0])
-    return f"{before}{marks[0]}\n\n{content}{marks[1]}{rest.split(marks[1])[1]}"
-
-
-def _short(results: Path) -> list[str]:
-    """Ratios of one row to another; nothing where one of them was not measured."""
-    found = {path.stem: json.loads(path.read_text(encoding="utf-8"))["results"] for path in results.glob("*.json")}
+def _short(results: Path) -> str:
+    """Ratios of one variant to another. A cell is empty if one of the two was not measured."""
+    by_file = {path.stem: json.loads(path.read_text(encoding="utf-8"))["results"] for path in results.glob("*.json")}
     lengths = ["512", "1024", "2048", "4096"]
 
-    def row(title: str, name: str, figure: Callable[[dict[str, Any]], float], digits: int = 2) -> str:
+    def row(title: str, name: str, figure: Callable[[dict[str, Any]], float], digits: int = 2) -> list[str]:
         cells = []
         for T in lengths:
             try:
-                cells.append(f"{figure(found[name][T]):.{digits}f}")
+                cells.append(f"{figure(by_file[name][T]):.{digits}f}")
             except KeyError:
                 cells.append("")
-        return f"| {title} | {' | '.join(cells)} |"
+        return [title, *cells]
 
     def to(one: str, other: str) -> Callable[[dict[str, Any]], float]:
         return lambda rows: rows[one]["ratio"] / rows[other]["ratio"]
 
     given = "from the second epoch on with the cache / the same loss without any reference pass"
     fused = "step time against *fused* stock, which makes logits at supervised positions only"
-    return [
-        "| | " + " | ".join(f"T={T}" for T in lengths) + " |",
-        "|---|" + "---|" * len(lengths),
+    rows = [
         row("step time", "time", to("selfaug", "stock")),
         row("step time / its FLOPs, both of stock", "time", lambda rows: _over_floor(rows["selfaug"])),
         row("step time, `SELFAUG_SAMPLE=0.25`", "time", to("sample 0.25", "stock")),
@@ -60,18 +55,19 @@ def _short(results: Path) -> list[str]:
         row("the same with gradient checkpointing", "meta-checkpointing", to("selfaug", "stock"), 3),
         row("peak / that of the authors' algorithm", "meta", to("selfaug", "original"), 3),
     ]
+    return markdown(["", *(f"T={T}" for T in lengths)], rows)
 
 
 def _part(path: Path) -> str:
     facts = json.loads(path.read_text(encoding="utf-8"))
     kind = path.stem.split("-")[0]
-    title, made = {
-        "time": ("Time of a step", _time_rows),
-        "shares": ("Where SelfAug's step spends its time", _share_rows),
-        "chunks": ("Speed of the loss by chunk size", _chunk_rows),
-        "memory": ("Peak of the tensors above the weights", _memory_rows),
-        "meta": ("Peak of the tensors above the weights, and FLOPs (meta device)", _meta_rows),
-        "shapes": ("Whole models: peak of the tensors above the weights, and FLOPs (meta device)", _shape_rows),
+    title, table = {
+        "time": ("Time of a step", _time_table),
+        "shares": ("Where SelfAug's step spends its time", _share_table),
+        "chunks": ("Speed of the loss by chunk size", _chunk_table),
+        "memory": ("Peak of the tensors above the weights", _memory_table),
+        "meta": ("Peak of the tensors above the weights, and FLOPs (meta device)", _meta_table),
+        "shapes": ("Whole models: peak of the tensors above the weights, and FLOPs (meta device)", _shape_table),
     }[kind]
     what = "Whole models" if kind == "shapes" else f"Qwen2.5-{facts['shape']}"
     what = f"The loss alone at the sizes of {what}" if kind == "chunks" else what
@@ -80,66 +76,77 @@ def _part(path: Path) -> str:
     rounds = f", {facts['rounds']} rounds" if "rounds" in facts else ""
     heading = f"### {title}{', gradient checkpointing' if facts['checkpointing'] else ''}\n\n"
     note = f"{what}, {facts['dtype']}, {where}torch {facts['torch']}{rounds}.\n\n"
-    return heading + note + "\n".join(made(facts["results"])) + "\n\n"
+    return f"{heading}{note}{table(facts['results'])}\n\n"
 
 
 def _over_floor(row: dict[str, float]) -> float:
     return row["ratio"] / row["floor"]
 
 
-def _time_rows(results: dict[str, Any]) -> list[str]:
-    rows = ["| T | | CPU seconds | of stock | FLOPs of stock | time / FLOPs |", "|---|---|---|---|---|---|"]
-    for T, found in results.items():
-        for name, row in found.items():
-            floor = f"{row['floor']:.2f} | {_over_floor(row):.2f}" if "floor" in row else " | "
-            rows.append(f"| {T} | {name} | {row['seconds']:.2f} | {row['ratio']:.2f} | {floor} |")
-    return rows
+def _time_table(results: dict[str, Any]) -> str:
+    rows = []
+    for T, by_name in results.items():
+        for name, row in by_name.items():
+            floor = [f"{row['floor']:.2f}", f"{_over_floor(row):.2f}"] if "floor" in row else ["", ""]
+            rows.append([T, name, f"{row['seconds']:.2f}", f"{row['ratio']:.2f}", *floor])
+    return markdown(["T", "", "CPU seconds", "of stock", "FLOPs of stock", "time / FLOPs"], rows)
 
 
-def _share_rows(results: dict[str, Any]) -> list[str]:
+def _share_table(results: dict[str, Any]) -> str:
     parts = list(next(iter(results.values())))
-    rows = [f"| T | {' | '.join(parts)} |", "|---|" + "---|" * len(parts)]
-    return rows + [f"| {T} | {' | '.join(f'{found[part]:.1%}' for part in parts)} |" for T, found in results.items()]
+    return markdown(["T", *parts], ([T, *(f"{row[part]:.1%}" for part in parts)] for T, row in results.items()))
 
 
-def _chunk_rows(results: dict[str, Any]) -> list[str]:
-    rows = ["| T | aligned positions in a chunk | GFLOP/s, best | GFLOP/s, median |", "|---|---|---|---|"]
-    for T, found in results.items():
-        for size, row in found.items():
-            rows.append(f"| {T} | {size} | {row['best'] / 1e9:.1f} | {row['median'] / 1e9:.1f} |")
-    return rows
+def _chunk_table(results: dict[str, Any]) -> str:
+    rows = [
+        [T, size, f"{row['best'] / 1e9:.1f}", f"{row['median'] / 1e9:.1f}"]
+        for T, by_size in results.items()
+        for size, row in by_size.items()
+    ]
+    return markdown(["T", "aligned positions in a chunk", "GFLOP/s, best", "GFLOP/s, median"], rows)
 
 
-def _memory_rows(results: dict[str, Any]) -> list[str]:
-    rows = ["| T | | tensors, MB | of stock | resident, MB |", "|---|---|---|---|---|"]
-    for T, found in results.items():
-        for name, row in found.items():
-            tensors, resident = row["tensors"] / 1e6, row["resident"] / 1e6
-            rows.append(f"| {T} | {name} | {tensors:.0f} | {row['ratio']:.3f} | {resident:.0f} |")
-    return rows
+def _rows(results: dict[str, Any], *cells: Callable[[dict[str, float]], str]) -> list[list[str]]:
+    """A row for each length and variant, with what each of ``cells`` makes of the variant's figures."""
+    return [
+        [T, name, *(cell(figures) for cell in cells)]
+        for T, by_name in results.items()
+        for name, figures in by_name.items()
+    ]
 
 
-def _meta_rows(results: dict[str, Any]) -> list[str]:
-    rows = ["| T | | tensors, MB | of stock | FLOPs of stock |", "|---|---|---|---|---|"]
-    for T, found in results.items():
-        for name, row in found.items():
-            figures = f"{row['tensors'] / 1e6:.0f} | {row['ratio']:.3f} | {row['flops_ratio']:.2f}"
-            rows.append(f"| {T} | {name} | {figures} |")
-    return rows
+def _memory_table(results: dict[str, Any]) -> str:
+    rows = _rows(results, _megabytes, _ratio, lambda figures: f"{figures['resident'] / 1e6:.0f}")
+    return markdown(["T", "", "tensors, MB", "of stock", "resident, MB"], rows)
 
 
-def _shape_rows(results: dict[str, Any]) -> list[str]:
-    rows = ["| model | T | | tensors, GB | of stock | FLOPs of stock |", "|---|---|---|---|---|---|"]
-    for shape, lengths in results.items():
-        for T, found in lengths.items():
-            for name, row in found.items():
-                figures = f"{row['tensors'] / 1e9:.1f} | {row['ratio']:.3f} | {row['flops_ratio']:.2f}"
-                rows.append(f"| {shape} | {T} | {name} | {figures} |")
-    return rows
+def _meta_table(results: dict[str, Any]) -> str:
+    return markdown(["T", "", "tensors, MB", "of stock", "FLOPs of stock"], _rows(results, _megabytes, _ratio, _flops))
+
+
+def _megabytes(figures: dict[str, float]) -> str:
+    return f"{figures['tensors'] / 1e6:.0f}"
+
+
+def _ratio(figures: dict[str, float]) -> str:
+    return f"{figures['ratio']:.3f}"
+
+
+def _flops(figures: dict[str, float]) -> str:
+    return f"{figures['flops_ratio']:.2f}"
+
+
+def _shape_table(results: dict[str, Any]) -> str:
+    rows = [
+        [shape, *row]
+        for shape, lengths in results.items()
+        for row in _rows(lengths, lambda figures: f"{figures['tensors'] / 1e9:.1f}", _ratio, _flops)
+    ]
+    return markdown(["model", "T", "", "tensors, GB", "of stock", "FLOPs of stock"], rows)
 
 
 def plot(results: Path) -> None:
-    """time.png and memory.png: ratio to stock by T. Nothing where matplotlib is missing."""
+    """Draw a plot for each file of times or peaks: the ratio to stock over T. Draws nothing without matplotlib."""
     try:
         import matplotlib
     except ImportError:
@@ -148,11 +155,11 @@ def plot(results: Path) -> None:
     from matplotlib import pyplot
 
     for path in sorted([*results.glob("time*.json"), *results.glob("memory*.json"), *results.glob("meta*.json")]):
-        found = json.loads(path.read_text())["results"]
+        by_length = json.loads(path.read_text())["results"]
         figure, axes = pyplot.subplots(figsize=(6, 4))
-        for name in next(iter(found.values())):
-            lengths = [T for T in found if name in found[T]]
-            axes.plot([int(T) for T in lengths], [found[T][name]["ratio"] for T in lengths], marker="o", label=name)
+        for name in next(iter(by_length.values())):
+            lengths = [T for T in by_length if name in by_length[T]]
+            axes.plot([int(T) for T in lengths], [by_length[T][name]["ratio"] for T in lengths], marker="o", label=name)
         axes.set_xscale("log", base=2)
         axes.set(xlabel="T, tokens", ylabel="of stock LoRA", ylim=(0, None), title=path.stem)
         axes.legend(fontsize=8)

@@ -7,13 +7,15 @@ Each line of the file is one sample, either of
     {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}
     {"prompt": "…", "completion": "…"}
 
-Only the last assistant message, or the completion, is trained on; everything before it is input (label -100).
+Only the last assistant message, or the completion, is trained on. Everything before is input (label -100).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import transformers
@@ -25,7 +27,7 @@ IGNORE_INDEX = -100
 LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def parse_arguments(argv=None):
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="name on the hub, or a folder")
     parser.add_argument("--data", required=True, help="JSONL file")
@@ -46,7 +48,7 @@ def parse_arguments(argv=None):
     return parser.parse_args(argv)
 
 
-def split(row, tokenizer):
+def split(row: dict[str, Any], tokenizer: Any) -> tuple[str, str]:
     """The prompt and the completion of a row, as text."""
     if "prompt" in row:
         return row["prompt"], row["completion"] + tokenizer.eos_token
@@ -60,20 +62,20 @@ def split(row, tokenizer):
     return prompt, whole[len(prompt) :].rstrip("\n")
 
 
-def beginning(tokenizer):
-    """The special tokens that the tokenizer puts in front of a text."""
+def beginning(tokenizer: Any) -> list[int]:
+    """The special tokens that the tokenizer puts before a text."""
     whole, inner = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
-    return next(whole[:at] for at in range(len(whole)) if whole[at : at + len(inner)] == inner)
+    return next(list(whole[:at]) for at in range(len(whole)) if whole[at : at + len(inner)] == inner)
 
 
-def load_samples(path, tokenizer, max_length):
+def load_samples(path: str, tokenizer: Any, max_length: int) -> list[dict[str, list[int]]]:
     """Tokenised samples with labels; samples longer than ``max_length`` are left out."""
     samples = []
     with open(path, encoding="utf-8-sig") as lines:
         rows = [json.loads(line) for line in lines if line.strip()]
     for row in rows:
         prompt, completion = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in split(row, tokenizer))
-        if "prompt" in row:  # plain text begins as the tokenizer has it begin (BOS); a chat template writes its own
+        if "prompt" in row:  # plain text needs the tokenizer's BOS; a chat template writes its own
             start = beginning(tokenizer)
             prompt = prompt if prompt[: len(start)] == start else start + prompt
         if len(prompt) + len(completion) <= max_length:
@@ -83,12 +85,12 @@ def load_samples(path, tokenizer, max_length):
     return samples
 
 
-def make_collator(pad_token_id):
-    """Pads to the longest sample of the batch, on the right."""
+def make_collator(pad_token_id: int) -> Callable[[list[dict[str, list[int]]]], dict[str, torch.Tensor]]:
+    """A collator that pads to the longest sample of the batch, on the right."""
 
-    def collate(samples):
+    def collate(samples: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
         longest = max(len(sample["input_ids"]) for sample in samples)
-        batch = {"input_ids": [], "labels": [], "attention_mask": []}
+        batch: dict[str, list[list[int]]] = {"input_ids": [], "labels": [], "attention_mask": []}
         for sample in samples:
             length, padding = len(sample["input_ids"]), longest - len(sample["input_ids"])
             batch["input_ids"].append(sample["input_ids"] + [pad_token_id] * padding)
@@ -99,7 +101,7 @@ def make_collator(pad_token_id):
     return collate
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     set_seed(args.seed)
 

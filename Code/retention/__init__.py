@@ -1,11 +1,12 @@
-"""Is it learned, and is it kept? A base model and its adapters, measured on a task and on general instructions.
+"""What have adapters learned, and what have they kept? Measures a base model and its adapters on a task and on general
+instructions.
 
     python -m selfaug.retention --base MODEL --adapter DIR [--adapter …] --task task.jsonl --out DIR
 
-The way of the figures:
+The figures go this way:
 
-    prompts (files, instructions) -> measurement (bench, answers, drift, scores) -> items (one file per model)
-        -> summary (bootstrap) -> retention.json -> report, plots
+    prompts (files, instructions) -> measurement (base_model, answers, drift, scores) -> items (one file per model)
+        -> summary (bootstrap) -> retention.json -> report, plots (training_log)
 
-docs/retention.md says what each figure means.
+Imports the toolkit, and nothing of SelfAug's loss. docs/retention.md says what each figure means.
 """

@@ -1,9 +1,9 @@
-"""Measure what adapters have learned from a task, and what the base model's own behaviour they have kept.
+"""Measure what adapters have learned from a task, and how much of the base model's behaviour they have kept.
 
     python -m selfaug.retention --base MODEL --adapter lora=DIR --adapter selfaug=DIR --task task.jsonl --out DIR
 
 Writes items/NAME.json (every single answer), retention.json, retention.md and plots into --out. A second run measures
-only what is new; docs/retention.md says what each figure means.
+only what is new. docs/retention.md says what each figure means.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from ..toolkit.errors import Refusal, message, print_anything
-from . import harness, history, plots, prompts, report, summary
+from . import harness, plots, prompts, report, summary, training_log
 from .items import Items
 
 NAME = re.compile(r"[\w.+-]+")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; 0 done, 1 refused, 2 usage, 130 interrupted."""
+    """The command line. Returns 0: done, 1: refused, 2: wrong usage, 130: interrupted."""
     print_anything()
     args = parser().parse_args(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(message(error), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"\nstopped; {args.out} has what was measured. The same command goes on from here.", file=sys.stderr)
+        print(f"\nstopped; {args.out} keeps the figures so far. The same command continues from here.", file=sys.stderr)
         return 130
     return 0
 
@@ -46,13 +46,13 @@ def parser() -> argparse.ArgumentParser:
     )
     whole.add_argument("--base", required=True, metavar="MODEL", help="name on the hub, or a folder")
     whole.add_argument(
-        "--adapter", required=True, action="append", metavar="[NAME=]DIR", help="once per adapter; the first is the "
-        "one that others are compared with",
+        "--adapter", required=True, action="append", metavar="[NAME=]DIR", help="once per adapter; the others are "
+        "compared with the first",
     )  # fmt: skip
     whole.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the figures")
 
     kept = whole.add_argument_group("kept")
-    kept.add_argument("--general", type=Path, metavar="FILE", help="general instructions (default: our own)")
+    kept.add_argument("--general", type=Path, metavar="FILE", help="general instructions (default: those of SelfAug)")
     kept.add_argument("--general-count", type=_whole, metavar="N", help="take N of them, evenly (default: all)")
     kept.add_argument("--answer-limit", type=_whole, default=128, metavar="N", help="tokens (default: 128)")
 
@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
 
     whole.add_argument(
         "--lm-eval", action="append", default=[], metavar="NAME=FILE_OR_DIR", help="results of lm-evaluation-harness "
-        "of the base model (base=…) or of an adapter, for the same table",
+        "for the base model (base=…) or an adapter, for the same table",
     )  # fmt: skip
     model = whole.add_argument_group("model")
     model.add_argument("--batch-size", type=_whole, default=24, metavar="N", help="answers at a time (default: 24)")
@@ -81,26 +81,27 @@ def run(args: argparse.Namespace) -> None:
     """Measure, and write everything.
 
     Raises:
-        Refusal: before the model is loaded wherever it can be.
+        Refusal: an option, a file or a model does not fit. What can be checked without the model is checked before the
+            model loads.
     """
-    there = next(path for path in (args.out, *args.out.absolute().parents) if path.exists())
-    if not there.is_dir():
+    existing = next(path for path in (args.out, *args.out.absolute().parents) if path.exists())
+    if not existing.is_dir():
         what = f"--out {args.out} cannot be a folder"
-        raise Refusal("no-folder", what, found=f"the file {there}", do="another --out")
+        raise Refusal("no-folder", what, found=f"the file {existing}", do="another --out")
     adapters = named(args.adapter)
     results = benchmarks(args.lm_eval, adapters)
     general = prompts.general(args.general, args.general_count)
     task = prompts.task(args.task, args.task_count) if args.task else []
 
-    from ..self_dialogue.generator import usable_device
-    from .bench import Bench, adapter_hash
+    from ..toolkit.models import usable_device
+    from .base_model import BaseModel, adapter_hash
     from .measurement import Measurement, Plan
 
     hashes = {name: adapter_hash(folder) for name, folder in adapters.items()}
-    bench = Bench(args.base, args.dtype, usable_device(args.device), args.template)
+    base_model = BaseModel(args.base, args.dtype, usable_device(args.device), args.template)
     inputs = len(task) if args.input_count is None else args.input_count
     plan = Plan(general, task, args.answer_limit, args.task_answer_limit, args.batch_size, inputs)
-    measurement = Measurement(bench, plan, args.out / "items")
+    measurement = Measurement(base_model, plan, args.out / "items")
     base = measurement.base()
     models = {summary.BASE: base}
     for name, folder in adapters.items():
@@ -123,7 +124,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def draw(folder: Path, result: dict[str, Any], models: dict[str, Items], adapters: dict[str, Path]) -> None:
-    logs = {name: history.logs(adapter) for name, adapter in adapters.items()}
+    logs = {name: training_log.logs(adapter) for name, adapter in adapters.items()}
     try:
         for file in plots.draw(result, models, logs, folder):
             print(file)
@@ -139,38 +140,38 @@ def write(folder: Path, result: dict[str, Any]) -> None:
 
 
 def named(given: Sequence[str]) -> dict[str, Path]:
-    """Adapter folders by name: NAME=DIR, or the folder's own name.
+    """Adapter folders by name: NAME of NAME=DIR, or the folder's own name.
 
     Raises:
-        Refusal: a name is taken, or is none.
+        Refusal: two adapters have the same name, or a name has other characters than ``NAME`` allows.
     """
-    found: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
     for one in given:
         name, equals, folder = one.partition("=")
         if not equals or not NAME.fullmatch(name):
             name, folder = Path(one).resolve().name, one
         if not NAME.fullmatch(name) or name.startswith("."):
             raise Refusal("bad-name", "this is no name for an adapter", "letters, digits, . _ + -", name, "NAME=DIR")
-        if name in found or name == summary.BASE:
+        if name in folders or name == summary.BASE:
             raise Refusal("bad-name", f"the name {name} is taken", do="--adapter NAME=DIR with another NAME")
-        found[name] = Path(folder)
-    return found
+        folders[name] = Path(folder)
+    return folders
 
 
 def benchmarks(given: Sequence[str], adapters: dict[str, Path]) -> dict[str, dict[str, dict[str, float]]]:
-    """What lm-evaluation-harness found, by the name of the model.
+    """Figures of lm-evaluation-harness, by the name of the model.
 
     Raises:
-        Refusal: no such adapter, or no such results.
+        Refusal: no adapter has that name, or a file holds no results.
     """
-    found: dict[str, dict[str, dict[str, float]]] = {}
+    results: dict[str, dict[str, dict[str, float]]] = {}
     known = (summary.BASE, *adapters)
     for one in given:
         name, _, path = one.partition("=")
         if name not in known or not path:
             raise Refusal("bad-name", "--lm-eval: of which model are these results?", f"NAME=…, {known}", one)
-        found.setdefault(name, {}).update(harness.read(Path(path)))
-    return found
+        results.setdefault(name, {}).update(harness.read(Path(path)))
+    return results
 
 
 def _count(text: str) -> int:

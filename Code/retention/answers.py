@@ -1,21 +1,26 @@
-"""Greedy answers, as token ids and as text."""
+"""Greedy answers, as token ids and as text, and their shape: does an answer hold a list, is an answer one word?
+
+Fine-tuning on short answers changes the shape first.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from ..self_dialogue.chat import Ending
+from ..toolkit.chat import Ending
 
+_ITEM = re.compile(r"^[ \t]*(?:[-*+\u2022\u2013]|\(?\d{1,3}[.):]|\(?[a-zA-Z][.)])[ \t]+\S", re.MULTILINE)
 Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """``ids`` include what ended the answer; ``text`` has no special tokens."""
+    """``ids`` include the tokens that ended the answer. ``text`` has no special tokens."""
 
     ids: list[int]
     text: str
@@ -27,13 +32,14 @@ def greedy(
     model: Any, tokenizer: Any, prompts: Sequence[list[int]], limit: int, ending: Ending, batch_size: int,
     progress: Progress,
 ) -> list[Answer]:  # fmt: skip
-    """An answer of at most ``limit`` tokens to each prompt, the short prompts first.
+    """An answer of at most ``limit`` tokens to each prompt, in the order of the prompts.
 
     Args:
-        model: a causal language model, with or without an adapter, in eval mode; its generation config says greedy.
-        prompts: token ids.
+        model: a causal language model in eval mode, with or without an adapter. Its generation config asks for greedy
+            search.
+        prompts: token ids. Short prompts are answered first, which saves padding.
         ending: what ends an answer.
-        progress: is called with the number of answers so far.
+        progress: receives the number of answers so far.
     """
     answers: dict[int, Answer] = {}
     pad = ending.tokens[0] if ending.tokens else 0
@@ -60,12 +66,22 @@ def _answer(tokenizer: Any, row: list[int], ending: Ending) -> Answer:
     end = next((at for at, token in enumerate(row) if token in ending.tokens), None)
     ids = row if end is None else row[: end + 1]
     text = tokenizer.decode(ids, skip_special_tokens=True)
-    places = [text.find(string) for string in ending.strings if string in text]
-    if places:
-        text = text[: min(places)]
+    ends = [text.find(string) for string in ending.strings if string in text]
+    if ends:
+        text = text[: min(ends)]
         ids = next(ids[:n] for n in range(1, len(ids) + 1) if _holds(tokenizer.decode(ids[:n]), ending.strings))
-    return Answer(ids, text, end is not None or bool(places))
+    return Answer(ids, text, end is not None or bool(ends))
 
 
 def _holds(text: str, strings: Sequence[str]) -> bool:
     return any(string in text for string in strings)
+
+
+def has_list(text: str) -> bool:
+    """Whether at least two lines begin with a bullet, a number or a letter."""
+    return len(_ITEM.findall(text)) >= 2
+
+
+def one_word(text: str) -> bool:
+    """Whether the text has at most one word. An empty answer counts, too."""
+    return len(text.split()) <= 1

@@ -1,4 +1,8 @@
-"""Standard errors and paired bootstrap intervals."""
+"""Standard errors and paired bootstrap intervals.
+
+This is not ``scipy.stats.bootstrap``, because that draws new resamples for each figure. Here all figures of the same
+items share their resamples.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ _BLOCK = 1000
 
 
 class Interval(NamedTuple):
-    """A mean and the bounds of its 95 % interval."""
+    """A mean with the bounds of its 95 % interval."""
 
     mean: float
     low: float
@@ -24,15 +28,17 @@ class Interval(NamedTuple):
 
 
 def standard_error(values: Sequence[float]) -> float:
-    """Standard error of the mean: s / sqrt(n), with the sample's s (n - 1 below the line). 0 for a single value."""
+    """Standard error of the mean, s / sqrt(n), where s is the sample's standard deviation (divisor n - 1). 0 for a
+    single value.
+    """
     if len(values) < 2:
         return 0.0
     return pstdev(values) / sqrt(len(values) - 1)
 
 
 def ratio_error(values: Sequence[float], weights: Sequence[float]) -> float:
-    """Standard error of sum(values * weights) / sum(weights) over items that were drawn at random, both with their
-    weight: that of the residuals (linearisation).
+    """Standard error of sum(values * weights) / sum(weights), where each randomly drawn item has a value and a weight.
+    Linearisation: the standard error of the weighted residuals.
     """
     whole = sum(weights)
     mean = sum(v * w for v, w in zip(values, weights)) / whole
@@ -42,11 +48,10 @@ def ratio_error(values: Sequence[float], weights: Sequence[float]) -> float:
 def paired_difference(ours: Sequence[float], theirs: Sequence[float], seed: int = 0) -> Interval:
     """Mean of ``ours[i] - theirs[i]`` with its 95 % percentile interval.
 
-    Both were measured on the same items, so items are resampled, not values: what makes an item hard or easy for both
-    cancels out.
+    Both lists come from the same items. The bootstrap resamples the items, so the difficulty of an item cancels out.
 
     Raises:
-        ValueError: the two differ in length, or are empty.
+        ValueError: the lists differ in length, or are empty.
     """
     if len(ours) != len(theirs):
         raise ValueError(f"not paired: {len(ours)} values against {len(theirs)}")
@@ -54,12 +59,12 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float], seed: int 
 
 
 def mean_interval(values: Sequence[float], seed: int = 0) -> Interval:
-    """Mean of ``values`` with its 95 % percentile interval over ``RESAMPLES`` resamples with replacement."""
+    """Mean of ``values`` with its 95 % percentile interval over ``RESAMPLES`` resamples."""
     return bounds(fmean(values) if values else 0.0, resampled([values], seed)[:, 0] / max(1, len(values)))
 
 
 def resampled(columns: Sequence[Sequence[float]], seed: int = 0) -> Any:
-    """Sums of each column over resampled items: (RESAMPLES, columns) float64. The same items in all columns.
+    """Sum of each column over each resample: (RESAMPLES, columns) float64. All columns use the same resamples.
 
     Raises:
         ValueError: a column is empty.
@@ -74,14 +79,14 @@ def resampled(columns: Sequence[Sequence[float]], seed: int = 0) -> Any:
 
 
 def bounds(mean: float, means: Any) -> Interval:
-    """The 95 % percentile interval of resampled means."""
+    """``mean`` with the 95 % percentile interval of the resampled means."""
     ordered = sorted(means.tolist())
     return Interval(mean, ordered[round(0.025 * len(ordered))], ordered[round(0.975 * len(ordered)) - 1])
 
 
 @lru_cache(maxsize=4)
 def _drawn(items: int, seed: int) -> Any:
-    """How often each item is in each resample: (RESAMPLES, items), made once for all figures of these items."""
+    """How often each resample contains each item: (RESAMPLES, items), drawn once for all figures of these items."""
     import numpy
 
     rng = numpy.random.default_rng(seed)

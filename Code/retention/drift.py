@@ -1,4 +1,4 @@
-"""What was kept: how far a tuned model has moved from its base, position by position."""
+"""How far a tuned model has moved from its base model, position by position."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .readout import Readout
+from .chunked_logits import ChunkedLogits
 
 CHUNK_SIZE = 128
 KL, REVERSE_KL, TOP1, BASE_NLL, NLL = range(5)
@@ -17,11 +17,11 @@ KL, REVERSE_KL, TOP1, BASE_NLL, NLL = range(5)
 
 @dataclass(frozen=True)
 class Stretch:
-    """Token ids, of which the positions from ``first`` on are compared: each predicts the token after it."""
+    """Token ids of which the positions from ``first`` on are compared. Each position predicts the next token."""
 
     ids: list[int]
     first: int
-    predicts_last: bool = False  # whether the last position, whose next token is unknown, is compared, too
+    predicts_last: bool = False  # whether to compare the last position, too, whose next token is unknown
 
     @classmethod
     def of_answer(cls, prompt: list[int], answer: list[int]) -> Stretch:
@@ -35,18 +35,18 @@ class Stretch:
         return len(self.ids) - self.first - (not self.predicts_last)
 
     def tokens(self) -> list[int]:
-        """The token after each position; 0 where there is none."""
+        """The token after each position; 0 after the last."""
         return self.ids[self.first + 1 :] + [0] * self.predicts_last
 
 
 def token_drift(reference_logits: Tensor, logits: Tensor, tokens: Tensor) -> Tensor:
-    """Per position: KL(base || tuned) and KL(tuned || base) in nats, top-1 agreement, and the token's negative
-    log-likelihood under base and tuned model.
+    """Figures of each position: KL(base || tuned) and KL(tuned || base) in nats, top-1 agreement, and the negative
+    log-likelihood of the next token under the base model and under the tuned model.
 
     Args:
-        reference_logits: (N, V), adapter off.
-        logits: (N, V), adapter on.
-        tokens: (N,), the token that follows each position.
+        reference_logits: (N, V), with the adapter off.
+        logits: (N, V), with the adapter on.
+        tokens: (N,), the next token of each position.
 
     Returns:
         (N, 5) float32, in the order of ``KL, REVERSE_KL, TOP1, BASE_NLL, NLL``.
@@ -61,35 +61,35 @@ def token_drift(reference_logits: Tensor, logits: Tensor, tokens: Tensor) -> Ten
 
 @torch.no_grad()
 def measure(model: Any, stretches: Sequence[Stretch], batch_size: int = 8) -> Iterator[tuple[int, Tensor]]:
-    """Yield (index, figures of its positions as ``token_drift`` has them) for each stretch, the short ones first.
+    """Yield (index of a stretch, figures of its positions from :func:`token_drift`), the short stretches first.
 
-    Both distributions come from the one set of weights, adapter on and off. Only hidden states are kept whole: the
-    logits exist for ``CHUNK_SIZE`` positions at a time.
+    Both distributions come from the same weights, with the adapter on and off. Logits exist for ``CHUNK_SIZE``
+    positions at a time.
 
     Args:
-        model: a PEFT model around a causal language model, in eval mode, with the adapter to measure active.
+        model: a PEFT model around a causal language model, in eval mode. The adapter to measure is active.
     """
-    readout = Readout(model.get_base_model())
+    chunked = ChunkedLogits(model.get_base_model())
     order = sorted(range(len(stretches)), key=lambda index: len(stretches[index].ids))
     for start in range(0, len(order), batch_size):
         batch = [stretches[index] for index in order[start : start + batch_size]]
         inputs = [tensor.to(model.device) for tensor in pad(batch)]
-        states = readout.states(*inputs)  # (N, H)
+        states = chunked.states(*inputs)  # (N, H)
         with model.disable_adapter():
-            reference_states = readout.states(*inputs)
+            reference_states = chunked.states(*inputs)
         tokens = torch.tensor([token for one in batch for token in one.tokens()], device=model.device)
 
         rows = []
         for part in torch.arange(len(tokens), device=model.device).split(CHUNK_SIZE):
-            logits = readout.logits(states[part])
+            logits = chunked.logits(states[part])
             with model.disable_adapter():
-                reference_logits = readout.logits(reference_states[part])
+                reference_logits = chunked.logits(reference_states[part])
             rows.append(token_drift(reference_logits, logits, tokens[part]).cpu())
         yield from zip(order[start : start + batch_size], torch.cat(rows).split([len(one) for one in batch]))
 
 
 def pad(stretches: Sequence[Stretch]) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids and attention mask, padded on the right, and a mask of the positions that are compared: (B, T)."""
+    """(token ids, attention mask, mask of the positions to compare), each (B, T), padded on the right."""
     longest = max(len(one.ids) for one in stretches)
     input_ids = torch.zeros(len(stretches), longest, dtype=torch.long)
     attention_mask, where = torch.zeros_like(input_ids), torch.zeros_like(input_ids, dtype=torch.bool)

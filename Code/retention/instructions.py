@@ -1,6 +1,7 @@
-"""General instructions, written for SelfAug: what a model is asked in daily use, and nothing from a benchmark.
+"""General instructions, written for SelfAug: what people ask a model every day, and nothing from a benchmark.
 
-One per line; a line that starts with # names the group that follows. Every n-th of them represents each group.
+One instruction per line. A line that starts with # names the group that follows. Every n-th instruction covers each
+group.
 """
 
 from __future__ import annotations

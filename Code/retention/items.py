@@ -1,4 +1,4 @@
-"""The figures of every single prompt of one model, in one file, and which of them still hold."""
+"""The figures of every single prompt of one model, in one file, with keys that tell which figures are still valid."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 from ..toolkit.errors import Refusal
 from ..toolkit.files import read_json
 
-FORMAT = 1  # of the figures: raised when a definition changes, so that they are measured anew
+FORMAT = 1  # raised when the definition of a figure changes, so that everything is measured again
 GENERAL, TASK = "general", "task"
-# what is measured at a time -> the rows that it belongs to, and its columns
+# section, which is measured at once -> its rows (general or task), and its columns
 SECTIONS = {
     "answers": (GENERAL, ("prompt", "answer", "length", "ended", "list", "one_word", "ids")),
     "drift": (GENERAL, ("kl", "reverse_kl", "top1", "base_nll", "nll", "tokens", "kl_by_position")),
@@ -23,14 +23,14 @@ SECTIONS = {
 
 
 def key(*parts: Any) -> str:
-    """What a section depends on, as a hash."""
+    """A hash of everything that the figures of a section depend on."""
     return hashlib.sha256(json.dumps([FORMAT, *parts], sort_keys=True, default=str).encode()).hexdigest()
 
 
 class Items:
     """``FILE``: {"keys": {section: key}, "general": [{…}, one per instruction], "task": [{…}, one per question]}.
 
-    A section that was measured before with the same key is not measured again.
+    A section that an earlier run measured with the same key is not measured again.
     """
 
     def __init__(self, file: Path) -> None:
@@ -42,9 +42,10 @@ class Items:
             keys, rows = dict(content["keys"]), {name: list(map(dict, content[name])) for name in self.rows}
             self.keys, self.rows = keys, rows
         except (OSError, Refusal, ValueError, KeyError, TypeError):
-            pass  # not there, or not ours: measure anew
+            pass  # the file is missing or is not ours: measure everything
 
     def has(self, section: str, key: str) -> bool:
+        """Whether the section was measured with this key."""
         return self.keys.get(section) == key
 
     def put(self, section: str, key: str, rows: Sequence[dict[str, Any]]) -> None:
@@ -71,11 +72,12 @@ class Items:
                 self.rows[name] = []
 
     def drop(self, name: str) -> None:
+        """Drop all rows of ``name`` (general or task) and their sections."""
         self.keys = {section: known for section, known in self.keys.items() if SECTIONS[section][0] != name}
         self.rows[name] = []
 
     def write(self) -> None:
-        """One line per row; the file is replaced whole."""
+        """Write the file, one line per row, and put it in place as a whole."""
         parts = [f'"keys": {json.dumps(self.keys)}']
         for name, rows in self.rows.items():
             lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)

@@ -1,4 +1,4 @@
-"""Measures the base model and each adapter, section by section; what an earlier run measured is not measured again."""
+"""Measures the base model and each adapter, section by section. Skips what an earlier run has measured."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from . import drift
-from .answers import Answer, greedy
-from .bench import Bench, adapter_hash
+from .answers import Answer, greedy, has_list, one_word
+from .base_model import BaseModel, adapter_hash
 from .drift import Stretch
-from .form import has_list, one_word
 from .items import Items, key
 from .prompts import Prompt, spread
 from .scores import score
@@ -19,8 +18,10 @@ from .scores import score
 
 @dataclass(frozen=True)
 class Plan:
-    """What every model is asked. ``batch_size``: answers that are generated at a time; ``input_count``: at the input
-    of how many of the questions, spread evenly, the drift is measured.
+    """What every model is asked, and how.
+
+    batch_size: answers that are generated at a time.
+    input_count: how many of the questions, spread evenly, have the drift at their input measured.
     """
 
     general: list[Prompt]
@@ -32,18 +33,18 @@ class Plan:
 
 
 class Measurement:
-    """Items of one model after another, in ``folder``.
+    """Measures one model after another. ``folder`` holds their items.
 
     Raises:
         Refusal: a prompt does not fit into the model.
     """
 
-    def __init__(self, bench: Bench, plan: Plan, folder: Path) -> None:
-        self.bench, self.plan, self.folder = bench, plan, folder
-        self.general = bench.encode(plan.general, plan.answer_limit)
-        self.task = bench.encode(plan.task, plan.task_answer_limit)
-        ending = bench.ending
-        common = [bench.identity, ending.tokens, ending.strings]
+    def __init__(self, base_model: BaseModel, plan: Plan, folder: Path) -> None:
+        self.base_model, self.plan, self.folder = base_model, plan, folder
+        self.general = base_model.encode(plan.general, plan.answer_limit)
+        self.task = base_model.encode(plan.task, plan.task_answer_limit)
+        ending = base_model.ending
+        common = [base_model.identity, ending.tokens, ending.strings]
         self._answers_key = key(common, self.general, plan.answer_limit)
         accepted = [prompt.accepted for prompt in plan.task]
         self._scores_key = key(common, self.task, plan.task_answer_limit, accepted)
@@ -52,19 +53,19 @@ class Measurement:
         folder.mkdir(parents=True, exist_ok=True)
 
     def base(self) -> Items:
-        """The base model's own answers, which every adapter is measured on."""
+        """Measure the base model. Every adapter is measured on the base model's answers."""
         items = Items(self.folder / "base.json")
         keys = {"answers": self._answers_key, "scores": self._scores_key}
         items.keep({**keys, "drift": items.keys.get("drift", "") if items.has("answers", keys["answers"]) else ""})
         if not items.has("answers", keys["answers"]):
-            answers = self._answer(self.bench.model, self.general, self.plan.answer_limit, "base, instructions")
+            answers = self._answer(self.base_model.model, self.general, self.plan.answer_limit, "base, instructions")
             rows = [{"prompt": prompt.text(), "ids": answer.ids} for prompt, answer in zip(self.plan.general, answers)]
-            items.put("answers", keys["answers"], [{**row, **_said(one)} for row, one in zip(rows, answers)])
-        self._scores(items, keys["scores"], "base", lambda: self.bench.model)
+            items.put("answers", keys["answers"], [{**row, **_answer_row(one)} for row, one in zip(rows, answers)])
+        self._scores(items, keys["scores"], "base", lambda: self.base_model.model)
         return items
 
     def adapter(self, name: str, folder: Path, base: Items) -> Items:
-        """An adapter's answers, and how far it has moved from the base."""
+        """Measure an adapter: its answers, and how far it has moved from the base model."""
         items = Items(self.folder / f"{name}.json")
         own = adapter_hash(folder)
         ids = [row["ids"] for row in base.rows["general"]]
@@ -80,15 +81,15 @@ class Measurement:
         if all(items.has(section, keys[section]) for section in wanted):
             print(f"{name}: measured before", flush=True)
             return items
-        with self.bench.adapter(folder) as model:
+        with self.base_model.adapter(folder) as model:
             if not items.has("answers", keys["answers"]):
                 answers = self._answer(model, self.general, self.plan.answer_limit, f"{name}, instructions")
-                items.put("answers", keys["answers"], [_said(answer) for answer in answers])
+                items.put("answers", keys["answers"], [_answer_row(answer) for answer in answers])
             self._scores(items, keys["scores"], name, lambda: model)
             if not items.has("drift", keys["drift"]):
                 stretches = [Stretch.of_answer(prompt, answer) for prompt, answer in zip(self.general, ids)]
-                found = self._drift(model, stretches, f"{name}, drift")
-                items.put("drift", keys["drift"], [_drifted(figures) for figures in found])
+                drifts = self._drift(model, stretches, f"{name}, drift")
+                items.put("drift", keys["drift"], [_drift_row(figures) for figures in drifts])
             if "input" in wanted and not items.has("input", keys["input"]):
                 stretches = [Stretch.of_input(self.task[index]) for index in self.inputs]
                 rows: list[dict[str, Any]] = [{} for _ in self.task]
@@ -99,7 +100,7 @@ class Measurement:
         return items
 
     def complete(self, base: Items, tuned: Items) -> None:
-        """The base model's likelihood of its own answers was measured beside the first adapter's."""
+        """Copy the base model's likelihood of its own answers, which was measured together with an adapter."""
         known = key([row["ids"] for row in base.rows["general"]])
         if not base.has("drift", known):
             rows = [{"nll": row["base_nll"], "tokens": row["tokens"]} for row in tuned.rows["general"]]
@@ -110,24 +111,25 @@ class Measurement:
         def progress(done: int) -> None:
             print(f"{label}: {done}/{len(prompts)}", flush=True)
 
-        return greedy(model, self.bench.tokenizer, prompts, limit, self.bench.ending, self.plan.batch_size, progress)
+        base, batch_size = self.base_model, self.plan.batch_size
+        return list(greedy(model, base.tokenizer, prompts, limit, base.ending, batch_size, progress))
 
     def _scores(self, items: Items, key: str, name: str, model: Callable[[], Any]) -> None:
         if self.task and not items.has("scores", key):
             answers = self._answer(model(), self.task, self.plan.task_answer_limit, f"{name}, task")
             pairs = zip(self.plan.task, answers)
-            rows = [{"answer": said.text, **score(said.text, prompt.accepted)} for prompt, said in pairs]
+            rows = [{"answer": answer.text, **score(answer.text, prompt.accepted)} for prompt, answer in pairs]
             items.put("scores", key, rows)
 
     def _drift(self, model: Any, stretches: Sequence[Stretch], label: str) -> list[Any]:
-        found: dict[int, Any] = {}
+        measured: dict[int, Any] = {}
         for index, figures in drift.measure(model, stretches, max(1, self.plan.batch_size // 3)):
-            found[index] = figures
-            print(f"{label}: {len(found)}/{len(stretches)}", flush=True)
-        return [found[index] for index in range(len(stretches))]
+            measured[index] = figures
+            print(f"{label}: {len(measured)}/{len(stretches)}", flush=True)
+        return [measured[index] for index in range(len(stretches))]
 
 
-def _said(answer: Answer) -> dict[str, Any]:
+def _answer_row(answer: Answer) -> dict[str, Any]:
     return {
         "answer": answer.text,
         "length": len(answer.ids),
@@ -137,7 +139,7 @@ def _said(answer: Answer) -> dict[str, Any]:
     }
 
 
-def _drifted(figures: Any) -> dict[str, Any]:
+def _drift_row(figures: Any) -> dict[str, Any]:
     kl, reverse_kl, top1, base_nll, nll = figures.mean(0).tolist()
     by_position = [round(value, 6) for value in figures[:, drift.KL].tolist()]
     return {

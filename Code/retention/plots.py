@@ -1,4 +1,4 @@
-"""The plots, each as PNG and SVG. Needs matplotlib."""
+"""Draws the plots, each as PNG and SVG. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from statistics import fmean
 from typing import Any
 
 from .bootstrap import standard_error
-from .history import Row, series
 from .items import GENERAL, Items
 from .summary import BASE
+from .training_log import Row, series
 
-FEWEST = 3  # items at a position, for its mean to be drawn
+FEWEST = 3  # a mean is drawn where at least so many answers reach the position
 COLOURS = ("#b5532b", "#1f6f8b", "#7a9a2e", "#7b4b94", "#c79a1b", "#3c7d5a", "#a33b5c", "#5b6b7a")
-_NAMED = 10  # with more adapters than this, points have their name beside them and there is no legend
+_NAMED = 10  # with more adapters than this, each point has its name beside it and there is no legend
 
 
 def draw(
     result: Mapping[str, Any], items: Mapping[str, Items], logs: Mapping[str, Sequence[Row]], folder: Path
 ) -> list[Path]:
-    """Write every plot that there are figures for; the files. The others of an earlier run go.
+    """Write every plot for which there are figures, and return the files. Removes other plots of an earlier run.
 
     Args:
-        result: what ``retention.json`` holds.
-        items: of every adapter, and of the base model.
-        logs: the Trainer's rows of each adapter, empty where there are none.
+        result: the content of ``retention.json``.
+        items: the items of every adapter and of the base model.
+        logs: the rows that the Trainer logged for each adapter, or empty lists.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -44,7 +44,7 @@ def draw(
         if plot(axes, colours, result["models"], items, logs):
             for kind in ("png", "svg"):
                 written.append(folder / f"{plot.__name__}.{kind}")
-                with matplotlib.rc_context({"svg.hashsalt": "selfaug"}):  # the same figures, the same file
+                with matplotlib.rc_context({"svg.hashsalt": "selfaug"}):  # the same figures give the same file
                     figure.savefig(written[-1], dpi=150, metadata={"Date": None} if kind == "svg" else None)
         else:
             for kind in ("png", "svg"):
@@ -55,7 +55,7 @@ def draw(
 def learned_against_kept(
     axes: Any, colours: Mapping[str, str], models: Mapping[str, Any], items: Any, logs: Any
 ) -> bool:
-    """Exact match over KL to the base, with 95 % intervals; the base model is at 0."""
+    """Exact match over the KL to the base model, with 95 % intervals. The base model has KL 0."""
     if "exact_match" not in models[BASE]:
         return False
     for name, colour in colours.items():
@@ -69,17 +69,17 @@ def learned_against_kept(
 
 
 def kl_by_position(axes: Any, colours: Mapping[str, str], models: Any, items: Mapping[str, Items], logs: Any) -> bool:
-    """Mean KL at the n-th token of the answers, with a 95 % band; positions that few answers reach are left out."""
+    """Mean KL at the n-th token of the answers, with a 95 % band. Leaves out positions that few answers reach."""
     for name, colour in colours.items():
         rows = [row["kl_by_position"] for row in items[name].rows[GENERAL]]
         columns = [[row[at] for row in rows if at < len(row)] for at in range(max(map(len, rows)))]
         columns = [column for column in columns if len(column) >= min(FEWEST, len(rows))]
         means = [fmean(column) for column in columns]
         spread = [1.96 * standard_error(column) for column in columns]
-        places = range(1, len(means) + 1)
-        axes.plot(places, means, color=colour, lw=1.2, label=name)
+        positions = range(1, len(means) + 1)
+        axes.plot(positions, means, color=colour, lw=1.2, label=name)
         low, high = ([mean + sign * s for mean, s in zip(means, spread)] for sign in (-1, 1))
-        axes.fill_between(places, [max(0.0, value) for value in low], high, color=colour, alpha=0.15, lw=0)
+        axes.fill_between(positions, [max(0.0, value) for value in low], high, color=colour, alpha=0.15, lw=0)
     axes.set(xlabel="token of the base model's answer", ylabel="KL(base || tuned), nats", ylim=(0, None))
     axes.set_title("Drift by position")
     _legend(axes, 0)
@@ -87,7 +87,7 @@ def kl_by_position(axes: Any, colours: Mapping[str, str], models: Any, items: Ma
 
 
 def training(axes: Any, colours: Mapping[str, str], models: Any, items: Any, logs: Mapping[str, Sequence[Row]]) -> bool:
-    """NLL (solid) and SelfAug's KL at its positions (dashed) over the training steps, as the Trainer logged them."""
+    """The NLL (solid) and SelfAug's KL (dashed) that the Trainer logged, over the training steps."""
     drawn = False
     for name, colour in colours.items():
         rows = list(logs.get(name, ()))
@@ -108,8 +108,8 @@ def shift_against_forgetting(
 ) -> bool:
     """The paper's Figure 2: forgetting over the shift of the output distribution at the task's input.
 
-    Forgetting is how much worse the first benchmark is that all models have and of which the harness says what is
-    worse; without one, the share of the base model's tokens that are no longer the likeliest.
+    Forgetting is how much worse a model is on the first benchmark that all models have and whose direction the harness
+    gives. Without such a benchmark, it is the share of the base model's tokens that are no longer the likeliest.
     """
     if not all("input_kl" in models[name] for name in colours):
         return False
@@ -139,7 +139,8 @@ def shift_against_forgetting(
 
 
 def _harness(model: Mapping[str, Any]) -> Mapping[str, Any]:
-    return model.get("lm_eval", {})
+    results: Mapping[str, Any] = model.get("lm_eval", {})
+    return results
 
 
 def _point(axes: Any, name: str, colour: str, x: Mapping[str, float], y: Mapping[str, float], of: int) -> None:

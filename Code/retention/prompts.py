@@ -1,4 +1,4 @@
-"""Files of general instructions and of task questions, checked row by row before any model is loaded."""
+"""General instructions and task questions from files. Every row is checked before any model loads."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..self_dialogue.rowfiles import KINDS, malformed, rows
+from ..toolkit import rows
 from ..toolkit.errors import Refusal
 from ..toolkit.files import text_lines
 from ..toolkit.messages import READ_BY_MODEL, checked, refuse_columns, shown, text
 from . import instructions
 
-PROBLEMS = 10
 _TASK_COLUMNS = "prompt and answer, messages, or prompt and completion"
 T = TypeVar("T")
 Read = Callable[[Mapping[str, Any]], "Prompt"]
@@ -21,7 +20,7 @@ Read = Callable[[Mapping[str, Any]], "Prompt"]
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a model is to answer: a conversation for the chat template, or a text that it reads as it stands."""
+    """What a model shall answer: a conversation for the chat template, or a plain text."""
 
     content: list[dict[str, Any]] | str
     accepted: tuple[str, ...] = ()
@@ -29,31 +28,28 @@ class Prompt:
     where: str = ""
 
     def text(self) -> str:
-        """For people: the last message."""
+        """The last message, for people to read."""
         return self.content if isinstance(self.content, str) else str(self.content[-1]["content"])
 
 
 def general(file: Path | None, count: int | None = None) -> list[Prompt]:
-    """General instructions: our own without a file; else rows, or a plain text with one instruction per line.
+    """General instructions from a file of rows, or from a plain text with one instruction per line. Without a file, the
+    instructions of :mod:`.instructions`.
 
     Raises:
-        Refusal: there is no such file, or rows are malformed: each with file and line.
+        Refusal: the file does not exist, or rows are malformed. The refusal names file and line.
     """
     if file is None:
-        found = [Prompt(_asked(line)) for line in instructions.INSTRUCTIONS]
-    elif file.suffix in KINDS:
-        found = _read(file, _instruction)
+        prompts = [Prompt(_asked(line)) for line in instructions.INSTRUCTIONS]
+    elif file.suffix in rows.KINDS:
+        prompts = _read(file, _instruction)
     else:
-        found = [Prompt(_asked(line), where=f"{file}:{number}") for number, line in text_lines(file)]
-    return spread(_some(found, file), count)
+        prompts = [Prompt(_asked(line), where=f"{file}:{number}") for number, line in text_lines(file)]
+    return spread(_some(prompts, file), count)
 
 
 def task(file: Path, count: int | None = None) -> list[Prompt]:
-    """Questions with their accepted answers.
-
-    Raises:
-        Refusal: as :func:`general`.
-    """
+    """Questions with their accepted answers. Raises the refusals of :func:`general`."""
     return spread(_some(_read(file, _question), file), count)
 
 
@@ -63,24 +59,14 @@ def spread(items: Sequence[T], count: int | None) -> list[T]:
     return [items[index * len(items) // count] for index in range(count)]
 
 
-def _some(found: list[Prompt], file: Path | None) -> list[Prompt]:
-    if not found:
+def _some(prompts: list[Prompt], file: Path | None) -> list[Prompt]:
+    if not prompts:
         raise Refusal("no-rows", f"{file} has no rows")
-    return found
+    return prompts
 
 
 def _read(file: Path, read: Read) -> list[Prompt]:
-    found, problems = [], []
-    for line, row in rows(file):
-        try:
-            found.append(replace(read(row), where=f"{file}:{line}"))
-        except ValueError as error:
-            problems.append(str(malformed(file, line, str(error))))
-            if len(problems) == PROBLEMS:
-                break
-    if problems:
-        raise Refusal("malformed-rows", "rows that cannot be used\n" + "\n".join(problems))
-    return found
+    return [replace(prompt, where=where) for where, prompt in rows.checked(file, read)]
 
 
 def _instruction(row: Mapping[str, Any]) -> Prompt:
@@ -103,7 +89,7 @@ def _question(row: Mapping[str, Any]) -> Prompt:
 
 
 def _content(row: Mapping[str, Any], expected: str) -> tuple[list[dict[str, Any]] | str, str | None]:
-    """What is asked, and the answer if the row's messages or completion have one."""
+    """(what a model shall answer, the answer in the row's messages or completion, or None)."""
     refuse_columns(row, READ_BY_MODEL, "no model would be shown it: take it out, or write it into the messages")
     if "messages" in row:
         return _asked_and_answered(_turns(row["messages"], "messages"), "messages")
@@ -137,7 +123,7 @@ def _asked_and_answered(turns: list[dict[str, Any]], name: str) -> tuple[list[di
 
 
 def _turns(value: Any, name: str) -> list[dict[str, Any]]:
-    """Messages, each with a text: those that only call tools have none to compare or to show."""
+    """Messages that all have a text. A message that only calls tools has no text to compare or to show."""
     turns = checked(value, name)
     for index, turn in enumerate(turns):
         text(turn.get("content"), f"{name}[{index}]: the content of a message")

@@ -1,10 +1,11 @@
-"""``retention.md``: the figures as Markdown tables."""
+"""``retention.md``: the figures in Markdown tables."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..toolkit import tables
 from .summary import KEPT, LEARNED
 
 TITLES = {
@@ -28,7 +29,7 @@ _DIGITS = {"kl": 3, "reverse_kl": 3, "top1": 3, "input_kl": 3, "input_top1": 3, 
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """The whole page, from what is in ``retention.json``."""
+    """The whole page, from the content of ``retention.json``."""
     settings, models, differences = (result[name] for name in ("settings", "models", "differences"))
     parts = [f"# What was learned, what was kept: {settings['base']}"]
     groups = [
@@ -50,20 +51,19 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 
 def _harness(models: Mapping[str, Any]) -> list[str]:
-    found = {name: model["lm_eval"] for name, model in models.items() if "lm_eval" in model}
-    metrics = list(dict.fromkeys(metric for model in found.values() for metric in model))
+    results = {name: model["lm_eval"] for name, model in models.items() if "lm_eval" in model}
+    metrics = list(dict.fromkeys(metric for model in results.values() for metric in model))
     if not metrics:
         return []
     heads = {metric: metric.replace("|", "\\|") for metric in metrics}
-    return ["## lm-evaluation-harness", _table("model", found, metrics, _cell, heads)]
+    return ["## lm-evaluation-harness", _table("model", results, metrics, _cell, heads)]
 
 
 def _table(
     corner: str, rows: Mapping[str, Any], metrics: Sequence[str], cell: Any, heads: Mapping[str, str] = TITLES
 ) -> str:
-    lines = [[corner, *(heads[metric] for metric in metrics)], ["-"] * (len(metrics) + 1)]
-    lines += [[name, *(cell(row.get(metric), metric) for metric in metrics)] for name, row in rows.items()]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    lines = ([name, *(cell(row.get(metric), metric) for metric in metrics)] for name, row in rows.items())
+    return tables.markdown([corner, *(heads[metric] for metric in metrics)], lines)
 
 
 def _cell(value: Mapping[str, Any] | None, metric: str) -> str:

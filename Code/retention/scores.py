@@ -1,4 +1,4 @@
-"""What was learned: an answer against the accepted ones, as reading-comprehension benchmarks score it."""
+"""Scores of an answer against the accepted answers, by the rules of reading-comprehension benchmarks."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def as_it_stands(text: str) -> str:
 
 
 def normalised(answer: str, expected: str) -> tuple[str, str]:
-    """Both by the rule of SQuAD, unless it leaves nothing of what is expected ("A" of a choice, or "+"): then without
-    as much of it as is in the way, or no answer at all would be right.
+    """Answer and expected answer by the rule of SQuAD. If that rule leaves nothing of the expected answer ("A" in a
+    multiple choice, or "+"), a weaker rule takes its place; otherwise every answer would be wrong.
     """
     rule = next((rule for rule in (normalise, with_articles) if rule(expected)), as_it_stands)
     return rule(answer), rule(expected)
@@ -38,7 +38,7 @@ def exact_match(answer: str, expected: str) -> bool:
 
 
 def contains(answer: str, expected: str) -> bool:
-    """The expected words appear in the answer, in order and whole: "1935" is not in "19350"."""
+    """Whether the answer contains the expected words, in order and as whole words: "1935" is not in "19350"."""
     ours, theirs = normalised(answer, expected)
     return f" {theirs} " in f" {ours} "
 
@@ -53,7 +53,7 @@ def f1(answer: str, expected: str) -> float:
 
 
 def score(answer: str, accepted: Sequence[str]) -> dict[str, float]:
-    """Each score against the accepted answer that suits it best."""
+    """Each score, against whichever accepted answer gives the highest."""
     return {
         "exact_match": float(any(exact_match(answer, one) for one in accepted)),
         "contains": float(any(contains(answer, one) for one in accepted)),

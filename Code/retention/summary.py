@@ -1,4 +1,4 @@
-"""From the figures of single items to means with standard errors, and paired differences with intervals."""
+"""Means with standard errors, and paired differences with intervals, from the figures of single items."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ BASE = "base"
 LEARNED = ("exact_match", "contains", "f1", "answerable", "unanswerable")
 # metric -> its column in the rows of a model
 DRIFT = {"kl": "kl", "reverse_kl": "reverse_kl", "top1": "top1"}
-FORM = {"answer_length": "length", "ended": "ended", "lists": "list", "one_word": "one_word"}
+SHAPE = {"answer_length": "length", "ended": "ended", "lists": "list", "one_word": "one_word"}
 INPUT = {"input_kl": "input_kl", "input_top1": "input_top1"}
-KEPT = ("kl", "reverse_kl", "top1", "perplexity", *INPUT, *FORM)
+KEPT = ("kl", "reverse_kl", "top1", "perplexity", *INPUT, *SHAPE)
 Columns = dict[str, list[float]]
 
 
 def summarise(models: Mapping[str, Items], task: Sequence[Prompt]) -> dict[str, Any]:
-    """``models`` (per metric a mean and its standard error, of lengths the median, too) and ``differences`` (per
-    adapter but the first, and metric: the mean paired difference to the first adapter and its 95 % interval).
+    """``models``: the mean and the standard error of each metric; for lengths, the median, too. ``differences``: for
+    each adapter but the first, the mean paired difference to the first adapter with its 95 % interval.
 
     Args:
-        models: the base model's items under ``base``, and those of the adapters.
+        models: items of the base model under ``base``, and items of the adapters by their names.
     """
     columns = {name: _columns(items, task, name != BASE) for name, items in models.items()}
     weighted = {name: _likelihoods(items) for name, items in models.items()}
@@ -47,16 +47,16 @@ def summarise(models: Mapping[str, Items], task: Sequence[Prompt]) -> dict[str, 
 
 def _columns(items: Items, task: Sequence[Prompt], tuned: bool) -> Columns:
     general, questions = items.rows[GENERAL], items.rows[TASK]
-    found = {metric: [float(row[name]) for row in general] for metric, name in FORM.items()}
+    columns = {metric: [float(row[name]) for row in general] for metric, name in SHAPE.items()}
     if tuned:
-        found.update({metric: [row[name] for row in general] for metric, name in DRIFT.items()})
+        columns.update({metric: [row[name] for row in general] for metric, name in DRIFT.items()})
     if questions:
-        found.update({metric: [row[metric] for row in questions] for metric in ("exact_match", "contains", "f1")})
-        found["answerable"] = _exact(questions, task, True)
-        found["unanswerable"] = _exact(questions, task, False)
+        columns.update({metric: [row[metric] for row in questions] for metric in ("exact_match", "contains", "f1")})
+        columns["answerable"] = _exact(questions, task, True)
+        columns["unanswerable"] = _exact(questions, task, False)
         shifted = [row for row in questions if "input_kl" in row]
-        found.update({metric: [row[name] for row in shifted] for metric, name in INPUT.items() if shifted})
-    return found
+        columns.update({metric: [row[name] for row in shifted] for metric, name in INPUT.items() if shifted})
+    return columns
 
 
 def _exact(rows: Sequence[Mapping[str, Any]], task: Sequence[Prompt], answerable: bool) -> list[float]:
@@ -64,24 +64,24 @@ def _exact(rows: Sequence[Mapping[str, Any]], task: Sequence[Prompt], answerable
 
 
 def _likelihoods(items: Items) -> tuple[list[float], list[float]]:
-    """Negative log-likelihood per token, and tokens, of each of the base model's answers."""
+    """(negative log-likelihood per token, number of tokens) of the base model's answers, a list each."""
     rows = items.rows[GENERAL]
     return [row["nll"] for row in rows], [float(row["tokens"]) for row in rows]
 
 
 def _figures(columns: Columns, weighted: tuple[list[float], list[float]]) -> dict[str, dict[str, float]]:
-    found = {
+    figures = {
         metric: {"mean": fmean(values), "se": standard_error(values)} for metric, values in columns.items() if values
     }
-    found["answer_length"]["median"] = median(columns["answer_length"])
+    figures["answer_length"]["median"] = median(columns["answer_length"])
     nll, tokens = weighted
     perplexity = exp(sum(n * t for n, t in zip(nll, tokens)) / sum(tokens))
-    found["perplexity"] = {"mean": perplexity, "se": perplexity * ratio_error(nll, tokens)}
-    return found
+    figures["perplexity"] = {"mean": perplexity, "se": perplexity * ratio_error(nll, tokens)}
+    return figures
 
 
 def _difference(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
-    """The mean difference, its interval, its standard error, and on how many of the items ours is the lower."""
+    """The mean difference, its interval, its standard error, and on how many of the items ours is lower."""
     lower = sum(a < b for a, b in zip(ours, theirs))
     error = standard_error([a - b for a, b in zip(ours, theirs)])
     return {**paired_difference(ours, theirs)._asdict(), "se": error, "lower": lower, "items": len(ours)}

@@ -1,4 +1,4 @@
-"""How many tokens the model had that an adapter was trained on, as the adapter's own files tell."""
+"""The vocabulary size of the model on which an adapter was trained, read from the adapter's own files."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 from ..toolkit.errors import Refusal
 from ..toolkit.files import read_json
 
-# the axis that counts tokens, in what peft saves of an embedding and of the head
+# the axis that counts tokens, in the weights that peft saves for an embedding and for the head
 EMBEDDING_AXES = {"weight": 0, "lora_embedding_A": 1, "lora_magnitude_vector": 0}
 HEAD_AXES = {"weight": 0, "bias": 0, "lora_B": 0, "lora_magnitude_vector": 0}
 
 
 def of_adapter(folder: Path, base: Any) -> int | None:
-    """The number of tokens, where the adapter holds anything with an entry per token; at least so many, where it only
-    names a token that ``base`` does not have; else None.
+    """The number of tokens, if the adapter holds a weight with an entry per token. If the adapter only trains single
+    tokens that ``base`` does not have, a number that includes them. Otherwise None.
     """
     embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
     axes = [(embedding, EMBEDDING_AXES), (head, HEAD_AXES)]
@@ -32,7 +32,7 @@ def of_adapter(folder: Path, base: Any) -> int | None:
 
 
 def _shapes(folder: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Of the adapter's weights. A file that cannot be read has none: peft says what is wrong with it."""
+    """Names and shapes of the adapter's weights. Yields nothing for a file that cannot be read: peft reports that."""
     import torch
     from safetensors import safe_open
 
@@ -48,7 +48,7 @@ def _shapes(folder: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def _trained_tokens(folder: Path) -> list[int]:
-    """The ids that the adapter trains singly: a list, or lists by the name of the layer."""
+    """The ids of the single tokens that the adapter trains. The config holds a list, or lists by layer."""
     try:
         given = read_json(folder / "adapter_config.json").get("trainable_token_indices")
     except (OSError, Refusal, AttributeError):

@@ -1,9 +1,10 @@
-"""SA-SFT, "Talking to Yourself" (arXiv 2602.20162): the model's own dialogues, mixed with the task data, keep what it
-could do. Fine-tuning itself stays as it is, with SelfAug's loss or without.
+"""SA-SFT, "Talking to Yourself" (arXiv 2602.20162): mixing the model's own dialogues into the task data preserves what
+the model could do before fine-tuning. The fine-tuning itself does not change, with or without SelfAug's loss.
 
-    cli -> selftalk -> dialogues (chat, generator, nucleus, dialogue_log), filters (overlap): the model talks to itself
-                    -> mixture (rows, rowfiles, tally): mixed with task data
-                    -> manifest: what was done
+    cli -> commands -> dialogues    the model talks to itself (generator, sampling, dialogue_log)
+                    -> filters      which dialogues are kept (evaluation_sets)
+                    -> mixture      dialogues and task data in one file (formats, token_counts)
+                    -> manifest     what went into a file
 
-Imports nothing of SelfAug's loss, nor the other way round.
+Imports the toolkit, and nothing of SelfAug's loss.
 """

@@ -1,5 +1,5 @@
-"""SA-SFT, "Talking to Yourself" (arXiv 2602.20162): the model's own dialogues, mixed with the task data, keep what it
-could do. Fine-tuning itself stays as it is, with SelfAug's loss or without.
+"""SA-SFT, "Talking to Yourself" (arXiv 2602.20162): mixing the model's own dialogues into the task data preserves what
+the model could do before fine-tuning. The fine-tuning itself does not change, with or without SelfAug's loss.
 
     python -m selfaug.self_dialogue generate --model NAME_OR_PATH --count 1000 --out dialogues.jsonl
     python -m selfaug.self_dialogue mix --task task.jsonl --dialogues dialogues.jsonl --ratio 0.2 --out train.jsonl
@@ -17,14 +17,14 @@ from typing import Any
 
 from ..toolkit.errors import Refusal, message, print_anything
 from ..toolkit.files import check_text
-from . import manifest, mixture, rows, selftalk
+from . import commands, formats, manifest, mixture
 from .dialogues import TOPIC_PROMPT, Plan
 from .filters import REASONS, Limits
 from .generator import BACKENDS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; 0 done, 1 refused, 2 usage, 130 interrupted."""
+    """The command line. Returns 0: done, 1: refused, 2: wrong usage, 130: interrupted."""
     print_anything()
     args = parser().parse_args(argv)
     try:
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{message(error)}\n{args.out} was not written.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        goes_on = " The same command goes on from here." if args.run is generate else ""
+        goes_on = " The same command continues from here." if args.run is generate else ""
         print(f"\nstopped; {args.out} was not written.{goes_on}", file=sys.stderr)
         return 130
 
@@ -52,74 +52,79 @@ def parser() -> argparse.ArgumentParser:
 
 def _generate(verb: Any) -> None:
     verb.set_defaults(run=generate)
-    verb.add_argument("--model", required=True, help="name on the hub, or a folder: the model that is to be fine-tuned")
-    verb.add_argument("--revision", help="of a model on the hub")
+    verb.add_argument("--model", required=True, help="the model to fine-tune: a name on the hub, or a folder")
+    verb.add_argument("--revision", help="revision of a model on the hub")
     verb.add_argument("--out", required=True, type=Path, help=".jsonl, .json or .parquet")
-    verb.add_argument("--overwrite", action="store_true", help="replace --out and --rejected if they are there")
+    verb.add_argument("--overwrite", action="store_true", help="replace --out and --rejected if they exist")
     size = verb.add_argument_group("how much: one of").add_mutually_exclusive_group(required=True)
     size.add_argument("--count", type=_whole, help="dialogues to keep")
     size.add_argument("--tokens", type=_whole, help="assistant tokens to keep")
-    size.add_argument("--ratio", type=_ratio, help="share of the mixture with --task, 0 to 1")
+    size.add_argument("--ratio", type=_ratio, help="share of the dialogues in the mixture with --task, 0 to 1")
     verb.add_argument("--task", type=Path, nargs="+", default=[], help="with --ratio: the task data")
     verb.add_argument("--by", choices=list(mixture.BY), default="examples", help="what --ratio counts")
 
     text = verb.add_argument_group("dialogues")
-    text.add_argument("--turns", type=_whole, default=1, help="user turns, each with its answer (default: 1)")
-    text.add_argument("--topics", type=Path, help="start from these topics, one per line, not from the bare user turn")
+    text.add_argument("--turns", type=_whole, default=1, help="number of user turns and answers (default: 1)")
+    text.add_argument("--topics", type=Path, help="start dialogues from these topics, one per line")
     text.add_argument(
-        "--topic-prompt", type=_text, default=TOPIC_PROMPT, help="asks for a message; {topic} stands for the topic"
+        "--topic-prompt",
+        type=_text,
+        default=TOPIC_PROMPT,
+        help="asks for a user's message; {topic} is replaced",
     )
-    text.add_argument("--system", type=_text, help="system message (default: what the template does without one)")
+    text.add_argument("--system", type=_text, help="system message (default: none is given to the template)")
     text.add_argument("--template", help="chat template instead of the tokenizer's: plain, or a file with Jinja")
-    text.add_argument("--format", choices=rows.FORMATS, default="messages", help="of --out (default: messages)")
-    text.add_argument("--render", action="store_true", help="prompt-completion: prompts as the chat template has them")
+    text.add_argument("--format", choices=formats.FORMATS, default="messages", help="of --out (default: messages)")
+    text.add_argument("--render", action="store_true", help="prompt-completion: render prompts with the chat template")
 
     sampling = verb.add_argument_group("sampling")
     sampling.add_argument("--temperature", type=_at_least_zero, default=0.7)
     sampling.add_argument("--top-p", type=_share, default=0.9)
-    sampling.add_argument("--user-tokens", type=_whole, default=Plan.user_tokens, help="most in a user turn")
-    sampling.add_argument("--answer-tokens", type=_whole, default=Plan.answer_tokens, help="most in an answer")
+    sampling.add_argument("--user-tokens", type=_whole, default=Plan.user_tokens, help="limit of a user turn")
+    sampling.add_argument("--answer-tokens", type=_whole, default=Plan.answer_tokens, help="limit of an answer")
     sampling.add_argument("--seed", type=int, default=0)
-    sampling.add_argument("--batch", type=_whole, default=Plan.batch, help=f"default: {Plan.batch}")
+    sampling.add_argument("--batch", type=_whole, default=Plan.batch, help=f"turns at a time (default: {Plan.batch})")
     sampling.add_argument("--backend", choices=list(BACKENDS), default="transformers")
     sampling.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto")
     sampling.add_argument("--device", help="default: the accelerator if there is one, else the CPU")
 
     filters = verb.add_argument_group("filters")
-    filters.add_argument("--min-words", type=int, default=Limits.min_words, help="fewer in a one-line answer: a stub")
-    filters.add_argument("--max-tokens", type=_whole, default=Limits.max_tokens, help="most in a dialogue")
-    filters.add_argument("--repetition", type=_share, default=Limits.repetition, help="share of repeated 4-grams")
+    filters.add_argument("--min-words", type=int, default=Limits.min_words, help="minimum of a one-line answer")
+    filters.add_argument("--max-tokens", type=_whole, default=Limits.max_tokens, help="limit of a dialogue")
+    filters.add_argument(
+        "--repetition", type=_share, default=Limits.repetition, help="limit of repeated 4-grams, a share"
+    )
     filters.add_argument("--near", type=_near, help="Jaccard similarity of near duplicates, or off (default: 0.8)")
     filters.add_argument("--decontaminate", type=Path, nargs="+", default=[], metavar="FILE", help="evaluation sets")
-    filters.add_argument("--ngram", type=_whole, default=13, help="words in common with them (default: 13)")
-    filters.add_argument("--rejected", type=Path, help="JSONL file for the dialogues that were not kept, with reasons")
+    filters.add_argument("--ngram", type=_whole, default=13, help="words in a row that count as overlap (default: 13)")
+    filters.add_argument("--rejected", type=Path, help="JSONL file for the rejected dialogues and their reasons")
 
 
 def _mix(verb: Any) -> None:
     verb.set_defaults(run=mix)
     verb.add_argument("--task", required=True, type=Path, nargs="+", help="task data, one or more files of one format")
-    verb.add_argument("--dialogues", required=True, type=Path, help="what generate wrote")
+    verb.add_argument("--dialogues", required=True, type=Path, help="the output of generate")
     verb.add_argument("--out", required=True, type=Path, help=".jsonl, .json or .parquet")
-    verb.add_argument("--overwrite", action="store_true", help="replace --out if it is there")
-    verb.add_argument("--ratio", type=_ratio, help="share of the dialogues in the whole (default: all of them)")
+    verb.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
+    verb.add_argument("--ratio", type=_ratio, help="share of the dialogues in the whole (default: all dialogues)")
     verb.add_argument("--by", choices=list(mixture.BY), default="examples", help="what --ratio counts")
-    verb.add_argument("--format", choices=rows.FORMATS, help="default: the task's")
-    verb.add_argument("--render", action="store_true", help="prompt-completion: prompts as the chat template has them")
-    verb.add_argument("--template", help="with --render: a template instead of the tokenizer's: plain, or a Jinja file")
-    verb.add_argument("--tokenizer", help="counts the tokens (default: that of the model in the dialogues' manifest)")
-    verb.add_argument("--seed", type=int, default=0, help="of the shuffling")
+    verb.add_argument("--format", choices=formats.FORMATS, help="format of --out (default: that of the task)")
+    verb.add_argument("--render", action="store_true", help="prompt-completion: render prompts with the chat template")
+    verb.add_argument("--template", help="with --render: plain, or a Jinja file, instead of the tokenizer's template")
+    verb.add_argument("--tokenizer", help="counts the tokens (default: the tokenizer of the model in the manifest)")
+    verb.add_argument("--seed", type=int, default=0, help="seed of the shuffle")
 
 
 def generate(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    facts = selftalk.generate(args)
+    facts = commands.generate(args)
     filters = facts["filters"]["report"]
     print(f"{filters['kept']} of {filters['seen']} dialogues kept")
     for reason, count in filters.items():
         if reason in REASONS:
             print(f"  {count:6}  {reason}: {REASONS[reason]}")
     if "near-duplicate" not in filters:
-        print("          near duplicates were not looked for")
+        print("          near duplicates: not checked")
     kept, speed = facts["kept"], facts["generated"]
     print(f"{kept['examples']} dialogues, {kept['trained_tokens']} assistant tokens, {kept['tokens']} tokens in all")
     print(f"{speed['tokens']} tokens in {speed['seconds']:.1f} s, {speed['tokens_per_second']:.0f} tokens/s")
@@ -128,7 +133,7 @@ def generate(args: argparse.Namespace) -> int:
 
 
 def mix(args: argparse.Namespace) -> int:
-    facts = selftalk.mix(args)
+    facts = commands.mix(args)
     print(f"{'':12}{'examples':>12}{'trained tokens':>16}{'all tokens':>14}")
     for name in ("task", "dialogues"):
         counts = [facts[name][column] for column in ("examples", "trained_tokens", "tokens")]
@@ -137,7 +142,7 @@ def mix(args: argparse.Namespace) -> int:
     percent = ["?" if share is None else f"{share:.1%}" for share in shares]
     print(f"{'share':12}" + "".join(f"{text:>{width}}" for text, width in zip(percent, (12, 16, 14))))
     if facts["task"]["tokens"] is None:
-        print("tokens were not counted: no --tokenizer, and no manifest that names a model which can be loaded")
+        print("tokens were not counted: give --tokenizer, since the manifest names no model that can be loaded")
     print(f"{args.out} ({facts['format']})\n{manifest.path_of(args.out)}")
     return 0
 

@@ -1,7 +1,7 @@
-"""What the model has written so far, a line of JSON per batch, so that a run can be interrupted at any time.
+"""A log of the turns that the model has written, one line of JSON per batch, so that a run can stop at any time.
 
-The first line holds the settings that decide the text; a log of other settings is refused, not mixed in. A line that a
-crash has cut short is dropped.
+The first line holds the settings that decide the text. A run with other settings refuses the log. A line that a crash
+has cut short is dropped.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..toolkit.errors import Refusal
-from ..toolkit.files import check_text
-from .rowfiles import dumps
+from ..toolkit.files import check_text, dumps
 
 
 @dataclass(frozen=True)
@@ -28,10 +27,10 @@ class Turn:
 
 
 class DialogueLog:
-    """``path`` is made if it is not there, else read.
+    """Reads the log at ``path`` if there is one, else begins a new log.
 
     Raises:
-        Refusal: the log belongs to a run with other settings, or is no log.
+        Refusal: the log belongs to a run with other settings, or the file is not a log.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
@@ -50,7 +49,7 @@ class DialogueLog:
         return len(self._turns)
 
     def take(self, dialogue: int, turn: int) -> Turn | None:
-        """A turn that was written before; each is handed out once."""
+        """A turn that an earlier run wrote, or None. Each turn is handed out once."""
         return self._turns.pop((dialogue, turn), None)
 
     def append(self, turns: Sequence[Turn], seconds: float) -> None:
@@ -70,7 +69,7 @@ class DialogueLog:
         os.fsync(self._stream.fileno())
 
     def _read(self, settings: Any) -> int:
-        """Where the last whole line ends; 0 if not even the first is whole."""
+        """Reads the turns. Returns where the last whole line ends; 0 if the first line is cut short."""
         end = 0
         with self.path.open("rb") as lines:
             for line in lines:

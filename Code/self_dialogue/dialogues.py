@@ -1,11 +1,11 @@
-"""A model talks to itself: it writes the user's turn, then the assistant's, over one or several turns.
+"""A model talks to itself: the model writes the user's turn, then the assistant's turn, once or several times.
 
-A dialogue starts from the bare header of the template's user turn, so that the model invents the message (as Magpie
-does, arXiv 2406.08464), or from a topic, about which the model is asked to write a user's message. Later user turns
-always start from the header.
+A dialogue starts either from the bare header of the template's user turn, so that the model invents the message (as in
+Magpie, arXiv 2406.08464), or from a topic, about which the model writes a user's message. Later user turns always start
+from the header.
 
-Everything follows from the settings: dialogues are numbered, each has random numbers of its own, and batches are put
-together by rule. So a run that was interrupted goes on from its log (:mod:`.dialogue_log`) to the same file.
+The settings decide everything: dialogues have numbers, each number has its own random numbers, and a fixed rule makes
+the batches. So an interrupted run continues from its log (:mod:`.dialogue_log`) to the same file.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Callable
 
+from ..toolkit.chat import Chat
 from ..toolkit.errors import Refusal
-from .chat import Chat, Message
+from ..toolkit.messages import Message
 from .dialogue_log import DialogueLog, Turn
 from .filters import Filters
 from .generator import Request
 
-ROUND = 4  # batches that are written side by side and sorted by length, which saves padding
+ROUND = 4  # batches whose turns are sorted by length together, which saves padding
 HOPELESS_AFTER, HOPELESS_SHARE = 200, 0.02
 TOPIC_PROMPT = (
     "Write one message that someone might send to an assistant about the following topic. "
@@ -32,7 +33,7 @@ TOPIC_PROMPT = (
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked of the model. ``topics`` empty: from the bare header."""
+    """What the model shall write. Without topics, dialogues start from the bare header."""
 
     turns: int = 1
     user_tokens: int = 128
@@ -46,7 +47,7 @@ class Plan:
 
 @dataclass
 class Dialogue:
-    """One dialogue as far as it has come; ``reason`` says why it is not kept."""
+    """One dialogue, complete or not. ``reason`` says why the dialogue is rejected; '' if it is not."""
 
     index: int
     messages: list[Message]
@@ -57,7 +58,7 @@ class Dialogue:
 
 @dataclass
 class Written:
-    """What the model has done in this run and in those that it goes on from."""
+    """What the model has written in this run and in the interrupted runs before."""
 
     turns: int = 0
     tokens: int = 0
@@ -67,14 +68,17 @@ class Written:
 
 
 class Writer:
-    """Writes dialogues in rounds; ``log`` has what an interrupted run has written."""
+    """Writes dialogues in rounds of ``ROUND`` batches. ``log`` holds the turns of an interrupted run."""
 
     def __init__(self, generator: Any, chat: Chat, plan: Plan, filters: Filters, log: DialogueLog) -> None:
         self.generator, self.chat, self.plan, self.filters, self.log = generator, chat, plan, filters, log
         self.written = Written()
 
     def dialogues(self, enough: Callable[[], float]) -> Iterator[Dialogue]:
-        """All dialogues in order, rejected ones too, until ``enough()``, the share of what is wanted, reaches 1.
+        """Yield dialogues in order, the rejected ones too, until ``enough()`` reaches 1.
+
+        Args:
+            enough: returns the share of the goal that the kept dialogues make up.
 
         Raises:
             Refusal: hardly any dialogue passes the filters.
@@ -103,7 +107,7 @@ class Writer:
                 )
 
     def _size(self, seen: int, kept: int, share: float) -> int:
-        """Dialogues in the next round: no more than it takes, if as many pass as up to now."""
+        """How many dialogues the next round needs, if the filters let through the same share as before."""
         batch = self.plan.batch
         if not kept or not share:
             return batch * (ROUND if seen else 1)
@@ -119,7 +123,7 @@ class Writer:
         return dialogues
 
     def _turn(self, dialogues: Sequence[Dialogue], number: int, role: str) -> None:
-        """Write one turn of every dialogue that is still good."""
+        """Write one turn of every dialogue that is not rejected."""
         limit = self.plan.user_tokens if role == "user" else self.plan.answer_tokens
         requests = []
         for dialogue in dialogues:
@@ -152,9 +156,10 @@ class Writer:
         return self.chat.user_prompt(dialogue.messages)
 
     def _batch(self, requests: list[Request], limit: int, role: str) -> list[tuple[Request, Turn]]:
-        turns = {key: self.log.take(*key) for key in map(_key, requests)}
-        missing = [request for request in requests if turns[_key(request)] is None]
-        self.written.from_log += len(requests) - len(missing)
+        logged = {key: self.log.take(*key) for key in map(_key, requests)}
+        turns = {key: turn for key, turn in logged.items() if turn is not None}
+        missing = [request for request in requests if _key(request) not in turns]
+        self.written.from_log += len(turns)
         if missing:
             from_topic = role == "user" and missing[0].turn == 0 and self.plan.topics
             ending = self.chat.assistant_ending if role == "assistant" or from_topic else self.chat.user_ending
@@ -168,11 +173,11 @@ class Writer:
             self.log.append(list(new.values()), seconds)
             turns.update(new)
         self.written.turns += len(requests)
-        self.written.tokens += sum(turn.tokens for turn in turns.values() if turn is not None)
+        self.written.tokens += sum(turn.tokens for turn in turns.values())
         self.written.seconds = self.log.seconds
         for observer in self.written.observers:
             observer(self.written)
-        return [(request, turns[_key(request)]) for request in requests]  # type: ignore[misc]
+        return [(request, turns[_key(request)]) for request in requests]
 
 
 def _key(request: Request) -> tuple[int, int]:

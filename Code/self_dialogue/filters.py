@@ -1,4 +1,4 @@
-"""Which dialogues are kept. Each one that is not has one reason: the first that applies, in the order below."""
+"""Decides which dialogues are kept. A rejected dialogue has one reason: the first in ``REASONS`` that applies."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..toolkit.errors import optional
-from .chat import Message
-from .overlap import EvaluationSets, grams, words
+from ..toolkit.messages import Message
+from .evaluation_sets import EvaluationSets, grams, words
 
 REASONS = {
     "stub": "an empty turn, or a one-line answer of very few words",
-    "unfinished": "a turn that did not come to its end within its tokens",
-    "role-marker": "a turn with the marker of a role or another special token in it",
-    "repetition": "a turn that goes round in circles",
-    "over-long": "more tokens than a dialogue may have, or than the model can read",
+    "unfinished": "a turn that did not end within its limit of tokens",
+    "role-marker": "a turn that contains the marker of a role or another special token",
+    "repetition": "a turn that repeats itself",
+    "over-long": "more tokens than the limit of a dialogue, or than the model can read",
     "refusal": "nothing but refusals from the assistant",
-    "duplicate": "the same text as an earlier dialogue, but for case, spaces and punctuation",
-    "near-duplicate": "almost the same text as an earlier dialogue (MinHash)",
+    "duplicate": "the text of an earlier dialogue, apart from case, spaces and punctuation",
+    "near-duplicate": "almost the text of an earlier dialogue (MinHash)",
     "contaminated": "a run of words in common with an evaluation set",
 }
 
@@ -35,18 +35,23 @@ _REFUSAL = re.compile(
     r"|i (?:cannot|can'?t|can not|won'?t|do not|don'?t|am not able)|as an? (?:ai|artificial|large|language)\b)",
     re.IGNORECASE,
 )
-REFUSAL_WORDS = 60  # a longer answer says more than no
-RUN = 8  # the same word so often in a row
-LINES = 3  # the same line so often
-GRAM = 4
-PERMUTATIONS = 128
-SHINGLE = 3
+REFUSAL_WORDS = 60  # words; a longer answer says more than no
+RUN = 8  # repetitions of one word in a row
+LINES = 3  # repetitions of one line
+GRAM = 4  # words in a run whose repetition counts
+PERMUTATIONS = 128  # of MinHash
+SHINGLE = 3  # words in a run that MinHash compares
 
 
 @dataclass(frozen=True)
 class Limits:
-    """min_words: fewer in a one-line answer are a stub. repetition: largest share of 4-grams that occurred before in
-    the turn. near: Jaccard similarity of word 3-grams that counts as near duplicate; None: not checked."""
+    """Limits of the filters.
+
+    min_words: a one-line answer with fewer words is a stub.
+    max_tokens: of a whole dialogue.
+    repetition: the largest share of a turn's 4-grams that may be repetitions.
+    near: the Jaccard similarity of word 3-grams from which two dialogues are near duplicates; None: not checked.
+    """
 
     min_words: int = 5
     max_tokens: int = 2048
@@ -55,7 +60,9 @@ class Limits:
 
 
 class Filters:
-    """Remembers the dialogues that it has let through. ``specials``: the tokenizer's special tokens, as text."""
+    """Rejects dialogues, and remembers the dialogues that passed. ``specials``: the tokenizer's special tokens, as
+    texts.
+    """
 
     def __init__(self, limits: Limits, specials: Sequence[str] = (), evaluation: EvaluationSets | None = None) -> None:
         self.limits, self.specials, self.evaluation = limits, tuple(specials), evaluation
@@ -67,14 +74,16 @@ class Filters:
         self.counts[reason] += 1
 
     def report(self) -> dict[str, int]:
-        """Dialogues by what became of them; a filter that did not run is left out."""
+        """How many dialogues were seen, were kept, and were rejected for each reason. Leaves out filters that did not
+        run.
+        """
         idle = {"near-duplicate"} if self._near is None else set()
         idle |= {"contaminated"} if self.evaluation is None else set()
         kept = {"seen": sum(self.counts.values()), "kept": self.counts[""]}
         return {**kept, **{reason: self.counts[reason] for reason in REASONS if reason not in idle}}
 
     def turn(self, role: str, text: str, finished: bool) -> str:
-        """Why a turn is not good enough to go on from, or ''."""
+        """The reason to reject a dialogue because of this turn, or ''."""
         if not text or (
             role == "assistant" and finished and "\n" not in text and len(words(text)) < self.limits.min_words
         ):
@@ -86,7 +95,7 @@ class Filters:
         return "repetition" if repeats(text, self.limits.repetition) else ""
 
     def dialogue(self, messages: Sequence[Message], tokens: int) -> str:
-        """Why a whole dialogue is not kept, or ''; then it counts as seen."""
+        """The reason to reject a whole dialogue, or ''. Remembers a dialogue that passes."""
         if tokens > self.limits.max_tokens:
             return "over-long"
         if all(is_refusal(message["content"]) for message in messages if message["role"] == "assistant"):
@@ -94,7 +103,7 @@ class Filters:
         text = " ".join(words(" ".join(m["content"] for m in messages if m["role"] != "system")))
         if text in self._seen:
             return "duplicate"
-        if self._near is not None and self._near.found(text):
+        if self._near is not None and self._near.has(text):
             return "near-duplicate"
         if self.evaluation is not None and self.evaluation.overlaps(m["content"] for m in messages):
             return "contaminated"
@@ -105,7 +114,7 @@ class Filters:
 
 
 class NearDuplicates:
-    """MinHash with locality-sensitive hashing, by datasketch."""
+    """Finds near duplicates by MinHash with locality-sensitive hashing (datasketch)."""
 
     def __init__(self, threshold: float) -> None:
         self.threshold = threshold
@@ -114,7 +123,7 @@ class NearDuplicates:
         self._last: tuple[str, Any] = ("", None)
         self._size = 0
 
-    def found(self, text: str) -> bool:
+    def has(self, text: str) -> bool:
         return bool(self._index.query(self._signature(text)))
 
     def add(self, text: str) -> None:
@@ -130,7 +139,9 @@ class NearDuplicates:
 
 
 def repeats(text: str, share: float) -> bool:
-    """A line three times, a word eight times in a row, or more than ``share`` of the word 4-grams seen before."""
+    """Whether a line occurs three times, a word eight times in a row, or more than ``share`` of the word 4-grams are
+    repetitions.
+    """
     lines = Counter(line.strip() for line in text.splitlines() if len(words(line)) >= 3)
     if lines and max(lines.values()) >= LINES:
         return True
@@ -140,8 +151,8 @@ def repeats(text: str, share: float) -> bool:
         run = run + 1 if token == before else 1
         if run >= RUN:
             return True
-    found = grams(tokens, GRAM)
-    return len(found) >= 2 * RUN and 1 - len(set(found)) / len(found) > share
+    four_grams = grams(tokens, GRAM)
+    return len(four_grams) >= 2 * RUN and 1 - len(set(four_grams)) / len(four_grams) > share
 
 
 def is_refusal(text: str) -> bool:

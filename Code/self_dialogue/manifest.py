@@ -1,8 +1,7 @@
-"""``FILE.manifest.json`` beside a file that was made: what went into it, so that it can be made again."""
+"""``FILE.manifest.json`` beside an output file: everything that went into the file, so that it can be made again."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from typing import Any
 
 from .. import __version__
 from ..toolkit.errors import Refusal
-from ..toolkit.files import read_json
+from ..toolkit.files import read_json, sha256
 
 PACKAGES = ("torch", "transformers", "tokenizers", "vllm", "datasketch", "datasets")
 
@@ -22,7 +21,7 @@ def path_of(file: Path) -> Path:
 
 
 def write(file: Path, facts: Mapping[str, Any]) -> Path:
-    """Write the manifest of ``file``, which must be there."""
+    """Write the manifest of ``file``, which must exist."""
     path = path_of(file)
     content = {
         "selfaug": __version__,
@@ -32,13 +31,13 @@ def write(file: Path, facts: Mapping[str, Any]) -> Path:
     }
     temporary = path.with_name(f".{path.name}.new")
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    temporary.write_text(text, encoding="utf-8", errors="surrogateescape")  # a file name may be any bytes
+    temporary.write_text(text, encoding="utf-8", errors="surrogateescape")  # file names may hold any bytes
     temporary.replace(path)
     return path
 
 
 def read(file: Path) -> dict[str, Any]:
-    """The manifest of ``file``; empty where it has none."""
+    """The manifest of ``file``; empty if there is none, or if the manifest cannot be read."""
     try:
         content = read_json(path_of(file))
     except (OSError, Refusal):
@@ -46,19 +45,11 @@ def read(file: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def sha256(file: Path) -> str:
-    whole = hashlib.sha256()
-    with file.open("rb") as stream:
-        for block in iter(lambda: stream.read(1 << 20), b""):
-            whole.update(block)
-    return whole.hexdigest()
-
-
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions

@@ -1,7 +1,8 @@
 """Task data and self-dialogues in one shuffled file.
 
-A file of any size takes constant memory: rows are scattered at random over buckets on disk, each of which is then
-shuffled in memory, so that every order of the rows is equally likely, and the same for the same seed.
+A file of any size takes constant memory: rows go to random buckets on disk, and each bucket is then shuffled in memory.
+Every order of the rows is equally likely, and the same seed gives the same order. ``datasets`` could shuffle, too, but
+would read rows from all over the disk.
 """
 
 from __future__ import annotations
@@ -14,25 +15,26 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ..toolkit.chat import Chat
 from ..toolkit.errors import Refusal
-from . import rows as formats
-from .chat import Chat
-from .rowfiles import RowWriter, dumps, kind
-from .tally import Row, Tally, checked
+from ..toolkit.files import dumps
+from ..toolkit.rows import RowWriter, kind
+from . import formats
+from .token_counts import Counts, Row, counted_rows, no_counts
 
 BUCKET_BYTES = 16 << 20
 BUCKETS = 200  # open files at a time
-UNPACKED = {"parquet": 6}  # bytes of JSON for one in the file, roughly
+UNPACKED = {"parquet": 6}  # bytes of JSON per byte of the file, roughly
 BY = {"examples": "examples", "tokens": "trained_tokens"}
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """What the file holds. The shares are the dialogues' part of the whole."""
+    """What the file holds. The shares in :meth:`facts` are those of the dialogues in the whole."""
 
     format: str
-    task: Tally
-    dialogues: Tally
+    task: Counts
+    dialogues: Counts
 
     def facts(self) -> dict[str, Any]:
         whole = self.task + self.dialogues
@@ -40,8 +42,8 @@ class Mixture:
         return {"format": self.format, "task": asdict(self.task), "dialogues": asdict(self.dialogues), "share": share}
 
 
-def wanted(ratio: float, task: Tally, by: str) -> float:
-    """How much self-dialogue, in examples or trained tokens, makes up ``ratio`` of the whole."""
+def wanted(ratio: float, task: Counts, by: str) -> float:
+    """How many self-dialogues, in examples or trained tokens, make up the share ``ratio`` of the whole."""
     amount = getattr(task, BY[by])
     if amount is None:
         raise Refusal("no-tokenizer", "--by tokens counts tokens", do="--tokenizer NAME_OR_PATH")
@@ -59,50 +61,56 @@ def mix(
     tokenizer: Any = None,
     chat: Chat | None = None,
 ) -> Mixture:
-    """Write ``out``; the dialogues are taken from the top of their file. ``ratio`` None: all of them.
+    """Write ``out`` from the task data and the first dialogues of their file.
 
-    Rows of the task that have the format already are left as they are, with all their columns.
+    Task rows that already have the format keep their bytes and all their columns.
+
+    Args:
+        ratio: the share of the dialogues in the whole; None takes all dialogues.
+        by: what ``ratio`` counts, a key of ``BY``.
+        format: of all rows; None takes the format of the first task row.
+        chat: renders the prompts of ``prompt-completion`` rows; None writes the user's bare text.
 
     Raises:
-        Refusal: malformed rows, too few dialogues, or rows that ``format`` cannot hold; then ``out`` is not written.
+        Refusal: a row is malformed, the dialogues are too few, or ``format`` cannot hold a row. Then ``out`` is not
+            written.
     """
     if by == "tokens" and tokenizer is None and ratio is not None:
-        wanted(ratio, Tally(), by)
+        wanted(ratio, Counts(), by)
     rng = random.Random(f"selfaug mix {seed}")
-    empty = Tally(0, *((0, 0) if tokenizer is not None else ()))
-    taken = {"task": empty, "dialogues": empty}
+    counts = {"task": no_counts(tokenizer), "dialogues": no_counts(tokenizer)}
     with RowWriter(out) as writer, _Buckets([*task, dialogues], out, rng) as buckets:
         for file in task:
-            for row in checked(file, tokenizer):
+            for row in counted_rows(file, tokenizer):
                 format = format or row.format
                 buckets.add(_converted(row, format, chat))
-                taken["task"] += row.tally
-        goal = None if ratio is None else wanted(ratio, taken["task"], by)
-        for row in _until(checked(dialogues, tokenizer), goal, by, dialogues):
+                counts["task"] += row.counts
+        goal = None if ratio is None else wanted(ratio, counts["task"], by)
+        for row in _until(counted_rows(dialogues, tokenizer), goal, by, dialogues):
             buckets.add(_converted(row, format or row.format, chat))
-            taken["dialogues"] += row.tally
+            counts["dialogues"] += row.counts
         for line in buckets.shuffled():
             writer.write(line)
-    return Mixture(str(format), **taken)
+    return Mixture(str(format), **counts)
 
 
 def _until(source: Iterator[Row], goal: float | None, by: str, file: Path) -> Iterator[Row]:
-    """Rows up to ``goal``: the number nearest to it in examples, the first sum that reaches it in tokens."""
-    found = 0.0
-    goal_now = goal if goal is None or by == "tokens" else round(goal)
-    while goal_now is None or found < goal_now:
+    """Yield rows until their sum reaches ``goal``, which is rounded where it counts examples. None yields all rows."""
+    total = 0.0
+    rounded_goal = goal if goal is None or by == "tokens" else round(goal)
+    while rounded_goal is None or total < rounded_goal:
         row = next(source, None)
         if row is None:
-            if goal_now is None:
+            if rounded_goal is None:
                 return
             raise Refusal(
                 "too-few-dialogues",
                 f"{file} does not hold that share",
-                expected=f"{goal_now:.0f} {'assistant tokens' if by == 'tokens' else 'dialogues'}",
-                found=f"{found:.0f}",
+                expected=f"{rounded_goal:.0f} {'assistant tokens' if by == 'tokens' else 'dialogues'}",
+                found=f"{total:.0f}",
                 do="a smaller --ratio, or generate more",
             )
-        found += getattr(row.tally, BY[by])
+        total += getattr(row.counts, BY[by])
         yield row
 
 
@@ -116,12 +124,12 @@ def _converted(row: Row, format: str, chat: Chat | None) -> bytes:
             raise Refusal("malformed-row", f"{row.where}: {error}") from None
         what, do = f"{row.where}: this {row.format} row does not fit {format}: {error}", "another --format"
         raise Refusal("other-format", what, do=do) from None
-    except Refusal as refusal:  # of the chat template
+    except Refusal as refusal:  # the chat template fails on this row
         raise refusal.at(row.where) from None
 
 
 class _Buckets:
-    """Rows on disk, in as many parts as it takes for one to fit into memory."""
+    """Lines on disk, in so many files that each file fits into memory."""
 
     def __init__(self, sources: Sequence[Path], out: Path, rng: random.Random) -> None:
         size = sum(path.stat().st_size * UNPACKED.get(kind(path), 1) for path in sources if path.is_file())
@@ -131,7 +139,7 @@ class _Buckets:
     def __enter__(self) -> _Buckets:
         self._stack = ExitStack()
         folder = self.out.with_name(f".{self.out.name}.buckets")
-        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+        shutil.rmtree(folder, ignore_errors=True)  # a killed run may have left the folder
         folder.mkdir()
         self._stack.callback(shutil.rmtree, folder)
         enter: Callable[[BinaryIO], BinaryIO] = self._stack.enter_context

@@ -1,7 +1,11 @@
-"""What self_dialogue, retention and the commands that read training data share. Imports none of them.
+"""What self_dialogue, retention, the commands that read training rows, and the examples share. It imports none of them.
 
 errors      why a command stops, in words
-files       text files and JSON that users give
-messages    checks of conversations, and what else in a row a model reads
-tokens      a plain text as a tokenizer reads it
+files       users' text and JSON files, and hashes of files
+rows        files of rows: JSONL, JSON, Parquet; one reader and one writer
+messages    checks of conversations, and the columns of a row that a model reads
+tokens      plain text to token ids
+chat        a tokenizer's chat template
+models      loads models and tokenizers
+tables      Markdown tables, and the text between two marks of a page
 """

@@ -1,8 +1,10 @@
-"""Text files and JSON that users give: UTF-8 with or without a byte-order mark, and values that a file can hold."""
+"""Users' text and JSON files: UTF-8 with or without a byte-order mark, checked JSON values, and hashes."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any, TextIO
 from .errors import Refusal
 
 UTF8_MARK = "\ufeff"
-OTHER_MARKS = {  # the longer ones first: UTF-32's begins with UTF-16's
+OTHER_MARKS = {  # UTF-32 first: its mark begins with that of UTF-16
     b"\xff\xfe\0\0": "UTF-32",
     b"\0\0\xfe\xff": "UTF-32",
     b"\xff\xfe": "UTF-16",
@@ -22,10 +24,10 @@ DEEPEST = 100  # levels of lists and objects in a row
 
 @contextmanager
 def opened(path: Path, newline: str | None = None) -> Iterator[TextIO]:
-    """``path`` as text, without the byte-order mark that it may begin with. ``newline``: as of :func:`open`.
+    """Open a text file and skip a byte-order mark. ``newline`` means the same as for :func:`open`.
 
     Raises:
-        Refusal: there is no such file, or it is not UTF-8; with file and line.
+        Refusal: the file does not exist, or is not UTF-8. The refusal names file and line.
     """
     if not path.is_file():
         raise Refusal("no-file", f"there is no file {path}", found="a folder" if path.is_dir() else "")
@@ -33,7 +35,7 @@ def opened(path: Path, newline: str | None = None) -> Iterator[TextIO]:
         start = stream.read(4096)
     mark = next((name for mark, name in OTHER_MARKS.items() if start.startswith(mark)), None)
     if mark or b"\0" in start:
-        kind = f"{mark}, by its byte-order mark" if mark else "zero bytes: UTF-16 without a mark, or no text at all"
+        kind = f"{mark}, by its byte-order mark" if mark else "zero bytes: UTF-16 without a mark, or not a text"
         do = f"iconv -f {mark or 'UTF-16LE'} -t UTF-8"
         raise Refusal("not-text", f"{path} cannot be read", "UTF-8", f"{path}:1: {kind}", do)
     with path.open(encoding="utf-8-sig", newline=newline) as text:
@@ -44,7 +46,7 @@ def opened(path: Path, newline: str | None = None) -> Iterator[TextIO]:
 
 
 def _not_utf8(path: Path) -> Refusal:
-    """A decoder reads ahead, so the line with the error is looked for here."""
+    """Search for the line with the error: the decoder reads ahead, so its position says nothing."""
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
@@ -55,22 +57,28 @@ def _not_utf8(path: Path) -> Refusal:
 
 
 def read_text(path: Path) -> str:
-    """The whole of a text file. Raises: as :func:`opened`."""
+    """The whole text of a file. Raises the refusals of :func:`opened`."""
     with opened(path) as text:
         return text.read().lstrip(UTF8_MARK)
 
 
+def read_start(path: Path) -> str:
+    """The first character that is neither white space nor a byte-order mark. Raises the refusals of :func:`opened`."""
+    with opened(path) as text:
+        return next((content[0] for line in text if (content := _content(line))), "")
+
+
 def text_lines(path: Path) -> list[tuple[int, str]]:
-    """The lines of a plain text that are not blank, each with its number from 1. Files that were joined may have a
-    byte-order mark before any line. Raises: as :func:`opened`.
+    """(number from 1, line) for the lines of a plain text that are not blank. Every line may begin with a byte-order
+    mark, since people join files. Raises the refusals of :func:`opened`.
     """
-    found = ((number, _content(line)) for number, line in enumerate(read_text(path).splitlines(), 1))
-    return [(number, line) for number, line in found if line]
+    numbered = ((number, _content(line)) for number, line in enumerate(read_text(path).splitlines(), 1))
+    return [(number, line) for number, line in numbered if line]
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Each line of JSONL that is not blank, with its number from 1; a line ends where "\\n" is, as JSON's strings may
-    hold the other line ends. Raises: as :func:`opened`.
+    """(number from 1, line) for the lines of a JSONL file that are not blank. Only "\\n" ends a line, since JSON
+    strings may hold other line ends. Raises the refusals of :func:`opened`.
     """
     with opened(path, newline="\n") as text:
         for number, line in enumerate(text, 1):
@@ -87,12 +95,12 @@ def read_json(path: Path) -> Any:
     """The JSON value in a file.
 
     Raises:
-        Refusal: as :func:`opened`, or the file is no JSON; with file and line.
+        Refusal: those of :func:`opened`, or the file is not JSON. The refusal names file and line.
     """
     try:
         return parse_json(read_text(path))
     except json.JSONDecodeError as error:
-        raise Refusal("no-json", f"{path}:{error.lineno}: no JSON: {error.msg}") from None
+        raise Refusal("no-json", f"{path}:{error.lineno}: expected JSON, found: {error.msg}") from None
     except ValueError as error:
         raise Refusal("no-json", f"{path}: {error}") from None
 
@@ -101,7 +109,7 @@ def parse_json(text: str) -> Any:
     """The JSON value in ``text``, checked by :func:`check_text`.
 
     Raises:
-        ValueError: no JSON, an object with a key twice, or text that no file can hold.
+        ValueError: ``text`` is not JSON, an object has a key twice, or a string cannot be written to a file.
     """
     try:
         value = DECODER.decode(text)
@@ -123,7 +131,7 @@ DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def check_text(value: Any, place: str = "", depth: int = 0) -> None:
-    """Raise ValueError, with the column, for half a surrogate pair: no UTF-8 file and no tokenizer can hold one."""
+    """Raise ValueError, which names the column, for half a surrogate pair. UTF-8 and tokenizers cannot hold one."""
     if isinstance(value, str):
         try:
             value.encode()
@@ -143,3 +151,49 @@ def check_text(value: Any, place: str = "", depth: int = 0) -> None:
     elif isinstance(value, (list, tuple)):
         for index, inner in enumerate(value):
             check_text(inner, f"{place}[{index}]", depth + 1)
+
+
+def dumps(value: Any) -> bytes:
+    """``value`` as one line of JSON.
+
+    Raises:
+        TypeError, ValueError: JSON cannot represent a part of ``value``. The error names the column.
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        place, kind = next(_not_json(value, ""), ("the value", "of a type"))
+        what = f"{place} is {kind}, which JSON cannot hold: remove the value, or convert it to text"
+        raise type(error)(what) from None
+    try:
+        return text.encode()
+    except UnicodeEncodeError:  # file names may hold half a character; rows cannot, see check_text
+        return json.dumps(value).encode()
+
+
+def _not_json(value: Any, place: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _not_json(inner, f"{place}.{name}" if place else str(name))
+    elif isinstance(value, (list, tuple)):
+        for index, inner in enumerate(value):
+            yield from _not_json(inner, f"{place}[{index}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield place or "the value", str(value)
+    elif not isinstance(value, (str, int, float, type(None))):
+        yield place or "the value", f"of type {type(value).__name__}"
+
+
+def sha256(*files: Path) -> str:
+    """The sha256 over the bytes of the files, one after another, read in blocks."""
+    whole = hashlib.sha256()
+    for file in files:
+        add_to_hash(whole, file)
+    return whole.hexdigest()
+
+
+def add_to_hash(whole: Any, file: Path) -> None:
+    """Update a hash of :mod:`hashlib` with the bytes of a file."""
+    with file.open("rb") as stream:
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            whole.update(block)

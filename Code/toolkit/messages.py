@@ -1,4 +1,4 @@
-"""Conversations as rows have them: their checks, by value, and what else in a row a model would read."""
+"""Checks of the conversations in rows, and the columns of a row that a model reads beside them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 Message = dict[str, Any]
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
-# columns that change what a model reads: a tool that does not show them to the model may not pass over them
+# These columns change what a model reads. A tool that does not show them to the model must refuse them.
 READ_BY_MODEL = (
     "tools", "functions", "system", "history", "documents", "images", "image", "videos", "video", "audios", "audio",
     "chat_template", "chat_template_kwargs",
@@ -15,48 +15,50 @@ READ_BY_MODEL = (
 
 
 def checked(turns: Any, name: str) -> list[Message]:
-    """The messages in ``turns``, the value of the column ``name``.
+    """The messages in ``turns``, which is the value of the column ``name``.
 
     Raises:
-        ValueError: what is wrong with them.
+        ValueError: a message has no known role, no text, or tool calls that are not a list of objects.
     """
-    found = listed(turns, name)
-    for index, turn in enumerate(found):
+    for index, turn in enumerate(listed(turns, name)):
         role = turn.get("role") if isinstance(turn, Mapping) else None
         if not isinstance(role, str) or role not in ROLES:
             raise ValueError(f"{name}[{index}]: a message without a known role: {shown(turn)}")
         calls, content = turn.get("tool_calls"), turn.get("content")
         listing = isinstance(calls, list) and all(isinstance(call, Mapping) for call in calls)
-        if not (listing or isinstance(calls, (str, type(None)))):  # as text: some have JSON in JSON
+        if not (listing or isinstance(calls, (str, type(None)))):  # some data sets hold the calls as JSON text
             raise ValueError(f"{name}[{index}]: tool_calls is not a list of objects: {shown(calls)}")
         if not isinstance(content, str) and not (content is None and calls):
             raise ValueError(f"{name}[{index}]: the content of a message is no text: {shown(turn)}")
-    return [dict(turn) for turn in found]
+    return [dict(turn) for turn in turns]
 
 
 def refuse_columns(row: Mapping[str, Any], names: Iterable[str], why: str) -> None:
-    """Raise ValueError if the row has one of these columns, other than empty. ``why``: "… cannot hold it"."""
-    more = [name for name in names if not empty(row.get(name))]
-    if more:
-        raise ValueError(f"column {', '.join(more)}: {why}")
+    """Raise ValueError if one of these columns is not empty. ``why`` ends the message: "… cannot hold it"."""
+    filled = [name for name in names if not empty(row.get(name))]
+    if filled:
+        raise ValueError(f"column {', '.join(filled)}: {why}")
 
 
 def empty(value: Any) -> bool:
+    """Whether a value is None, an empty text, an empty list or an empty object. False and 0 are not empty."""
     return value is None or (isinstance(value, (str, list, tuple, dict)) and not value)
 
 
 def listed(value: Any, name: str) -> list[Any]:
+    """``value`` as a list. Raises ValueError if ``value`` is not a list, or is empty."""
     if not isinstance(value, (list, tuple)) or not value:
         raise ValueError(f"{name} is not a list with something in it")
     return list(value)
 
 
 def text(value: Any, name: str) -> str:
+    """``value``. Raises ValueError if ``value`` is not a text."""
     if not isinstance(value, str):
         raise ValueError(f"{name} is no text: {shown(value)}")
     return value
 
 
 def shown(value: Any) -> str:
-    """The beginning of a value, for an error."""
+    """The first characters of a value, for an error message."""
     return str(value)[:60]

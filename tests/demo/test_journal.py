@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+
 import pytest
-from journal import Journal
+from journal import Journal, runtime_files, tool_files
+
+CODE = Path(__file__).resolve().parents[2] / "Code"
 
 
 @pytest.fixture
@@ -51,3 +56,33 @@ def test_facts_are_kept_for_later_runs(tmp_path, source):
 def test_a_damaged_journal_starts_anew(tmp_path, source):
     (tmp_path / "steps.json").write_text('{"a": ', encoding="utf-8")
     assert run(tmp_path / "steps.json", source) == "abc"
+
+
+def imported_by(start):
+    """The modules of Code/ that a module imports, directly or through others: every relative import is followed."""
+    seen, waiting = set(), [start]
+    while waiting:
+        file = waiting.pop()
+        if file in seen:
+            continue
+        seen.add(file)
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                package = file.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+                names = [package, *(package / alias.name for alias in node.names)]
+                waiting += [name.with_suffix(".py") for name in names if name.with_suffix(".py").is_file()]
+                waiting += [name / "__init__.py" for name in names if (name / "__init__.py").is_file()]
+    return seen - {CODE / "__init__.py"}
+
+
+@pytest.mark.parametrize("tool", ["self_dialogue", "retention"])
+def test_a_change_in_any_module_that_a_tool_imports_reruns_its_step(tool):
+    imported = imported_by(CODE / tool / "__main__.py")
+    assert len(imported) > 15
+    assert imported <= set(tool_files(CODE, tool))
+
+
+def test_a_change_in_any_module_that_a_training_imports_reruns_its_step():
+    imported = imported_by(CODE / "hooks.py") | imported_by(CODE / "unpatched.py")
+    assert len(imported) > 15
+    assert imported <= set(runtime_files(CODE))

@@ -42,13 +42,13 @@ def test_base_and_adapters_are_measured_side_by_side(measured, adapters, items, 
 def test_a_second_run_measures_nothing_and_a_further_adapter_only_itself(
     measured, adapters, result, files, monkeypatch
 ):
-    from selfaug.retention import bench
+    from selfaug.retention import base_model
 
     both = ("--adapter", f"far={adapters['far']}", "--adapter", f"near={adapters['near']}")
     first = measured(*both[:2])
     before = result()
     with monkeypatch.context() as context:
-        context.setattr(bench, "load_model", lambda *args: pytest.fail("the model was loaded"))
+        context.setattr(base_model, "load_model", lambda *args: pytest.fail("the model was loaded"))
         assert "far: measured before" in measured(*both[:2])
         assert result() == before
     second = measured(*both)
@@ -84,7 +84,7 @@ def test_an_interrupted_run_goes_on_with_the_section_that_it_was_in(measured, ad
     far = ("--adapter", f"far={adapters['far']}")
     with monkeypatch.context() as context:
         context.setattr(drift, "measure", interrupt)
-        assert "goes on from here" in measured(*far, status=130)
+        assert "continues from here" in measured(*far, status=130)
     output = measured(*far)
     assert "instructions" not in output
     assert "far, drift: 4/4" in output

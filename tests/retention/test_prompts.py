@@ -90,8 +90,8 @@ def test_rows_of_instructions_need_no_answer(file):
         pytest.param({"prompt": "?", "completion": [USER, ASSISTANT]}, "has several messages", id="two completions"),
         pytest.param('{"prompt": "?", "prompt": "!"}\n', "the key 'prompt' is there twice", id="a key twice"),
         pytest.param("[" * 100_000 + "\n", "nested deeper", id="nested"),
-        pytest.param("[1]\n", "a row is an object", id="a list"),
-        pytest.param("{\n", "no JSON", id="no JSON"),
+        pytest.param("[1]\n", "expected an object, found list: [1]", id="a list"),
+        pytest.param("{\n", "expected JSON, found: ", id="no JSON"),
     ],
 )
 def test_a_bad_row_is_refused_with_its_file_and_line(file, row, problem):

@@ -344,7 +344,7 @@ def test_build_leaves_the_folder_of_another_model_alone(built, tmp_path, capsys)
         ("", "no row has a token at the input positions"),
         ('{"input_ids": [1, 2], "labels": [1, 2]}', "no row has a token at the input positions"),
         ('{"input_ids": [1, 2], "labels": [1, 2]}\n{"prompt"', "rows.jsonl:2: expected JSON"),
-        ("7", "rows.jsonl:1: expected input_ids and labels, prompt and completion, or messages .* found int"),
+        ("7", "rows.jsonl:1: expected an object, found int: 7"),
         ('{"prompt": "a"}', "found the columns prompt, of another form"),
         ('{"messages": []}', "found the columns messages"),
         ('{"messages": [{"role": "user", "content": "a"}]}', "found the columns messages"),
@@ -388,7 +388,7 @@ def test_a_model_that_is_none_and_a_setting_that_is_none_are_errors_not_tracebac
     data_file(tmp_path / "rows.jsonl", batch())
     arguments = ["build", "--model", str(tmp_path / "none"), "--data", str(tmp_path / "rows.jsonl"), "--cache", "c"]
     assert reference_cache.main(arguments) == 1
-    assert "error: " in capsys.readouterr().err
+    assert f"error[no-model]: cannot load {tmp_path / 'none'}" in capsys.readouterr().err
     with settings(selfaug_alpha="much"):
         assert reference_cache.main(arguments) == 1
     assert "SELFAUG_ALPHA must be a number" in capsys.readouterr().err
@@ -398,6 +398,33 @@ def test_rows_end_where_lines_end_whatever_their_strings_hold(tmp_path):
     row = {"prompt": "one\u2028two\x85", "completion": "three"}
     (tmp_path / "rows.jsonl").write_text("\ufeff" + json.dumps(row, ensure_ascii=False) + "\n\n", encoding="utf-8")
     assert [found for _, found in training_rows.read(tmp_path / "rows.jsonl")] == [row]
+
+
+ROWS = [{"prompt": "2024-01-01", "completion": "b"}, {"input_ids": [1, 2], "labels": [-100, 2]}]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("rows.json", json.dumps(ROWS)),
+        ("rows.json", "\n".join(map(json.dumps, ROWS))),
+        ("rows", "\n".join(map(json.dumps, ROWS))),
+        ("rows.txt", "\ufeff\n\n" + "\n".join(map(json.dumps, ROWS))),
+    ],
+    ids=["a list", "lines in a .json file", "no suffix", "another suffix"],
+)
+def test_training_rows_are_read_from_a_list_as_from_lines_whatever_the_files_suffix(tmp_path, name, text):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    assert [row for _, row in training_rows.read(tmp_path / name)] == ROWS
+
+
+def test_training_rows_are_read_from_parquet(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pytest.importorskip("pyarrow").Table.from_pylist(ROWS[:1] * 3)
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    assert list(training_rows.read(tmp_path / "rows.parquet")) == [
+        (f"{tmp_path / 'rows.parquet'}:{number}", ROWS[0]) for number in (1, 2, 3)
+    ]
 
 
 def test_a_template_that_renders_a_prompt_otherwise_once_an_answer_follows_is_refused():

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 
-from selfaug.self_dialogue.chat import Chat, Ending
 from selfaug.self_dialogue.dialogue_log import DialogueLog, Turn
 from selfaug.self_dialogue.filters import Filters, Limits
 from selfaug.self_dialogue.generator import Request, TransformersGenerator
-from selfaug.self_dialogue.nucleus import Sampling
+from selfaug.self_dialogue.sampling import Sampling
+from selfaug.toolkit.chat import Chat, Ending
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from tokenizers.processors import TemplateProcessing
 
 from selfaug import training_rows
 from selfaug.self_dialogue import cli
-from selfaug.self_dialogue.chat import Chat
+from selfaug.toolkit.chat import Chat
 
 MARK = b"\xef\xbb\xbf"
 ASKED = {"role": "user", "content": "where does ada keep the bread now?"}
@@ -146,8 +146,8 @@ def test_a_mark_in_the_template_of_the_models_folder_is_no_part_of_it():
 
 
 def test_a_mark_is_no_part_of_a_topic_or_of_an_evaluation_set(tmp_path):
-    from selfaug.self_dialogue.overlap import _file_texts
-    from selfaug.self_dialogue.selftalk import _topics
+    from selfaug.self_dialogue.commands import _topics
+    from selfaug.self_dialogue.evaluation_sets import _file_texts
 
     (tmp_path / "topics.txt").write_bytes(MARK + b"bread\n" + MARK + b"  rain \n\n")  # two files joined
     assert _topics(tmp_path / "topics.txt") == ("bread", "rain")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tiny_chat import CHATML, LLAMA2, tokenizer
 
-from selfaug.self_dialogue.chat import Chat, Ending
+from selfaug.toolkit.chat import Chat, Ending
 from selfaug.toolkit.errors import Refusal
 
 ASKED = {"role": "user", "content": "where does ada keep the bread now?"}

@@ -8,7 +8,7 @@ import json
 import pytest
 import tiny_chat
 
-from selfaug.self_dialogue import cli, rows
+from selfaug.self_dialogue import cli, formats
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 ASKED, SAID = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}
@@ -43,15 +43,15 @@ def convert(tmp_path, jsonl, capsys):
     return run
 
 
-@pytest.mark.parametrize("format", rows.FORMATS)
-@pytest.mark.parametrize("before", rows.FORMATS)
+@pytest.mark.parametrize("format", formats.FORMATS)
+@pytest.mark.parametrize("before", formats.FORMATS)
 def test_other_columns_come_along(convert, before, format):
     row = {**PLAIN[before], "id": 7, "source": {"page": [1, None]}, "score": 0.5}
     assert convert(row, format) == {**PLAIN[format], "id": 7, "source": {"page": [1, None]}, "score": 0.5}
 
 
-@pytest.mark.parametrize("format", rows.FORMATS)
-@pytest.mark.parametrize("before", rows.FORMATS)
+@pytest.mark.parametrize("format", formats.FORMATS)
+@pytest.mark.parametrize("before", formats.FORMATS)
 @pytest.mark.parametrize("column", ["tools", "images", "image", "videos", "audios", "documents", "functions"])
 def test_what_the_model_would_read_is_kept_or_refused_by_its_name(convert, before, format, column):
     row = {**PLAIN[before], column: ["x"]}
@@ -66,13 +66,13 @@ def test_what_the_model_would_read_is_kept_or_refused_by_its_name(convert, befor
 @pytest.mark.parametrize("before", ["alpaca", "sharegpt"])
 def test_a_system_column_becomes_the_system_message(convert, before, format):
     made = convert({**PLAIN[before], "system": "Be brief."}, format)
-    turns = rows.messages(made, format)
+    turns = formats.messages(made, format)
     assert turns == [SYSTEM, ASKED, SAID]
     assert before == format or format == "alpaca" or "system" not in made
 
 
 @pytest.mark.parametrize("before", ["messages", "prompt-completion", "prompt-completion-chat"])
-@pytest.mark.parametrize("format", rows.FORMATS)
+@pytest.mark.parametrize("format", formats.FORMATS)
 def test_a_system_column_where_the_format_has_none_is_refused(convert, before, format):
     made = convert({**PLAIN[before], "system": "Be brief."}, format)
     assert before == format or "column system" in made
@@ -93,7 +93,7 @@ def test_a_system_column_and_a_system_message_are_refused(convert):
         ({**SAID, "weight": 0}, "weight"),
     ],
 )
-@pytest.mark.parametrize("format", rows.FORMATS)
+@pytest.mark.parametrize("format", formats.FORMATS)
 def test_what_a_message_has_beside_its_text_is_kept_or_refused_by_its_name(convert, turn, name, format):
     made = convert({"messages": [ASKED, turn]}, format)
     if format == "messages":

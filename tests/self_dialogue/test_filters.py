@@ -7,8 +7,8 @@ import json
 
 import pytest
 
+from selfaug.self_dialogue.evaluation_sets import EvaluationSets
 from selfaug.self_dialogue.filters import REASONS, Filters, Limits
-from selfaug.self_dialogue.overlap import EvaluationSets
 
 GOOD = "Bread rises because yeast turns sugar into gas, which the dough holds back."
 

@@ -11,6 +11,7 @@ import tiny_chat
 from transformers import AutoTokenizer
 
 from selfaug.self_dialogue import cli, generator, manifest
+from selfaug.toolkit.files import sha256
 
 
 def test_it_writes_as_many_dialogues_of_the_model_with_itself_as_asked_for(generate, read):
@@ -127,11 +128,11 @@ def test_a_system_message_is_kept_in_the_rows(generate, read):
 
 @pytest.mark.parametrize("format", ["alpaca", "sharegpt", "prompt-completion", "prompt-completion-chat"])
 def test_every_format_holds_the_same_dialogues(generate, read, format):
-    from selfaug.self_dialogue import rows
+    from selfaug.self_dialogue import formats
 
     expected = [row["messages"] for row in read(generate("--count", "3", out="a.jsonl"))]
     found = read(generate("--count", "3", "--format", format, out="b.jsonl"))
-    assert [rows.messages(row, format) for row in found] == expected
+    assert [formats.messages(row, format) for row in found] == expected
 
 
 def test_rendered_prompts_are_what_the_template_makes(generate, read):
@@ -184,7 +185,7 @@ def test_the_manifest_says_how_to_make_the_file_again(generate, chat_model):
     out = generate("--count", "4")
     facts = manifest.read(out)
     assert facts["weights_sha256"] == generator.weights_hash(str(chat_model))
-    assert facts["file"] == {"name": "out.jsonl", "sha256": manifest.sha256(out)}
+    assert facts["file"] == {"name": "out.jsonl", "sha256": sha256(out)}
     assert {name: facts[name] for name in ("temperature", "top_p", "seed", "turns", "batch", "dtype", "device")} == {
         "temperature": 0.7,
         "top_p": 0.9,
@@ -361,4 +362,4 @@ def test_the_output_of_an_interrupted_write_of_the_manifest_is_made_again(genera
     assert (tmp_path / "out.jsonl.log").exists()
     out = generate("--count", "4")
     assert out.read_bytes() == whole
-    assert json.loads(manifest.path_of(out).read_text())["file"]["sha256"] == manifest.sha256(out)
+    assert json.loads(manifest.path_of(out).read_text())["file"]["sha256"] == sha256(out)

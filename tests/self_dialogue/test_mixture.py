@@ -11,8 +11,9 @@ import pytest
 import tiny_chat
 
 from selfaug.self_dialogue import cli, manifest, mixture
-from selfaug.self_dialogue.rowfiles import RowWriter, dumps, rows
 from selfaug.toolkit.errors import Refusal
+from selfaug.toolkit.files import dumps
+from selfaug.toolkit.rows import RowWriter, rows
 
 
 def chat(question, answer="So it is, I think."):
@@ -123,7 +124,7 @@ def test_too_few_dialogues_are_refused_with_both_numbers(files, capsys, tmp_path
 
 @pytest.mark.parametrize("format", ["alpaca", "sharegpt", "prompt-completion", "prompt-completion-chat"])
 def test_dialogues_take_the_form_of_the_task(jsonl, files, tmp_path, format):
-    from selfaug.self_dialogue import rows as formats
+    from selfaug.self_dialogue import formats
 
     task = jsonl("other.jsonl", [formats.row(row["messages"], format) for row in TASK])
     assert run(task, *files[1:]) == 0
@@ -163,7 +164,7 @@ def test_a_line_that_is_no_json_object_is_reported_with_its_number(tmp_path, con
 
 @pytest.mark.parametrize("block", [1, 7, 1 << 20])
 def test_a_json_list_is_read_row_by_row_with_its_lines(tmp_path, monkeypatch, block):
-    monkeypatch.setattr("selfaug.self_dialogue.rowfiles.BLOCK", block)
+    monkeypatch.setattr("selfaug.toolkit.rows.BLOCK", block)
     file = tmp_path / "rows.json"
     values = [{"a": "x\ny, ]"}, {"a": 12}, {"a": [1, {"b": "ü"}]}]
     file.write_text("\n[ " + ",\n ".join(json.dumps(value, ensure_ascii=False) for value in values) + "\n]\n", "utf-8")
@@ -185,7 +186,7 @@ def test_a_json_list_is_read_row_by_row_with_its_lines(tmp_path, monkeypatch, bl
 )
 @pytest.mark.parametrize("block", [1, 1 << 20])
 def test_a_broken_json_list_is_reported_with_its_line(tmp_path, monkeypatch, text, line, block):
-    monkeypatch.setattr("selfaug.self_dialogue.rowfiles.BLOCK", block)
+    monkeypatch.setattr("selfaug.toolkit.rows.BLOCK", block)
     file = tmp_path / "rows.json"
     file.write_text(text)
     with pytest.raises(Refusal, match=f"rows.json:{line}: "):

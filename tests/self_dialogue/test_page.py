@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from selfaug.self_dialogue import cli, filters, rows
+from selfaug.self_dialogue import cli, filters, formats
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "self-dialogue.md"
@@ -28,7 +28,7 @@ def test_every_option_is_on_the_page_and_every_one_on_the_page_exists():
 
 def test_every_filter_and_format_is_on_the_page():
     text = PAGE.read_text(encoding="utf-8")
-    assert [name for name in (*filters.REASONS, *rows.FORMATS) if f"`{name}`" not in text] == []
+    assert [name for name in (*filters.REASONS, *formats.FORMATS) if f"`{name}`" not in text] == []
 
 
 def test_the_command_of_the_page_runs_from_a_checkout():

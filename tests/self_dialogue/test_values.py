@@ -217,7 +217,7 @@ def exit_code(*command):
 
 
 @FUZZ
-@given(ROWS, st.sampled_from([None, *cli.rows.FORMATS]), st.sampled_from(["jsonl", "json"]))
+@given(ROWS, st.sampled_from([None, *cli.formats.FORMATS]), st.sampled_from(["jsonl", "json"]))
 def test_no_row_ends_in_a_traceback(rows, format, suffix):
     with tempfile.TemporaryDirectory() as folder:
         task, talk, out = (Path(folder, name) for name in (f"task.{suffix}", "talk.jsonl", "out.jsonl"))

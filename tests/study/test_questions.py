@@ -83,7 +83,7 @@ def test_a_prompt_in_both_files_or_one_file_for_both_is_refused(own, tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{", "not JSON"),
+        ("{", "expected JSON, found"),
         ("[1]", "found list"),
         ('{"question": "x"}', "found the columns question"),
         ('{"prompt": "x", "answer": 3}', "both texts"),
@@ -111,7 +111,7 @@ def test_a_malformed_row_is_named_by_file_and_line(tmp_path, text, said):
     file.write_text('{"prompt": "p", "answer": "a"}\n\n' + text + "\n", encoding="utf-8")
     with pytest.raises(StepFailed, match=said) as failure:
         questions.read(file)
-    assert "train.jsonl, line 3" in str(failure.value)
+    assert "train.jsonl:3: " in str(failure.value)
 
 
 def test_a_file_that_is_not_there_is_an_error_and_no_traceback(tmp_path):
@@ -142,9 +142,9 @@ def test_every_row_is_read_or_refused_by_its_line(row):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "train.jsonl")
         path.write_text(json.dumps(row) + "\n")
-        said = f"{path}, line 1: "
+        said = f"{path}:1: "
         try:
             questions.write(Path(folder, "out", "rows.jsonl"), questions.read(path))
         except StepFailed as error:
             said = str(error)
-        assert f"{path}, line 1: " in said
+        assert f"{path}:1: " in said

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import records
-from arms import Setting
+from experiments import Setting
 from sandbox import StepFailed
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from arms import ARMS, Setting
+from experiments import ARMS, Setting
 from sandbox import StepFailed
 from study import STOCK, Given, Study
 
@@ -33,7 +33,7 @@ class Stage(Study):
         if name == "versions":
             return self.versions_found
         step, _, run = name.partition("-")
-        folder = self.places.output / "runs" / run
+        folder = self.paths.output / "runs" / run
         if step == "train":
             spent = {"steps": 4, "cpu_seconds": 8.0}
             half = {"steps": 2, "cpu_seconds": 4.0}
@@ -45,9 +45,9 @@ class Stage(Study):
             put(folder / "adapter" / "trainer_state.json", {"log_history": rows})
             put(folder / "halfway" / "adapter_config.json", {})
         elif step == "mix":
-            put(self.places.data(int(run), dialogues=True), {})
+            put(self.paths.data(int(run), dialogues=True), {})
         elif step == "dialogues":
-            put(self.places.output / "data" / f"dialogues-{run}.spent.json", {"process": {"cpu_seconds": 100.0}})
+            put(self.paths.output / "data" / f"dialogues-{run}.spent.json", {"process": {"cpu_seconds": 100.0}})
         elif step == "measure":
             rows = {"general": [GENERAL] * 2, "task": [TASK] * 5}
             base = folder / "retention" / "items" / "base.json"

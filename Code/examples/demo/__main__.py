@@ -3,8 +3,8 @@
     python Code/examples/demo [--quick] [--sa-sft] [--model NAME_OR_PATH] [--output DIR]
 
 Everything goes into the output folder: a virtual environment with the pinned packages, the model, the data, both
-adapters, the figures. Your own environment is not touched. A run that was interrupted goes on where it stopped; to
-start anew, delete the folder.
+adapters, the figures. Your own environment does not change. An interrupted run continues where it stopped; delete the
+folder to start again.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 DEMO = Path(__file__).resolve().parent
 CODE = DEMO.parent.parent
@@ -24,7 +25,7 @@ sys.path.insert(1, str(CHECKOUT))
 
 import dialogues  # noqa: E402
 import ragset  # noqa: E402
-from journal import Journal  # noqa: E402
+from journal import Journal, runtime_files, tool_files  # noqa: E402
 from report import ALIGNED, BOTH, DIALOGUES, PLAIN, dialogue_table, summarise, table, verdict  # noqa: E402
 from sandbox import MODEL_PACKAGE, PACKAGES, Sandbox, StepFailed, duration, sha256, too_old  # noqa: E402
 
@@ -32,13 +33,12 @@ from Code.retention.instructions import BASIC  # noqa: E402
 from Code.retention.prompts import spread  # noqa: E402
 
 TRAIN_SCRIPT = DEMO.parent / "train_lora.py"
-MEASURING = sorted((CODE / "retention").glob("*.py"))
 ANSWER_TOKENS = 256  # of a self-dialogue
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything; docs/demo.md has the figures behind the choice."""
+    """The sizes of data, training and measurement. docs/demo.md has the figures behind the choice."""
 
     train: int
     test: int
@@ -79,7 +79,7 @@ def main() -> int:
         print(f"\nfailed: {failure}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nstopped. The same command goes on from here.", file=sys.stderr)
+        print("\nstopped. The same command continues from here.", file=sys.stderr)
         return 130
     return 0
 
@@ -105,7 +105,7 @@ class Demo:
         self.make_data()
         self.train(PLAIN, "train LoRA on stock transformers and peft")
         self.train(ALIGNED, f"patch both, train again: same script, data, seed; SELFAUG_ALPHA={self.size.alpha:g}")
-        if self.sa_sft:  # last, so that a demo without it keeps its adapters
+        if self.sa_sft:  # after the others, so that a demo without --sa-sft keeps its adapters
             self.make_dialogues()
             self.train(DIALOGUES, "train LoRA on the mixed data, on stock packages: SA-SFT")
             self.train(BOTH, "patch both, train on the mixed data: SA-SFT with SelfAug")
@@ -114,7 +114,7 @@ class Demo:
         self.report()
 
     def begin(self, name: str, title: str, settings: object, sources: list[Path]) -> bool:
-        """Whether the step has to run; said on the screen either way."""
+        """Whether the step has to run. Prints its title either way."""
         has_to_run = self.journal.begin(name, settings, sources)
         self.announce(title if has_to_run else f"{title}: done before")
         return has_to_run
@@ -150,12 +150,12 @@ class Demo:
             self.journal.finish("data")
 
     def make_dialogues(self) -> None:
-        """A quarter of the rows of mixed.jsonl are dialogues that the model wrote with itself."""
-        made, mixed, count = self.output / "dialogues.jsonl", self.output / "mixed.jsonl", self.size.train // 3
-        generate = dialogues.generate(self.model, made, count, ANSWER_TOKENS, self.seed)
+        """A quarter of the rows of mixed.jsonl are the model's dialogues with itself."""
+        written, mixed, count = self.output / "dialogues.jsonl", self.output / "mixed.jsonl", self.size.train // 3
+        generate = dialogues.generate(self.model, written, count, ANSWER_TOKENS, self.seed)
         share = count / (count + self.size.train)
-        mix = dialogues.mix(self.output / "train.jsonl", made, mixed, share, self.seed)
-        sources = list((CODE / "self_dialogue").glob("*.py"))
+        mix = dialogues.mix(self.output / "train.jsonl", written, mixed, share, self.seed)
+        sources = tool_files(CODE, "self_dialogue")
         if self.begin("dialogues", f"the model writes {count} dialogues with itself", [generate, mix], sources):
             for name, arguments in (("dialogues", generate), ("mix", mix)):
                 self.sandbox.run(name, [*dialogues.MODULE, *arguments], cwd=CHECKOUT)
@@ -168,7 +168,7 @@ class Demo:
         command += ["--output", str(self.output / name), "--epochs", str(size.epochs), "--lr", str(size.lr)]
         command += ["--batch-size", str(size.batch_size), "--seed", str(self.seed)]
         settings = {"SELFAUG_ALPHA": str(size.alpha)} if patched else {}
-        runtime = list(CODE.glob("*.py")) if patched else []
+        runtime = runtime_files(CODE) if patched else []
         if self.begin(name, title, [command, settings], [TRAIN_SCRIPT, *runtime]):
             if patched:
                 self.patcher("install")
@@ -191,7 +191,7 @@ class Demo:
         command += ["--general", str(general), "--answer-limit", str(size.answer_limit)]
         command += ["--task", str(self.output / "test.jsonl"), "--task-answer-limit", "16", "--input-count", "0"]
         title = f"measure the base model and {len(self.adapters)} adapters, on stock packages"
-        if self.begin("measure", title, command, MEASURING):
+        if self.begin("measure", title, command, tool_files(CODE, "retention")):
             self.sandbox.run("measure", command, cwd=CHECKOUT)
             self.journal.finish("measure")
 
@@ -213,9 +213,10 @@ class Demo:
         command = ["-m", "selfaug_patcher", *arguments, "--python", str(self.sandbox.python)]
         return self.sandbox.run(f"patcher-{arguments[0]}", command, cwd=CHECKOUT)
 
-    def targets(self) -> list[dict]:
+    def targets(self) -> list[dict[str, Any]]:
         output = self.patcher("status", "--json")
-        return json.JSONDecoder().raw_decode(output, output.index("{"))[0]["targets"]
+        status = json.JSONDecoder().raw_decode(output, output.index("{"))[0]
+        return list(status["targets"])
 
     def states(self) -> set[str]:
         return {target["state"] for target in self.targets()}
@@ -229,12 +230,12 @@ class Demo:
         return {target["path"]: sha256(Path(target["path"])) for target in targets}
 
 
-def read(file: Path) -> dict:
-    return json.loads(file.read_text(encoding="utf-8"))
+def read(file: Path) -> dict[str, Any]:
+    return dict(json.loads(file.read_text(encoding="utf-8")))
 
 
-def spent(state: dict) -> dict[str, float]:
-    """What a training took, from the Trainer's own log."""
+def spent(state: dict[str, Any]) -> dict[str, float]:
+    """Steps and seconds per step of a training, from the Trainer's log."""
     seconds = next(row["train_runtime"] for row in reversed(state["log_history"]) if "train_runtime" in row)
     return {"steps": state["global_step"], "seconds_per_step": seconds / state["global_step"]}
 

@@ -1,4 +1,4 @@
-"""Which steps of the demo are done, so that a second run goes on where the first stopped."""
+"""Records which steps are done, so that a second run continues where the first stopped."""
 
 from __future__ import annotations
 
@@ -6,25 +6,38 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+OTHERS = {"toolkit", "self_dialogue", "retention", "benchmarks", "examples"}  # folders that no training step imports
+
+
+def runtime_files(code: Path) -> list[Path]:
+    """The modules that a training with SelfAug may import. ``code``: the folder Code/ of the checkout."""
+    return [file for file in code.rglob("*.py") if file.relative_to(code).parts[0] not in OTHERS]
+
+
+def tool_files(code: Path, tool: str) -> list[Path]:
+    """The modules of self_dialogue or retention, and those of the toolkit, which both import."""
+    return [*(code / tool).rglob("*.py"), *(code / "toolkit").rglob("*.py")]
 
 
 class Journal:
     """Fingerprints of finished steps, in a JSON file.
 
-    A step's fingerprint covers its settings, the text of the files that it runs, and the steps before it: whatever
-    changes, that step and all later ones run again.
+    The fingerprint of a step covers its settings, the text of the files that it runs, and the steps before. If any of
+    them changes, the step and all later steps run again.
     """
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self.chain = ""
         try:
-            self.entries: dict[str, dict] = json.loads(file.read_text(encoding="utf-8"))
+            self.entries: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             self.entries = {}
 
     def begin(self, name: str, settings: object, sources: Iterable[Path] = ()) -> bool:
-        """Whether the step has to run; False if it is done, with these settings and after these steps."""
+        """Whether the step has to run. False if it is done with the same settings, after the same steps."""
         texts = [file.read_bytes() for file in sorted(sources)]
         given = json.dumps([self.chain, name, settings], sort_keys=True, default=str).encode()
         self.chain = hashlib.sha256(b"\0".join([given, *texts])).hexdigest()
@@ -35,11 +48,11 @@ class Journal:
         return True
 
     def finish(self, name: str, **facts: object) -> None:
-        """Record the step that :meth:`begin` began as done, with facts for later runs."""
+        """Record that the step which :meth:`begin` began is done, with facts for later runs."""
         self.entries[name] = {"fingerprint": self.chain, **facts}
         self.save()
 
-    def facts(self, name: str) -> dict:
+    def facts(self, name: str) -> dict[str, Any]:
         return self.entries[name]
 
     def save(self) -> None:

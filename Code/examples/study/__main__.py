@@ -1,10 +1,11 @@
-"""Every arm with every seed: what is learned, what is kept, what it costs. Writes the page and its raw figures.
+"""Run every experiment with every seed, and write the page and its raw figures: what is learned, what is kept, what it
+costs.
 
     python Code/examples/study --output DIR [--arms NAME …] [--seeds 0 1 2] [--jobs 2]
     python Code/examples/study --report-only
 
-An interrupted study goes on where it stopped. Runs whose figures are in the results folder are not done again, so a
-later call adds arms or seeds. docs/results.md says what is measured.
+An interrupted study continues where it stopped. Runs whose figures are in the results folder are not repeated, so a
+later call adds experiments ("arms") or seeds. docs/results.md says what is measured.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from pathlib import Path
 
 STUDY = Path(__file__).resolve().parent
 sys.path.insert(1, str(STUDY.parent / "demo"))
+sys.path.append(str(STUDY.parents[2]))  # the checkout, for Code.toolkit; at the end, so that it hides no package
 
 import records  # noqa: E402
-from arms import ARMS, Setting  # noqa: E402
+from experiments import ARMS, Setting  # noqa: E402
 from sandbox import StepFailed, too_old  # noqa: E402
 from study import CHECKOUT, Given, Study  # noqa: E402
 
@@ -78,7 +80,7 @@ def main() -> int:
         print(f"\nfailed: {failure}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nstopped. The same command goes on from here.", file=sys.stderr)
+        print("\nstopped. The same command continues from here.", file=sys.stderr)
         return 130
     for name, message in failed.items():
         print(f"\nfailed: {name}: {message}", file=sys.stderr)
@@ -86,18 +88,18 @@ def main() -> int:
 
 
 def report(results: Path) -> None:
-    """study.json, the plots, and the block in the page, from the records."""
-    found = records.read(results / "runs")
-    if not found:
+    """Write study.json, the plots, and the block in the page, from the records."""
+    runs = records.read(results / "runs")
+    if not runs:
         raise StepFailed(f"{results / 'runs'} has no records: run the study first. Nothing was written.")
-    records.check(found, found[0]["setting"], results / "runs")
+    records.check(runs, runs[0]["setting"], results / "runs")
     try:
         import chart
         import summary
         import tables
     except ImportError as missing:
         raise StepFailed(f"the report needs numpy and matplotlib: pip install matplotlib ({missing})") from None
-    summed = summary.summarise(found)
+    summed = summary.summarise(runs)
     page = results.with_name(f"{results.name}.md")
     tables.write(page, tables.block(summed, results.name))
     (results / "study.json").write_text(json.dumps(summed, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

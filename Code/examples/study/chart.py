@@ -1,14 +1,17 @@
-"""Learned against kept, one point per arm; and the shift on the task's inputs against the drift elsewhere, per run."""
+"""The study's plots: learned against kept, a point per arm; and the shift on the task's inputs against the drift on
+general instructions, a point per run.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from arms import BASE
+from experiments import BASE
 
 matplotlib.rcParams["svg.hashsalt"] = "selfaug"  # the same figures give the same file
 GREY, PLAIN, SELFAUG, OTHER, DIALOGUES, USUAL = "0.45", "#b5532b", "#1f6f8b", "#79b4c9", "#7a5195", "#c9a227"
@@ -22,7 +25,7 @@ STYLES = {
 }  # fmt: skip
 
 
-def draw(summary: dict, folder: Path) -> None:
+def draw(summary: dict[str, Any], folder: Path) -> None:
     """Write study.png and study.svg."""
     figure, (learned, shift) = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
     for name, row in summary["arms"].items():
@@ -46,6 +49,6 @@ def draw(summary: dict, folder: Path) -> None:
     plt.close(figure)
 
 
-def bars(estimate: dict) -> list[list[float]]:
-    """Lengths of the error bar to both sides, as matplotlib takes them."""
+def bars(estimate: dict[str, Any]) -> list[list[float]]:
+    """The lengths of the error bar below and above the mean, in the shape that matplotlib expects."""
     return [[max(0.0, estimate["mean"] - estimate["low"])], [max(0.0, estimate["high"] - estimate["mean"])]]

@@ -1,4 +1,6 @@
-"""One file per run: the figures of every single item, without any text. All that the page says comes from these."""
+"""Records of runs, a file each: the figures of every single item, without any text. The page is made from the records
+alone.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +8,20 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from sandbox import StepFailed
 
 DIGITS = 4
 GENERAL = ("kl", "reverse_kl", "top1", "base_nll", "nll", "tokens", "length", "ended", "list", "one_word")
-EARLIER = {"max_length": 2048}  # settings that earlier records do not name, as they were then
+EARLIER = {"max_length": 2048}  # the values of settings that earlier records do not have
 TASK = ("exact_match", "contains", "f1", "input_kl", "input_top1")
 
 
-def columns(items: list[dict], wanted: Iterable[str]) -> dict[str, list]:
-    """Item by item to column by column, rounded, of those items that have it; columns that none has are left out."""
-    found = {name: [rounded(item[name]) for item in items if name in item] for name in wanted}
-    return {name: values for name, values in found.items() if values}
+def columns(items: list[dict[str, Any]], wanted: Iterable[str]) -> dict[str, list[Any]]:
+    """The wanted columns of the items, rounded, without items that lack a column and columns that no item has."""
+    values_by_name = {name: [rounded(item[name]) for item in items if name in item] for name in wanted}
+    return {name: values for name, values in values_by_name.items() if values}
 
 
 def rounded(value: object) -> object:
@@ -30,23 +33,23 @@ def rounded(value: object) -> object:
     return value
 
 
-def compact(items: dict) -> dict:
-    """What ``items/NAME.json`` of the retention tool says, without texts."""
-    found = {"general": columns(items["general"], GENERAL), "task": columns(items["task"], TASK)}
+def compact(items: dict[str, Any]) -> dict[str, Any]:
+    """The figures in ``items/NAME.json`` of the retention tool, without texts."""
+    figures = {"general": columns(items["general"], GENERAL), "task": columns(items["task"], TASK)}
     curves = [item["kl_by_position"] for item in items["general"] if "kl_by_position" in item]
-    return {**found, "by_position": {"kl": by_position(curves)}}
+    return {**figures, "by_position": {"kl": by_position(curves)}}
 
 
-def by_position(curves: Sequence[Sequence[float]]) -> list:
-    """Mean at each position over those that are long enough."""
+def by_position(curves: Sequence[Sequence[float]]) -> list[Any]:
+    """The mean at each position over the curves that are long enough."""
     means = []
     for at in range(max(map(len, curves), default=0)):
         means.append(rounded(fmean(curve[at] for curve in curves if len(curve) > at)))
     return means
 
 
-def write(file: Path, record: dict) -> None:
-    """One line per column: short, and a change of one figure shows as one line."""
+def write(file: Path, record: dict[str, Any]) -> None:
+    """Write a record with one line per column, which keeps the file short and its diffs readable."""
     lines = []
     for name, value in record.items():
         if isinstance(value, dict):
@@ -65,30 +68,30 @@ def short(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, separators=separators)
 
 
-def read(folder: Path) -> list[dict]:
-    """All records in a folder, by name.
+def read(folder: Path) -> list[dict[str, Any]]:
+    """All records in a folder, in the order of their names.
 
     Raises:
-        StepFailed: a file that is no record.
+        StepFailed: a file is not a record.
     """
-    found = []
+    records = []
     for file in sorted(folder.glob("*.json")):
         try:
             record = json.loads(file.read_text(encoding="utf-8"))
-            found.append({**record, "arm": record["arm"], "seed": record["seed"], "setting": record["setting"]})
+            records.append({**record, "arm": record["arm"], "seed": record["seed"], "setting": record["setting"]})
         except (ValueError, KeyError, TypeError) as error:
             raise StepFailed(f"{file} is no record of a run ({error}). Delete it, and the run is done again.") from None
-    return found
+    return records
 
 
-def check(found: list[dict], setting: dict, folder: Path) -> None:
-    """Figures of different settings are not put side by side.
+def check(records: list[dict[str, Any]], setting: dict[str, Any], folder: Path) -> None:
+    """Make sure that all records have the same setting: figures of different settings do not belong in one table.
 
     Raises:
-        StepFailed: a record that was made otherwise.
+        StepFailed: a record has another setting.
     """
     setting = {**EARLIER, **setting}
-    for record in found:
+    for record in records:
         theirs = {**EARLIER, **record["setting"]}
         other = [f"{key} {theirs.get(key)!r}, now {now!r}" for key, now in setting.items() if theirs.get(key) != now]
         if other:

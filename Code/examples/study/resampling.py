@@ -1,11 +1,13 @@
 """Intervals that cover both the training seed and the choice of test items.
 
-Every seed is measured on the same items, so a figure is a matrix, seeds by items, and the two are crossed, not nested.
-The bootstrap resamples both ways: the seeds' means (each over all items) and the items' means (each over all seeds),
-each with replacement and independently; a resample's figure is mean of drawn seeds + mean of drawn items - mean of all.
-The seeds' deviations are stretched by sqrt(S / (S - 1)) first: drawn from three seeds, they vary by a third less than
-three new seeds would. The noise of single answers counts in both ways, so the interval is somewhat too wide where seeds
-hardly differ; where they differ much, three of them are too few to know by how much, and it is somewhat too narrow.
+Every seed is measured on the same items, so a figure is a matrix of seeds by items: the two are crossed. The bootstrap
+resamples the seeds' means (each over all items) and the items' means (each over all seeds), independently and with
+replacement. The figure of a resample is mean of the drawn seeds + mean of the drawn items - mean of all.
+``scipy.stats.bootstrap`` has no crossed design.
+
+The deviations of the seeds are first stretched by sqrt(S / (S - 1)), because draws from three seeds vary by a third
+less than three new seeds would. The noise of single answers counts twice, so the interval is somewhat too wide where
+seeds hardly differ. Where seeds differ much, three seeds cannot tell how much, and it is somewhat too narrow.
 """
 
 from __future__ import annotations
@@ -27,10 +29,10 @@ class Estimate(NamedTuple):
 
 
 def estimate(values: numpy.ndarray, seed: int = 0) -> Estimate:
-    """Mean of ``values``, (S, N) seeds by items. With one seed the interval covers items only.
+    """The mean of ``values``, an (S, N) matrix of seeds by items. With one seed, the interval covers the items only.
 
     Raises:
-        ValueError: not a matrix, or empty.
+        ValueError: ``values`` is not a matrix, or is empty.
     """
     values = numpy.asarray(values, dtype=float)
     if values.ndim != 2 or not values.size:
@@ -45,7 +47,8 @@ def estimate(values: numpy.ndarray, seed: int = 0) -> Estimate:
 
 
 def resampled(rng: numpy.random.Generator, values: numpy.ndarray) -> numpy.ndarray:
-    """(RESAMPLES,): means of as many draws from ``values`` as there are values."""
+    """(RESAMPLES,): the mean of each resample of ``values``."""
     count = len(values)
     drawn = rng.multinomial(count, numpy.full(count, 1 / count), size=RESAMPLES)  # how often each is drawn
-    return drawn @ values / count
+    means: numpy.ndarray = drawn @ values / count
+    return means

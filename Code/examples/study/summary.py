@@ -1,4 +1,4 @@
-"""From the records of all runs to one summary: per arm means with intervals, and differences to plain LoRA and to
+"""One summary of the records of all runs: means of each arm with intervals, and differences to plain LoRA and to
 SelfAug's default.
 """
 
@@ -6,11 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from statistics import fmean
+from typing import Any, Optional
 
 import numpy
-from arms import BASE, DEFAULT, LORA, ROWS, TITLES
+from experiments import BASE, DEFAULT, LORA, ROWS, TITLES
 from resampling import estimate
 
+Reader = Callable[[dict[str, Any]], Optional[list[Any]]]  # the values of a metric in a record; None: it has none
 METRICS = {
     "exact_match": ("task", "exact_match"),
     "contains": ("task", "contains"),
@@ -27,8 +29,8 @@ OF_BASE = {"kl": 0.0, "reverse_kl": 0.0, "top1": 1.0, "input_kl": 0.0}  # by def
 SPENT = ("steps", "cpu_seconds", "cpu_per_step", "peak_mb", "dialogues_cpu_seconds")
 
 
-def summarise(records: Sequence[dict]) -> dict:
-    """All that tables and plots need."""
+def summarise(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Everything that the tables and plots show."""
     if not records:
         raise ValueError("no runs")
     by_arm = {name: {r["seed"]: r for r in records if r["arm"] == name} for name in ROWS}
@@ -40,7 +42,7 @@ def summarise(records: Sequence[dict]) -> dict:
     }
 
 
-def row(name: str, by_arm: dict) -> dict:
+def row(name: str, by_arm: dict[str, Any]) -> dict[str, Any]:
     runs = by_arm[name]
     whole = {name: matrix(list(runs.values()), read) for name, read in readers().items()}
     return {
@@ -52,55 +54,55 @@ def row(name: str, by_arm: dict) -> dict:
     }
 
 
-def difference(name: str, other: str, by_arm: dict) -> dict:
-    """Per metric, on the seeds that both have; nothing for an arm and itself."""
+def difference(name: str, other: str, by_arm: dict[str, Any]) -> dict[str, Any]:
+    """The differences in each metric, on the seeds that both arms have. Empty for an arm and itself."""
     runs, others = by_arm[name], by_arm[other]
     seeds = sorted(others) if name == BASE else sorted(set(runs) & set(others))  # the base is the same for every seed
     ours = dict.fromkeys(seeds, runs[None]) if name == BASE else runs
-    found = {}
+    differences = {}
     for metric, read in readers().items():
         pair = matrix([ours[seed] for seed in seeds], read), matrix([others[seed] for seed in seeds], read)
         if name != other and pair[0] is not None and pair[1] is not None:
-            found[metric] = described(pair[0] - pair[1])
-    return found
+            differences[metric] = described(pair[0] - pair[1])
+    return differences
 
 
-def readers() -> dict[str, Callable[[dict], list | None]]:
-    """Per metric, what reads its values out of a record; None where the record has none."""
+def readers() -> dict[str, Reader]:
+    """For each metric, a function that reads its values from a record, or returns None if the record has none."""
 
-    def of(part: str, column: str, metric: str) -> Callable[[dict], list | None]:
-        def read(record: dict) -> list | None:
-            values = record[part].get(column)
+    def of(part: str, column: str, metric: str) -> Reader:
+        def read(record: dict[str, Any]) -> list[Any] | None:
+            values: list[Any] | None = record[part].get(column)
             if values is None and record["arm"] == BASE and metric in OF_BASE:
-                return [OF_BASE[metric]]  # whatever the number of items
+                return [OF_BASE[metric]]  # the same for every item
             return values
 
         return read
 
-    def among(answerable: int) -> Callable[[dict], list | None]:
-        def read(record: dict) -> list | None:
+    def among(answerable: int) -> Reader:
+        def read(record: dict[str, Any]) -> list[Any] | None:
             task = record["task"]
             pairs = zip(task.get("answerable", []), task["exact_match"])
             return [value for flag, value in pairs if flag == answerable] or None
 
         return read
 
-    found = {metric: of(part, column, metric) for metric, (part, column) in METRICS.items()}
-    return {**found, "answerable": among(1), "unanswerable": among(0)}
+    by_metric = {metric: of(part, column, metric) for metric, (part, column) in METRICS.items()}
+    return {**by_metric, "answerable": among(1), "unanswerable": among(0)}
 
 
-def matrix(records: Sequence[dict], read: Callable[[dict], list | None]) -> numpy.ndarray | None:
-    """(S, N) float64, seeds by items; None without records, or where one has no such figure."""
+def matrix(records: Sequence[dict[str, Any]], read: Reader) -> numpy.ndarray | None:
+    """(S, N) float64, seeds by items. None if there are no records, or if a record has no values."""
     rows = [read(record) for record in records]
     return numpy.array(rows, dtype=float) if rows and None not in rows else None
 
 
-def described(values: numpy.ndarray) -> dict:
+def described(values: numpy.ndarray) -> dict[str, Any]:
     """Mean, standard error, interval, and the means of the single seeds."""
     whole = {name: round(figure, 5) for name, figure in estimate(values)._asdict().items()}
     return {**whole, "by_seed": [round(float(mean), 4) for mean in values.mean(1)]}
 
 
-def spent(runs: dict, key: str) -> float | None:
+def spent(runs: dict[str, Any], key: str) -> float | None:
     values = [run["training"][key] for run in runs.values() if key in run["training"]]
     return fmean(values) if values else None

@@ -1,19 +1,22 @@
-"""The summary as Markdown, and its place in the page."""
+"""The summary as Markdown tables, and their place in the page."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from arms import ARMS, BASE, DEFAULT, LORA
+from experiments import ARMS, BASE, DEFAULT, LORA
 from sandbox import StepFailed
+
+from Code.toolkit.tables import between, markdown
 
 BEGIN, END = "<!-- study -->", "<!-- end of study -->"
 DIGITS = {"exact_match": 2, "length": 1}
 DERIVED = "of LoRA"
 
 
-def block(summary: dict, folder: str) -> str:
-    """What stands between the marks. ``folder``: of the raw figures and the plots, beside the page."""
+def block(summary: dict[str, Any], folder: str) -> str:
+    """The text between the marks. ``folder``: the folder of the raw figures and plots, beside the page."""
     parts = [
         extent(summary),
         figures(summary),
@@ -27,8 +30,8 @@ def block(summary: dict, folder: str) -> str:
     return "\n\n".join(parts)
 
 
-def extent(summary: dict) -> str:
-    """How much of the study there is, in words."""
+def extent(summary: dict[str, Any]) -> str:
+    """How much of the study is done, in words."""
     done = {name: row["seeds"] for name, row in summary["arms"].items() if name != BASE}
     most = max(map(len, done.values()), default=0)
     few = [f"{ARMS[name].title} ({len(seeds)})" for name, seeds in done.items() if len(seeds) < most]
@@ -39,24 +42,24 @@ def extent(summary: dict) -> str:
     return text + (f" Not run: {'; '.join(none)}." if none else "")
 
 
-def figures(summary: dict) -> str:
-    heading = "| | seeds | exact match | KL | top-1 | input KL | answer, tokens | s/step | CPU s | peak MB |"
-    lines = [heading, "|---|" + "---:|" * 9]
+def figures(summary: dict[str, Any]) -> str:
+    rows = []
     for name, row in summary["arms"].items():
         cells = [row["title"], str(len(row["seeds"])) if row["seeds"] else "-"]
         cells += [value(row["estimates"].get(key), key) for key in ("exact_match", "kl", "top1", "input_kl", "length")]
-        lines.append(f"| {' | '.join([*cells, *spent(name, row['spent'])])} |")
-    return "\n".join(lines)
+        rows.append([*cells, *spent(name, row["spent"])])
+    heading = ["", "seeds", "exact match", "KL", "top-1", "input KL", "answer, tokens", "s/step", "CPU s", "peak MB"]
+    return markdown(heading, rows, align_right=True)
 
 
-def value(estimate: dict | None, key: str) -> str:
+def value(estimate: dict[str, Any] | None, key: str) -> str:
     if estimate is None:
         return ""
     digits = DIGITS.get(key, 3)
     return f"{estimate['mean']:.{digits}f}" + (f" ± {estimate['se']:.{digits}f}" if estimate["se"] else "")
 
 
-def spent(name: str, figures: dict) -> list[str]:
+def spent(name: str, figures: dict[str, Any]) -> list[str]:
     if name == BASE:
         return ["-", "-", "-"]
     if not ARMS[name].trained:
@@ -65,34 +68,34 @@ def spent(name: str, figures: dict) -> list[str]:
     return [f"{figures['cpu_per_step']:.2f}", f"{whole:.0f}", f"{figures['peak_mb']:.0f}"]
 
 
-def differences(summary: dict, other: str) -> str:
+def differences(summary: dict[str, Any], other: str) -> str:
     keys = ("exact_match", "kl", "top1", "length")
-    lines = ["| | exact match | KL | top-1 | answer, tokens | KL lower in |", "|---|" + "---:|" * 5]
+    rows = []
     for name, row in summary["arms"].items():
-        found = row["differences"][other]
-        if name not in (BASE, other) and found:
-            by_seed = found["kl"]["by_seed"]
+        difference = row["differences"][other]
+        if name not in (BASE, other) and difference:
+            by_seed = difference["kl"]["by_seed"]
             lower = f"{sum(one < 0 for one in by_seed)} of {len(by_seed)} seeds"
-            cells = [row["title"], *(interval(found[key], key) for key in keys), lower]
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+            rows.append([row["title"], *(interval(difference[key], key) for key in keys), lower])
+    return markdown(["", "exact match", "KL", "top-1", "answer, tokens", "KL lower in"], rows, align_right=True)
 
 
-def interval(found: dict, key: str) -> str:
+def interval(estimate: dict[str, Any], key: str) -> str:
     digits = DIGITS.get(key, 3)
-    return f"{found['mean']:+.{digits}f} [{found['low']:+.{digits}f}, {found['high']:+.{digits}f}]"
+    return f"{estimate['mean']:+.{digits}f} [{estimate['low']:+.{digits}f}, {estimate['high']:+.{digits}f}]"
 
 
 def write(page: Path, text: str) -> None:
-    """Replace what stands between the marks of ``page``; a page without any gets them at its end.
+    """Replace the text between the marks of ``page``. A page without marks gets them at its end.
 
     Raises:
-        StepFailed: one mark without the other, or twice.
+        StepFailed: the page has one mark without the other, or a mark twice.
     """
     old = page.read_text(encoding="utf-8") if page.exists() else "# Results\n"
     if BEGIN not in old and END not in old:
         old += f"\n{BEGIN}\n{END}\n"
-    if old.count(BEGIN) != 1 or old.count(END) != 1 or old.index(BEGIN) > old.index(END):
-        raise StepFailed(f"{page}: expected {BEGIN} and {END}, once each, in this order. The page is as it was.")
-    before, rest = old.split(BEGIN)
-    page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.split(END)[1]}", encoding="utf-8")
+    try:
+        new = between(old, (BEGIN, END), f"\n\n{text}\n\n")
+    except ValueError as error:
+        raise StepFailed(f"{page}: {error}. The page is as it was.") from None
+    page.write_text(new, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What the study compares, and with how much of everything."""
+"""The experiments of the study ("arms"), and the sizes of data, training and measurement that they share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LORA, BASE, DEFAULT = "lora", "base", "selfaug-0.5"
 
 @dataclass(frozen=True)
 class Setting:
-    """The same for every arm; what an arm changes is in :class:`Arm`. docs/results.md says why these."""
+    """The values that all arms share. docs/results.md gives the reasons."""
 
     train: int = 96
     test: int = 200
@@ -21,7 +21,7 @@ class Setting:
     rank: int = 16
     dialogues: int = 32  # a quarter of the mixture with 96 samples
     dialogue_tokens: int = 256
-    inputs: int = 40  # of the test questions: at whose input the shift is measured
+    inputs: int = 40  # test questions at whose input the shift is measured
     general: int = 40
     answer_limit: int = 64
     task_answer_limit: int = 16
@@ -32,11 +32,12 @@ class Setting:
 class Arm:
     """One row of the table.
 
-    settings: SELFAUG_* of the training; None trains on stock packages.
-    alpha_to: alpha at the last step, on a straight line from that of ``settings``; None keeps it.
-    lr, rank: factors on those of the setting.
-    dialogues: the model's own dialogues are mixed into the data (SA-SFT).
-    scaled, halfway: nothing is trained; LoRA's adapter times ``scaled``, or as it was at half of its steps.
+    settings: the SELFAUG_* variables of the training; None trains on stock packages.
+    alpha_to: alpha at the last step, reached on a straight line; None keeps the alpha of ``settings``.
+    lr, rank: factors on the values of the setting.
+    dialogues: whether the model's own dialogues are mixed into the data (SA-SFT).
+    scaled: nothing is trained; the adapter is LoRA's adapter times this factor.
+    halfway: nothing is trained; the adapter is LoRA's adapter at half of its steps.
     """
 
     name: str
@@ -55,7 +56,7 @@ class Arm:
 
 
 def selfaug(alpha: float = 0.5, positions: str = "input", direction: str = "base-tuned") -> Mapping[str, str]:
-    """Every setting that the arms vary, also where it is the default: defaults may change, results may not."""
+    """Every setting that the arms vary, even at its default, since defaults may change and results may not."""
     given = {"SELFAUG_ALPHA": f"{alpha:g}", "SELFAUG_POSITIONS": positions, "SELFAUG_DIRECTION": direction}
     return MappingProxyType({**given, "SELFAUG_STRICT": "1"})
 
@@ -83,7 +84,7 @@ THEN = (
 )
 ARMS = {arm.name: arm for arm in (*FIRST, *THEN)}
 
-# as the tables list them
+# the order of the tables
 ROWS = (
     BASE, LORA, "selfaug-0.1", "selfaug-0.3", "selfaug-0.5", "selfaug-1.0", "falling", "rising",
     "strict-input", "output", "all", "tuned-base", "sasft", "sasft-selfaug-0.5",
@@ -105,15 +106,15 @@ class Run:
 
 
 def runs(arms: Iterable[str], seeds: Sequence[int]) -> list[Run]:
-    """In the order in which they are worth having: the main arms with every seed, then the others; seed after seed,
-    so that a study which was stopped has all of its arms with as many seeds.
+    """The runs, the most important first: the main arms with every seed, then the others. One seed after another, so
+    that in a stopped study all arms have equally many seeds.
     """
     chosen = set(arms)
     return [Run(arm, seed) for group in (FIRST, THEN) for seed in seeds for arm in group if arm.name in chosen]
 
 
 def training(arm: Arm, setting: Setting) -> list[str]:
-    """The arguments of train_lora.py that depend on setting and arm."""
+    """The arguments of train_lora.py that depend on the setting and the arm."""
     given = {"--epochs": setting.epochs, "--batch-size": setting.batch_size}
     given |= {"--lr": setting.lr * arm.lr, "--rank": max(1, round(setting.rank * arm.rank))}
     return [text for name, value in given.items() for text in (name, f"{value:g}")]

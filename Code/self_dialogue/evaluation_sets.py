@@ -1,5 +1,6 @@
-"""Overlap with evaluation sets: a run of words in common, the usual test of contamination (GPT-3, arXiv 2005.14165,
-appendix C)."""
+"""Evaluation sets, and whether a text overlaps with one: a run of words in common is the usual test of contamination
+(GPT-3, arXiv 2005.14165, appendix C).
+"""
 
 from __future__ import annotations
 
@@ -9,23 +10,26 @@ from pathlib import Path
 from typing import Any
 
 from ..toolkit.files import text_lines
-from .rowfiles import rows
+from ..toolkit.rows import rows
 
-SHORTEST = 6  # words; shorter texts of an evaluation set are found everywhere
+SHORTEST = 6  # words; shorter texts occur everywhere
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_]+(?:'[^\W_]+)?")
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words without punctuation; a character each where a script writes no spaces."""
+    """Lower-case words without punctuation. In scripts without spaces, each character is a word."""
     return _WORD.findall(text.lower().replace("\u2019", "'"))
 
 
 def grams(tokens: Sequence[str], size: int) -> list[str]:
+    """All runs of ``size`` words."""
     return [" ".join(tokens[at : at + size]) for at in range(len(tokens) - size + 1)]
 
 
 class EvaluationSets:
-    """Every text in the files: each run of ``size`` words, and texts of 6 to ``size - 1`` words whole."""
+    """Remembers every run of ``size`` words of every text in the files, and the whole of texts of 6 to ``size - 1``
+    words.
+    """
 
     def __init__(self, files: Iterable[str | Path], size: int = 13) -> None:
         self.size = size
@@ -38,6 +42,7 @@ class EvaluationSets:
                     self._grams.setdefault(length, set()).update(grams(tokens, length))
 
     def overlaps(self, texts: Iterable[str]) -> bool:
+        """Whether any of the texts has a remembered run of words."""
         for text in texts:
             tokens = words(text)
             for length, known in self._grams.items():

@@ -1,4 +1,4 @@
-"""What a Trainer logged while an adapter was trained: ``trainer_state.json``, where it is still beside the adapter."""
+"""The log of an adapter's training: ``log_history`` of ``trainer_state.json``, if that file lies beside the adapter."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Row = dict[str, Any]
 
 
 def logs(folder: Path) -> list[Row]:
-    """``log_history`` of the adapter's folder or, without one, of the last checkpoint in it; else empty."""
+    """``log_history`` in the adapter's folder; without one, that of the last checkpoint in the folder; else empty."""
     checkpoints = sorted(folder.glob("checkpoint-*"), key=_step, reverse=True)
     for place in (folder, *checkpoints):
         try:
@@ -24,11 +24,11 @@ def logs(folder: Path) -> list[Row]:
 
 
 def series(rows: list[Row], *names: str) -> tuple[list[int], list[float]]:
-    """Steps and values of the first of ``names`` that was logged."""
+    """Steps and values of the first of ``names`` that the log has."""
     for name in names:
-        found = [(row["step"], row[name]) for row in rows if isinstance(row.get(name), (int, float))]
-        if found:
-            return [step for step, _ in found], [value for _, value in found]
+        points = [(row["step"], row[name]) for row in rows if isinstance(row.get(name), (int, float))]
+        if points:
+            return [step for step, _ in points], [value for _, value in points]
     return [], []
 
 

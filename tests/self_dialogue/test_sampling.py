@@ -8,8 +8,8 @@ import random
 import pytest
 import torch
 
-from selfaug.self_dialogue import nucleus
-from selfaug.self_dialogue.nucleus import NucleusSampler, Sampling, draws
+from selfaug.self_dialogue import sampling
+from selfaug.self_dialogue.sampling import NucleusSampler, Sampling, draws
 
 
 def by_definition(scores, number, temperature, top_p):
@@ -35,17 +35,17 @@ def by_definition(scores, number, temperature, top_p):
 )
 def test_half_and_three_tenths_make_a_nucleus_of_eight_tenths(number, token):
     scores = torch.tensor([[0.3, 0.15, 0.5, 0.05]]).log()
-    assert nucleus.nucleus(scores, torch.tensor([number]), Sampling(1.0, 0.75)).tolist() == [token]
+    assert sampling.draw(scores, torch.tensor([number]), Sampling(1.0, 0.75)).tolist() == [token]
 
 
 @pytest.mark.parametrize("candidates", [4, 512], ids=["candidates-too-few", "candidates-enough"])
 @pytest.mark.parametrize(("temperature", "top_p"), [(0.7, 0.9), (1.0, 1.0), (2.0, 0.5)])
 def test_the_token_is_the_one_of_the_definition(monkeypatch, candidates, temperature, top_p):
-    monkeypatch.setattr(nucleus, "CANDIDATES", candidates)
+    monkeypatch.setattr(sampling, "CANDIDATES", candidates)
     rng = random.Random(0)
     scores = [[rng.gauss(0, 3) for _ in range(50)] for _ in range(200)]
     numbers = [rng.random() for _ in scores]
-    found = nucleus.nucleus(torch.tensor(scores), torch.tensor(numbers), Sampling(temperature, top_p)).tolist()
+    found = sampling.draw(torch.tensor(scores), torch.tensor(numbers), Sampling(temperature, top_p)).tolist()
     expected = [by_definition(row, number, temperature, top_p) for row, number in zip(scores, numbers)]
     assert found == expected
 
@@ -54,8 +54,8 @@ def test_a_row_is_drawn_the_same_in_any_company():
     rng = random.Random(1)
     scores = torch.tensor([[rng.gauss(0, 2) for _ in range(600)] for _ in range(8)])
     numbers = torch.tensor([rng.random() for _ in range(8)])
-    together = nucleus.nucleus(scores, numbers, Sampling()).tolist()
-    alone = [nucleus.nucleus(scores[i : i + 1], numbers[i : i + 1], Sampling()).item() for i in range(8)]
+    together = sampling.draw(scores, numbers, Sampling()).tolist()
+    alone = [sampling.draw(scores[i : i + 1], numbers[i : i + 1], Sampling()).item() for i in range(8)]
     assert together == alone
 
 

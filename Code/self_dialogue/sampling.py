@@ -1,8 +1,9 @@
-"""Nucleus sampling in which every dialogue has random numbers of its own, whatever else is in its batch.
+"""Nucleus sampling that gives every dialogue its own random numbers, so that a dialogue does not depend on its batch.
+The sampling of ``transformers.generate`` would draw for the whole batch at once.
 
-One uniform number decides one token: the token at which the cumulated probability, from the likeliest token down,
-passes that number times the nucleus's mass. The numbers are Python's, so they are the same on a CPU and on a GPU and in
-every release of torch.
+One uniform number chooses one token: going down from the likeliest token, the first at which the cumulated probability
+exceeds the number times the probability of the whole nucleus. The numbers come from Python's generator, so they are the
+same on a CPU, on a GPU and in every release of torch.
 """
 
 from __future__ import annotations
@@ -13,29 +14,32 @@ from dataclasses import dataclass
 
 import torch
 
-CANDIDATES = 512  # a nucleus is rarely larger, and finding so many is much cheaper than sorting a vocabulary
+CANDIDATES = 512  # a nucleus is rarely larger, and taking the top 512 is much cheaper than sorting the vocabulary
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """temperature: 0 takes the likeliest token. top_p: the nucleus's share of the probability (Holtzman 2020)."""
+    """Settings of nucleus sampling (Holtzman et al. 2020, arXiv 1904.09751).
+
+    temperature: 0 takes the likeliest token. top_p: the probability that the nucleus covers.
+    """
 
     temperature: float = 0.7
     top_p: float = 0.9
 
 
 def draws(seed: int, dialogue: int, turn: int, count: int) -> list[float]:
-    """The random numbers of one turn of one dialogue."""
+    """``count`` random numbers in [0, 1) for one turn of one dialogue."""
     rng = random.Random(f"selfaug {seed} {dialogue} {turn}")
     return [rng.random() for _ in range(count)]
 
 
 class NucleusSampler:
-    """A logits processor that leaves one token possible: greedy search then takes the one that was drawn.
+    """A logits processor that draws a token and excludes every other, so that greedy search takes the drawn token.
 
     Args:
-        numbers: per row of the batch, a uniform number for each token to come.
-        prompt_length: tokens in the (padded) prompt.
+        numbers: for each row of the batch, one uniform number per new token.
+        prompt_length: tokens in the padded prompt.
     """
 
     def __init__(self, sampling: Sampling, numbers: Sequence[Sequence[float]], prompt_length: int) -> None:
@@ -47,12 +51,17 @@ class NucleusSampler:
         if self.sampling.temperature == 0:
             return scores
         self.numbers = self.numbers.to(scores.device)
-        chosen = nucleus(scores, self.numbers[:, input_ids.shape[1] - self.prompt_length], self.sampling)
+        chosen = draw(scores, self.numbers[:, input_ids.shape[1] - self.prompt_length], self.sampling)
         return torch.full_like(scores, -torch.inf).scatter_(1, chosen[:, None], 0.0)
 
 
-def nucleus(scores: torch.Tensor, numbers: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """The drawn token of each row: () -> B int64. scores: B, V; numbers: B, in [0, 1)."""
+def draw(scores: torch.Tensor, numbers: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """The drawn token of each row, (B,) int64.
+
+    Args:
+        scores: (B, V) logits.
+        numbers: (B,) in [0, 1).
+    """
     logits = scores.float() / sampling.temperature
     likeliest, order = logits.topk(min(CANDIDATES, logits.shape[1]), dim=1)  # B, C
     total = logits.logsumexp(1, keepdim=True)
@@ -67,8 +76,8 @@ def nucleus(scores: torch.Tensor, numbers: torch.Tensor, sampling: Sampling) -> 
 
 
 def _pick(order: torch.Tensor, reached: torch.Tensor, numbers: torch.Tensor, top_p: float) -> torch.Tensor:
-    """The nucleus is the smallest set of likeliest tokens whose probability is top_p or more."""
-    last = (reached < top_p).sum(1, keepdim=True).clamp_(max=order.shape[1] - 1)  # B, 1: index of its last token
+    """The drawn token of each row. The nucleus is the smallest set of likeliest tokens with a probability of top_p."""
+    last = (reached < top_p).sum(1, keepdim=True).clamp_(max=order.shape[1] - 1)  # B, 1: the nucleus's last token
     target = numbers[:, None] * reached.gather(1, last)
     index = torch.minimum((reached <= target).sum(1, keepdim=True), last)
     return order.gather(1, index)[:, 0]

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-import arms
+import experiments
 import pytest
-from arms import ARMS, BASE, ROWS, Setting, runs, training
+from experiments import ARMS, BASE, ROWS, Setting, runs, training
 
 from selfaug import config
 
@@ -52,10 +52,10 @@ def test_every_arm_has_a_row_and_a_style():
 def test_the_main_arms_come_first_seed_after_seed():
     names = [run.name for run in runs(ARMS, [0, 1, 2])]
     assert len(names) == len(set(names)) == 3 * len(ARMS)
-    main = 3 * len(arms.FIRST)
+    main = 3 * len(experiments.FIRST)
     assert names[:3] == ["lora-0", "selfaug-0.5-0", "interpolation-0"]
     assert all(name.endswith("-0") for name in names[: main // 3])
-    assert all(name.rpartition("-")[0] in {arm.name for arm in arms.FIRST} for name in names[:main])
+    assert all(name.rpartition("-")[0] in {arm.name for arm in experiments.FIRST} for name in names[:main])
     assert names[main].endswith("-0")
 
 

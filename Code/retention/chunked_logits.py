@@ -1,4 +1,4 @@
-"""Logits of any causal language model at some positions at a time, so that full logits never exist."""
+"""Logits of any causal language model, for a chunk of positions at a time, so that the full logits never exist."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 
-class Readout:
-    """Splits a model's forward pass in two: hidden states up to its head, and logits from them.
+class ChunkedLogits:
+    """Splits a model's forward pass into two: hidden states up to the head, and logits from hidden states.
 
-    Most models return what their head returns; others scale or cap it (Gemma 2, Cohere, Granite). For those the logits
-    come from the model's own forward pass over a single token, with the head given the hidden states that are wanted.
-    A model whose head cannot be found keeps its logits whole.
+    Most models return the output of their head. Others scale or cap that output (Gemma 2, Cohere, Granite): for these,
+    the model's own forward pass over a single token computes the logits, while a hook hands our hidden states to the
+    head. A model without a known head computes the full logits in the first step.
     """
 
     def __init__(self, causal: Any) -> None:
@@ -23,7 +23,12 @@ class Readout:
 
     @torch.no_grad()
     def states(self, input_ids: Tensor, attention_mask: Tensor, where: Tensor) -> Tensor:
-        """(N, H): what :meth:`logits` needs of the N positions at which ``where`` (B, T) is true."""
+        """(N, H): the states from which :meth:`logits` computes the logits of the N positions where ``where`` is true.
+
+        Args:
+            input_ids, attention_mask: (B, T).
+            where: (B, T) bool.
+        """
         if self.kind == "whole":
             return self._forward(input_ids, attention_mask)[where]
         taken: list[Tensor] = []
@@ -38,7 +43,7 @@ class Readout:
 
     @torch.no_grad()
     def logits(self, states: Tensor) -> Tensor:
-        """(N, V) from (N, H)."""
+        """(N, V) logits from (N, H) states."""
         if self.kind == "whole":
             return states
         if self.kind == "head":
@@ -55,7 +60,9 @@ class Readout:
 
     @torch.no_grad()
     def _kind(self) -> str:
-        """What lies between the head and the logits, seen on a single token."""
+        """How the logits come from the head, tried on a single token: "head": they are its output; "forward": the model
+        changes its output; "whole": neither way works.
+        """
         returned: list[Any] = []
         with _hooked(self.head.register_forward_hook(lambda head, args, output: returned.append((args, output)))):
             logits = self._forward(self.one, self.one)

@@ -1,30 +1,37 @@
-"""Files of rows: JSONL, JSON (a list of objects) and Parquet, by way of pyarrow and ``datasets``.
+"""The one reader and the one writer of rows: JSONL, JSON (a list of objects) and Parquet.
 
-JSONL and JSON are read by our own code: ``datasets`` turns texts that look like dates into times, gives no line
-numbers, and needs a cache on disk. One row is in memory at a time; a file appears whole or not at all.
+pyarrow reads Parquet, and ``datasets`` writes it. JSONL and JSON have a reader of our own, because ``datasets`` gives
+no line numbers, turns texts that look like dates into times, and needs a cache on disk. A reader holds one row in
+memory at a time. A writer puts the whole file in place at the end, or leaves no trace.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
-from ..toolkit.errors import Refusal, first_line, optional
-from ..toolkit.files import DECODER, DEEPEST, check_text, lines, opened, parse_json
+from .errors import Refusal, first_line, optional
+from .files import DECODER, DEEPEST, check_text, lines, opened, parse_json, read_start
 
 KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet"}
 BLOCK = 1 << 20
 PARQUET_ROWS = 1000  # in memory at a time
+PROBLEMS = 10  # malformed rows that one refusal lists
 Line = tuple[int, Any]
+T = TypeVar("T")
 
 
 def kind(path: Path) -> str:
+    """jsonl, json or parquet, by the suffix.
+
+    Raises:
+        Refusal: no reader knows the suffix.
+    """
     if path.suffix not in KINDS:
         raise Refusal(
             "unknown-file", f"{path}: what kind of file is this?", ", ".join(KINDS), path.suffix or "no suffix"
@@ -32,18 +39,48 @@ def kind(path: Path) -> str:
     return KINDS[path.suffix]
 
 
-def rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows of a file, each with the line that it starts on (in Parquet: its number), from 1.
+def rows(path: Path, jsonl_by_default: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line, row) for each row of a file. Lines count from 1; in Parquet the line is the number of the row.
+
+    Args:
+        jsonl_by_default: read a file as JSONL if its suffix is unknown, or if it ends in .json and holds no list.
 
     Raises:
-        Refusal: there is no such file, or a row is no JSON object or holds half a character; with file and line.
+        Refusal: the file does not exist, a row is not a JSON object, or a row holds half a character. The refusal
+            names file and line.
     """
     if not path.is_file():
-        raise Refusal("no-file", f"there is no file {path}")
-    for line, value in {"jsonl": _jsonl, "json": _json, "parquet": _parquet}[kind(path)](path):
+        raise Refusal("no-file", f"there is no file {path}", found="a folder" if path.is_dir() else "")
+    if jsonl_by_default and (path.suffix not in KINDS or (kind(path) == "json" and read_start(path) != "[")):
+        read = _jsonl
+    else:
+        read = {"jsonl": _jsonl, "json": _json, "parquet": _parquet}[kind(path)]
+    for line, value in read(path):
         if not isinstance(value, dict):
-            raise malformed(path, line, f"a row is an object, not {json.dumps(value)[:40]}")
+            raise malformed(path, line, f"expected an object, found {type(value).__name__}: {json.dumps(value)[:40]}")
         yield line, value
+
+
+def checked(path: Path, check: Callable[[dict[str, Any]], T]) -> Iterator[tuple[str, T]]:
+    """Yield ("FILE:LINE", ``check(row)``) for each row. ``check`` raises ValueError for a row that it refuses.
+
+    Raises:
+        Refusal: lists the first ten malformed rows, each with file and line. By then the caller has received the rows
+            before the first malformed row.
+    """
+    problems: list[str] = []
+    for line, row in rows(path):
+        try:
+            checked_row = check(row)
+        except ValueError as error:
+            problems.append(str(malformed(path, line, str(error))))
+            if len(problems) == PROBLEMS:
+                break
+            continue
+        if not problems:
+            yield f"{path}:{line}", checked_row
+    if problems:
+        raise Refusal.listing("malformed-row", problems)
 
 
 def malformed(path: Path, line: int, what: str) -> Refusal:
@@ -55,12 +92,12 @@ def _jsonl(path: Path) -> Iterator[Line]:
         try:
             yield number, parse_json(line)
         except ValueError as error:
-            no_json = "no JSON: " if isinstance(error, json.JSONDecodeError) else ""
-            raise malformed(path, number, f"{no_json}{error}") from None
+            not_json = "expected JSON, found: " if isinstance(error, json.JSONDecodeError) else ""
+            raise malformed(path, number, f"{not_json}{error}") from None
 
 
 def _json(path: Path) -> Iterator[Line]:
-    """The elements of a JSON list, read in blocks: ``json.load`` would hold the whole file."""
+    """Yield the elements of a JSON list. Reads in blocks, because ``json.load`` would hold the whole file."""
     with opened(path) as stream:
         source = _Source(stream)
         try:
@@ -75,12 +112,12 @@ def _json(path: Path) -> Iterator[Line]:
                 if source.peek() == ",":
                     source.drop(1)
                     if source.peek() == "]":
-                        raise ValueError("no JSON: a comma before the end of the list")
+                        raise ValueError("expected JSON, found: a comma before the end of the list")
                 elif source.peek() != "]":
-                    raise ValueError("no JSON: expected a comma or the end of the list")
+                    raise ValueError("expected a comma or the end of the list")
             source.drop(1)
             if source.peek():
-                raise ValueError("something follows the list")
+                raise ValueError("expected the end of the file after the list")
         except UnicodeDecodeError:
             raise
         except RecursionError:
@@ -91,7 +128,7 @@ def _json(path: Path) -> Iterator[Line]:
 
 
 class _Source:
-    """The unread part of a JSON text, as much of it as has been needed, and the line that it is at."""
+    """A JSON text that is read on demand: ``text`` is read but not parsed yet, and ``line`` is its first line."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream, self.text, self.line = stream, "", 1
@@ -106,7 +143,7 @@ class _Source:
         self.text = self.text[count:]
 
     def peek(self) -> str:
-        """The next character that is no white space, or '' at the end."""
+        """The next character that is not white space, or '' at the end."""
         while True:
             self.drop(len(self.text) - len(self.text.lstrip(" \t\r\n")))
             if self.text or not self.more():
@@ -116,17 +153,17 @@ class _Source:
         while True:
             try:
                 value, end = DECODER.raw_decode(self.text)
-                if end < len(self.text) or not self.more():  # else a number may go on in the next block
+                if end < len(self.text) or not self.more():  # otherwise a number may continue in the next block
                     self.drop(end)
                     return value
             except json.JSONDecodeError as error:
                 cut_short = error.pos >= len(self.text) - 12 or error.msg.startswith("Unterminated")
                 if not (cut_short and self.more()):
-                    raise ValueError(f"no JSON: {error.msg}") from None
+                    raise ValueError(f"expected JSON, found: {error.msg}") from None
 
 
 def _parquet(path: Path) -> Iterator[Line]:
-    """By pyarrow, as it stands in the file: ``datasets`` would decode pictures, and turn lists of objects about."""
+    """pyarrow reads values as the file holds them; ``datasets`` would decode images and transpose lists of objects."""
     parquet = optional("pyarrow.parquet", "Parquet")
     number = 0
     try:
@@ -147,28 +184,28 @@ def _parquet(path: Path) -> Iterator[Line]:
                     yield number, row
     except Refusal:
         raise
-    except Exception as error:  # pyarrow has errors of many kinds for a file that is no Parquet
+    except Exception as error:  # pyarrow raises errors of many kinds for a file that is not Parquet
         what = f"this Parquet file cannot be read ({first_line(error)})"
         raise malformed(path, number + 1, what) from None
 
 
 def _values(column: Any, where: str, name: str) -> list[Any]:
-    """A column of a batch as Python has it.
+    """The values of a column of a batch, as Python objects.
 
     Raises:
-        Refusal: Python, or JSON, has nothing for its type.
+        Refusal: Python or JSON cannot represent the type.
     """
     try:
         if "map<" in str(column.type):
             raise ValueError(f"{column.type}: JSON has no maps")
         return list(column.to_pylist())
-    except (ArithmeticError, ValueError) as error:  # a time before the year 1, or finer than Python has them
-        do = "take the column out, or make it text"
+    except (ArithmeticError, ValueError) as error:  # a time before the year 1, or finer than a microsecond
+        do = "remove the column, or convert it to text"
         raise Refusal("malformed-row", f"{where}: the column {name} cannot be read", found=str(error), do=do) from None
 
 
 class RowWriter:
-    """Writes lines of JSON; the file takes its place when the block ends well, and leaves no trace otherwise."""
+    """Writes rows. The file appears when the ``with`` block ends without an error; otherwise nothing is left."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.kind = path, kind(path)
@@ -179,13 +216,13 @@ class RowWriter:
         self.count = 0
 
     def __enter__(self) -> RowWriter:
-        # always the same name, so that what a killed run left is written over by the next
+        # the same name every time, so that the next run overwrites what a killed run left
         self._temporary = self.path.with_name(f".{self.path.name}.part")
         self._stream = self._temporary.open("wb")
         return self
 
     def write(self, line: bytes) -> None:
-        """One row, as ``dumps`` makes it."""
+        """Write one row, which :func:`.files.dumps` has turned into a line."""
         if self.kind == "json":
             self._stream.write(b",\n" if self.count else b"[\n")
             self._stream.write(line)
@@ -210,32 +247,32 @@ class RowWriter:
             self._temporary.unlink(missing_ok=True)
 
     def _to_parquet(self) -> None:
-        """By ``datasets``, with the types of our rows: left to itself, it would read texts such as 2024-01-01 as times.
+        """Let ``datasets`` write Parquet with our schema; on its own it would turn texts such as 2024-01-01 into times.
 
         Raises:
-            Refusal: a column has values of several types, or none that Parquet knows.
+            Refusal: a column holds values of several types, or a type that Parquet does not have.
         """
         datasets = optional("datasets", "Parquet")
         target = self._temporary.with_name(self._temporary.name + ".parquet")
         try:
             with tempfile.TemporaryDirectory(prefix=f".{self.path.name}.", dir=self.path.parent) as cache:
                 features = datasets.Features.from_arrow_schema(self._schema())
-                made = datasets.Dataset.from_generator(
+                dataset = datasets.Dataset.from_generator(
                     _written, features=features, cache_dir=cache, gen_kwargs={"path": self._temporary}
                 )
-                made.to_parquet(str(target))
+                dataset.to_parquet(str(target))
             os.replace(target, self._temporary)
         except Refusal:
             raise
-        except Exception as error:  # datasets and pyarrow have errors of many kinds for values that they cannot hold
-            found = first_line(error.__cause__ or error)
+        except Exception as error:  # datasets and pyarrow raise errors of many kinds for values that do not fit
+            cause = first_line(error.__cause__ or error)
             do = "one type of value per column, or --out FILE.jsonl"
-            raise Refusal("no-parquet", f"{self.path}: Parquet cannot hold these rows", found=found, do=do) from None
+            raise Refusal("no-parquet", f"{self.path}: Parquet cannot hold these rows", found=cause, do=do) from None
         finally:
             target.unlink(missing_ok=True)
 
     def _schema(self) -> Any:
-        """The columns of all rows and their types, part by part."""
+        """The Arrow schema of all rows, unified over parts of ``PARQUET_ROWS`` rows."""
         arrow = optional("pyarrow", "Parquet")
         schema, part = arrow.schema([]), []
         source = _written(self._temporary)
@@ -257,34 +294,3 @@ def _written(path: Path) -> Iterator[dict[str, Any]]:
     with path.open("rb") as lines:
         for line in lines:
             yield json.loads(line)
-
-
-def dumps(value: Any) -> bytes:
-    """``value`` as one line of JSON.
-
-    Raises:
-        TypeError, ValueError: a part of it has no form in JSON; with its column.
-    """
-    try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        place, kind = next(_not_json(value, ""), ("the value", "of a kind"))
-        what = f"{place} is {kind}, which JSON cannot hold: take it out, or make it text"
-        raise type(error)(what) from None
-    try:
-        return text.encode()
-    except UnicodeEncodeError:  # the name of a file may have such characters; rows do not, see check_text
-        return json.dumps(value).encode()
-
-
-def _not_json(value: Any, place: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, Mapping):
-        for name, inner in value.items():
-            yield from _not_json(inner, f"{place}.{name}" if place else str(name))
-    elif isinstance(value, (list, tuple)):
-        for index, inner in enumerate(value):
-            yield from _not_json(inner, f"{place}[{index}]")
-    elif isinstance(value, float) and not math.isfinite(value):
-        yield place or "the value", str(value)
-    elif not isinstance(value, (str, int, float, type(None))):
-        yield place or "the value", f"of type {type(value).__name__}"

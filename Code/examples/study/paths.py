@@ -1,18 +1,19 @@
-"""Where the files of a study lie, and what its children have written there."""
+"""The paths of a study's files, and the figures that child processes have written there."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from arms import ARMS, LORA, Run
+from experiments import ARMS, LORA, Run
 from sandbox import StepFailed
 
 
 @dataclass(frozen=True)
-class Places:
-    """``output``: everything that was made; ``records``: what is kept of it."""
+class Paths:
+    """``output``: the folder for everything; ``records``: the folder of the runs' records."""
 
     output: Path
     records: Path
@@ -23,7 +24,7 @@ class Places:
 
     @property
     def base(self) -> Path:
-        """The base model's answers and likelihoods, for every measurement to start from."""
+        """The base model's answers and likelihoods, with which every measurement starts."""
         return self.output / "base.json"
 
     def data(self, seed: int, dialogues: bool = False) -> Path:
@@ -41,8 +42,10 @@ class Places:
     def record(self, name: str) -> Path:
         return self.records / f"{name}.json"
 
-    def took(self, run: Run) -> tuple[dict, dict]:
-        """What the training took, and its log step by step; for an adapter from LoRA's, what its steps took there."""
+    def took(self, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(cost of the training, log of its steps). An adapter that was derived from LoRA's has the cost and the log of
+        LoRA's steps.
+        """
         of = run if run.arm.trained else lora(run.seed)
         spent = read(self.spent(of))
         steps = spent["halfway" if run.arm.halfway else "training"]
@@ -55,18 +58,18 @@ class Places:
         history = read(self.adapter(of) / "trainer_state.json")["log_history"][: steps["steps"]]
         rows = [row for row in history if "loss" in row]
         logs = {"nll": [round(row.get("selfaug/nll", row["loss"]), 4) for row in rows]}
-        if of.arm.settings:  # a step at alpha 0 is a stock one: without a KL, and its loss is the NLL
+        if of.arm.settings:  # a step at alpha 0 is stock: it logs no KL, and its loss is the NLL
             logs["kl"] = [round(row["selfaug/kl"], 4) if "selfaug/kl" in row else None for row in rows]
         return took, logs
 
 
 def lora(seed: int) -> Run:
-    """The run of plain LoRA, from whose adapter those of the arms are made that train nothing."""
+    """The run of plain LoRA. Arms that train nothing derive their adapters from its adapter."""
     return Run(ARMS[LORA], seed)
 
 
-def read(file: Path) -> dict:
+def read(file: Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise StepFailed(f"{file} cannot be read: {error}") from None

@@ -6,76 +6,76 @@ import pytest
 import torch
 
 from selfaug.retention import prompts
-from selfaug.retention.bench import Bench, adapter_hash
+from selfaug.retention.base_model import BaseModel, adapter_hash
 from selfaug.toolkit.errors import Refusal
 
 
 @pytest.fixture
-def bench(tiny_model):
-    return Bench(str(tiny_model), "float32", "cpu")
+def base_model(tiny_model):
+    return BaseModel(str(tiny_model), "float32", "cpu")
 
 
-def test_the_base_is_as_it_was_after_an_adapter_has_been_on_it(bench, adapters):
+def test_the_base_is_as_it_was_after_an_adapter_has_been_on_it(base_model, adapters):
     ids = torch.tensor([[5, 6, 7]])
-    before = bench.model(ids).logits
-    with bench.adapter(adapters["far"]) as tuned:
+    before = base_model.model(ids).logits
+    with base_model.adapter(adapters["far"]) as tuned:
         assert not torch.equal(tuned(ids).logits, before)
-    assert torch.equal(bench.model(ids).logits, before)
-    assert not [name for name, _ in bench.model.named_parameters() if "lora" in name]
+    assert torch.equal(base_model.model(ids).logits, before)
+    assert not [name for name, _ in base_model.model.named_parameters() if "lora" in name]
 
 
 @pytest.mark.parametrize("settings", [{"modules_to_save": ["lm_head"]}, {"modules_to_save": ["embed_tokens"]}])
-def test_what_an_adapter_has_trained_whole_is_gone_with_it(bench, make_adapter, settings):
-    before = {name: value.clone() for name, value in bench.model.state_dict().items()}
-    with bench.adapter(make_adapter(0.5, **settings)):
+def test_what_an_adapter_has_trained_whole_is_gone_with_it(base_model, make_adapter, settings):
+    before = {name: value.clone() for name, value in base_model.model.state_dict().items()}
+    with base_model.adapter(make_adapter(0.5, **settings)):
         pass
-    after = bench.model.state_dict()
+    after = base_model.model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_an_adapter_that_is_refused_leaves_nothing_on_the_base(bench, make_adapter):
-    before = bench.model(torch.tensor([[5, 6, 7]])).logits
-    with pytest.raises(Refusal, match="this is not the base model"), bench.adapter(make_adapter(0.1, bias="all")):
+def test_an_adapter_that_is_refused_leaves_nothing_on_the_base(base_model, make_adapter):
+    before = base_model.model(torch.tensor([[5, 6, 7]])).logits
+    with pytest.raises(Refusal, match="this is not the base model"), base_model.adapter(make_adapter(0.1, bias="all")):
         pass
-    assert torch.equal(bench.model(torch.tensor([[5, 6, 7]])).logits, before)
+    assert torch.equal(base_model.model(torch.tensor([[5, 6, 7]])).logits, before)
 
 
 @pytest.mark.parametrize(
     "settings", [{"modules_to_save": ["lm_head"]}, {"use_dora": True}, {"target_modules": ["lm_head", "v_proj"]}]
 )
-def test_adapters_that_can_be_switched_off_whole_can_be_measured(bench, make_adapter, settings):
-    with bench.adapter(make_adapter(0.5, **settings)) as tuned, torch.no_grad():
+def test_adapters_that_can_be_switched_off_whole_can_be_measured(base_model, make_adapter, settings):
+    with base_model.adapter(make_adapter(0.5, **settings)) as tuned, torch.no_grad():
         ids = torch.tensor([[5, 6, 7]])
         on = tuned(ids).logits
         with tuned.disable_adapter():
             assert not torch.equal(on, tuned(ids).logits)
 
 
-def test_an_adapter_that_changes_base_weights_is_refused(bench, make_adapter, tmp_path):
+def test_an_adapter_that_changes_base_weights_is_refused(base_model, make_adapter, tmp_path):
     """peft does not switch trained biases off; a tiny model with biases in its projections."""
-    with pytest.raises(Refusal, match="this is not the base model"), bench.adapter(make_adapter(0.1, bias="all")):
+    with pytest.raises(Refusal, match="this is not the base model"), base_model.adapter(make_adapter(0.1, bias="all")):
         pass
 
 
-def test_a_prompt_is_no_adapter_of_weights(bench, tmp_path, tiny_model):
+def test_a_prompt_is_no_adapter_of_weights(base_model, tmp_path, tiny_model):
     from peft import PromptTuningConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), config).save_pretrained(tmp_path)
-    with pytest.raises(Refusal, match="is a prompt, not weights"), bench.adapter(tmp_path):
+    with pytest.raises(Refusal, match="is a prompt, not weights"), base_model.adapter(tmp_path):
         pass
 
 
-def test_an_adapter_of_another_model_is_refused(bench, make_adapter, tmp_path):
+def test_an_adapter_of_another_model_is_refused(base_model, make_adapter, tmp_path):
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     config = Qwen2Config(
         vocab_size=300, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4
     )
     Qwen2ForCausalLM(config).save_pretrained(tmp_path)
-    with pytest.raises(Refusal, match="a PEFT adapter for"), bench.adapter(make_adapter(0.1, base=tmp_path)):
+    with pytest.raises(Refusal, match="a PEFT adapter for"), base_model.adapter(make_adapter(0.1, base=tmp_path)):
         pass
 
 
@@ -89,23 +89,23 @@ def test_a_folder_without_an_adapter_and_a_model_that_is_not_there_are_refused(t
     with pytest.raises(Refusal, match="holds no adapter"):
         adapter_hash(tmp_path)
     with pytest.raises(Refusal, match="cannot load"):
-        Bench(str(tmp_path), "auto", "cpu")
+        BaseModel(str(tmp_path), "auto", "cpu")
 
 
-def test_a_prompt_that_does_not_fit_is_refused_before_the_weights_are_loaded(bench, tmp_path):
+def test_a_prompt_that_does_not_fit_is_refused_before_the_weights_are_loaded(base_model, tmp_path):
     file = tmp_path / "general.txt"
     file.write_text("short\n" + "long " * 200, encoding="utf-8")
-    bench.config.max_position_embeddings = 200
+    base_model.config.max_position_embeddings = 200
     with pytest.raises(Refusal, match=r"general.txt:2: prompt and answer do not fit"):
-        bench.encode(prompts.general(file), limit=20)
-    assert "model" not in vars(bench)
+        base_model.encode(prompts.general(file), limit=20)
+    assert "model" not in vars(base_model)
 
 
-def test_conversations_get_the_chat_template_and_texts_stay_as_they_are(bench):
+def test_conversations_get_the_chat_template_and_texts_stay_as_they_are(base_model):
     asked, text = [{"role": "user", "content": "Hi"}], "Q: Hi\nA:"
-    ids = bench.encode([prompts.Prompt(asked), prompts.Prompt(text)], limit=4)
-    assert bench.tokenizer.decode(ids[0]) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-    assert bench.tokenizer.decode(ids[1]) == text
+    ids = base_model.encode([prompts.Prompt(asked), prompts.Prompt(text)], limit=4)
+    assert base_model.tokenizer.decode(ids[0]) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert base_model.tokenizer.decode(ids[1]) == text
 
 
 def resized(base, tokens, folder):
@@ -132,16 +132,16 @@ def resized(base, tokens, folder):
 )
 @pytest.mark.parametrize("safe", [True, False], ids=["safetensors", "bin"])
 def test_an_adapter_with_another_vocabulary_is_told_by_how_much_and_what_to_do(
-    bench, tiny_model, tmp_path, settings, change, safe
+    base_model, tiny_model, tmp_path, settings, change, safe
 ):
     from peft import LoraConfig, get_peft_model
 
-    rows = bench.model.get_input_embeddings().weight.shape[0]
+    rows = base_model.model.get_input_embeddings().weight.shape[0]
     model = get_peft_model(
         resized(tiny_model, rows + change, tmp_path / "base"), LoraConfig(**{"target_modules": ["v_proj"], **settings})
     )
     model.save_pretrained(tmp_path / "adapter", safe_serialization=safe, save_embedding_layers=True)
-    with pytest.raises(Refusal) as refused, bench.adapter(tmp_path / "adapter"):
+    with pytest.raises(Refusal) as refused, base_model.adapter(tmp_path / "adapter"):
         pass
     said = str(refused.value)
     assert refused.value.id == "other-vocabulary"
@@ -152,18 +152,18 @@ def test_an_adapter_with_another_vocabulary_is_told_by_how_much_and_what_to_do(
     assert f"resize_token_embeddings({rows + change})" in said
     if change < 0:  # the tiny model's padding token is among those that are gone
         return
-    with Bench(str(tmp_path / "base"), "float32", "cpu").adapter(
+    with BaseModel(str(tmp_path / "base"), "float32", "cpu").adapter(
         tmp_path / "adapter"
     ) as tuned:  # what the message says
         assert tuned.get_input_embeddings().weight.shape[0] == rows + change
 
 
-def test_the_base_of_an_adapter_with_added_tokens_can_be_had_from_the_adapter(bench, tiny_model, tmp_path):
+def test_the_base_of_an_adapter_with_added_tokens_can_be_had_from_the_adapter(base_model, tiny_model, tmp_path):
     """The second way that the message has: the embeddings that peft saved, where nobody saved the resized model."""
     from peft import LoraConfig, PeftModel, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    rows = bench.model.get_input_embeddings().weight.shape[0]
+    rows = base_model.model.get_input_embeddings().weight.shape[0]
     torch.manual_seed(1)
     trained = resized(tiny_model, rows + 3, tmp_path / "unknown")
     get_peft_model(trained, LoraConfig(target_modules=["v_proj"])).save_pretrained(tmp_path / "adapter")
@@ -172,23 +172,23 @@ def test_the_base_of_an_adapter_with_added_tokens_can_be_had_from_the_adapter(be
     other.resize_token_embeddings(rows + 3)
     PeftModel.from_pretrained(other, tmp_path / "adapter").unload().save_pretrained(tmp_path / "base")
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "base")
-    with Bench(str(tmp_path / "base"), "float32", "cpu").adapter(tmp_path / "adapter") as tuned:
+    with BaseModel(str(tmp_path / "base"), "float32", "cpu").adapter(tmp_path / "adapter") as tuned:
         assert torch.equal(tuned.get_input_embeddings().weight, trained.get_input_embeddings().weight)
 
 
-def test_an_adapter_that_trains_a_token_that_is_not_there_is_told(bench, make_adapter):
+def test_an_adapter_that_trains_a_token_that_is_not_there_is_told(base_model, make_adapter):
     import json
 
     folder = make_adapter(0.1)
-    rows = bench.model.get_input_embeddings().weight.shape[0]
+    rows = base_model.model.get_input_embeddings().weight.shape[0]
     config = json.loads((folder / "adapter_config.json").read_text())
     config["trainable_token_indices"] = {"embed_tokens": [3, rows + 1]}
     (folder / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(Refusal, match="by 2 tokens, added"), bench.adapter(folder):
+    with pytest.raises(Refusal, match="by 2 tokens, added"), base_model.adapter(folder):
         pass
 
 
-def test_what_does_not_fit_is_named_with_its_shapes(bench, make_adapter):
+def test_what_does_not_fit_is_named_with_its_shapes(base_model, make_adapter):
     from safetensors.torch import load_file, save_file
 
     folder = make_adapter(0.1)
@@ -196,5 +196,5 @@ def test_what_does_not_fit_is_named_with_its_shapes(bench, make_adapter):
     save_file(
         {key: weight[:, :-1].contiguous() for key, weight in weights.items()}, folder / "adapter_model.safetensors"
     )
-    with pytest.raises(Refusal, match=r"size mismatch for \S+v_proj"), bench.adapter(folder):
+    with pytest.raises(Refusal, match=r"size mismatch for \S+v_proj"), base_model.adapter(folder):
         pass

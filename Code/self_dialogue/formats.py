@@ -1,4 +1,4 @@
-"""The four formats of training data, to and from messages.
+"""The formats of training rows, to and from messages.
 
 messages                {"messages": [{"role": "user", "content": …}, {"role": "assistant", "content": …}]}
 prompt-completion       {"prompt": "…", "completion": "…"}
@@ -6,7 +6,7 @@ prompt-completion-chat  {"prompt": [messages], "completion": [messages]}    TRL'
 alpaca                  {"instruction": …, "input": …, "output": …}, also "system" and "history"
 sharegpt                {"conversations": [{"from": "human", "value": …}, {"from": "gpt", "value": …}]}, also "system"
 
-A row that is converted keeps its other columns, too. What the new format cannot hold is an error with its name.
+A converted row keeps its other columns. A column that the new format cannot hold is an error that names the column.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..toolkit.messages import READ_BY_MODEL, checked, empty, listed, refuse_columns, shown, text
-from .chat import Chat, Message
+from ..toolkit.chat import Chat
+from ..toolkit.messages import READ_BY_MODEL, Message, checked, empty, listed, refuse_columns, shown, text
 
 FORMATS = ("messages", "prompt-completion", "prompt-completion-chat", "alpaca", "sharegpt")
 _FROM = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 _TO = {"user": "human", "assistant": "gpt", "system": "system"}
-_COLUMNS = {  # of each format, those that conversion reads
+_COLUMNS = {  # the columns of each format that a conversion reads
     "messages": ("messages",),
     "prompt-completion": ("prompt", "completion"),
     "prompt-completion-chat": ("prompt", "completion"),
     "alpaca": ("instruction", "input", "output", "system", "history"),
     "sharegpt": ("conversations", "system"),
 }
-_OF_MESSAGES = ("messages", "prompt-completion-chat")  # hold messages whole, with the same columns beside them
+_OF_MESSAGES = ("messages", "prompt-completion-chat")  # hold whole messages, with the same columns beside them
 _TAKEN = {name for columns in _COLUMNS.values() for name in columns}
 
 
@@ -35,7 +35,7 @@ def detect(row: Mapping[str, Any]) -> str:
     """The format of a row, by its columns.
 
     Raises:
-        ValueError: it has the columns of none.
+        ValueError: no format has these columns.
     """
     if "messages" in row:
         return "messages"
@@ -49,10 +49,10 @@ def detect(row: Mapping[str, Any]) -> str:
 
 
 def messages(row: Mapping[str, Any], format: str) -> list[Message]:
-    """The conversation in a row of ``format``, with all that its messages have beside role and content.
+    """The conversation in a row of ``format``. Messages keep what they hold beside role and content.
 
     Raises:
-        ValueError: what is wrong with it.
+        ValueError: the row is malformed, or has another format.
     """
     if detect(row) != format:
         raise ValueError(f"the file began as {format}, this row is {detect(row)}")
@@ -73,9 +73,9 @@ def messages(row: Mapping[str, Any], format: str) -> list[Message]:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise ValueError("history is not a list of pairs")
         turns += [_turn("user", pair[0], "history"), _turn("assistant", pair[1], "history")]
-    more = row.get("input")
-    asked = [text(row["instruction"], "instruction"), "" if more is None else text(more, "input")]
-    question = "\n".join(part for part in asked if part)
+    extra = row.get("input")
+    parts = [text(row["instruction"], "instruction"), "" if extra is None else text(extra, "input")]
+    question = "\n".join(part for part in parts if part)
     turns = [*_system(row, turns), *turns]
     return [*turns, _turn("user", question, "instruction"), _turn("assistant", row["output"], "output")]
 
@@ -83,24 +83,26 @@ def messages(row: Mapping[str, Any], format: str) -> list[Message]:
 def converted(
     row_before: Mapping[str, Any], before: str, conversation: Sequence[Message], format: str, chat: Chat | None = None
 ) -> dict[str, Any]:
-    """A row of ``before`` as one of ``format``; ``conversation`` is what :func:`messages` found in it.
+    """A row of the format ``before``, converted to ``format``. ``conversation`` is the result of :func:`messages`.
 
     Raises:
-        ValueError: the format cannot hold this row, with the column.
+        ValueError: the format cannot hold this row. The error names the column.
     """
     same = before in _OF_MESSAGES and format in _OF_MESSAGES
     others = {name: value for name, value in row_before.items() if name not in _COLUMNS[before]}
     unfit = [name for name in others if name in _TAKEN or (name in READ_BY_MODEL and not same)]
     refuse_columns(others, unfit, f"{format} cannot hold it")
     if before == "sharegpt" and any(turn.get("from") == "system" for turn in row_before["conversations"]):
-        refuse_columns(row_before, ["system"], "the conversation has a system message already")
-    made = row(conversation, format, chat)
-    return {**made, **{name: value for name, value in others.items() if name not in unfit}}
+        refuse_columns(row_before, ["system"], "the conversation already has a system message")
+    new_row = row(conversation, format, chat)
+    return {**new_row, **{name: value for name, value in others.items() if name not in unfit}}
 
 
 def row(conversation: Sequence[Message], format: str, chat: Chat | None = None) -> dict[str, Any]:
-    """A row of ``format``. ``chat`` renders the prompt of ``prompt-completion`` as the model will read it; without, it
-    is the user's bare text.
+    """A row of ``format`` from a conversation.
+
+    Args:
+        chat: renders the prompt of ``prompt-completion`` as the model will read it. None writes the user's bare text.
 
     Raises:
         ValueError: the format cannot hold this conversation.
@@ -114,9 +116,9 @@ def row(conversation: Sequence[Message], format: str, chat: Chat | None = None) 
     if format == "prompt-completion-chat":
         return {"prompt": context, "completion": [answer]}
     for index, turn in enumerate(turns):
-        more = [name for name, value in turn.items() if name not in ("role", "content") and not empty(value)]
-        if more:
-            raise ValueError(f"message {index + 1} has {', '.join(more)}, which {format} cannot hold")
+        extra = [name for name, value in turn.items() if name not in ("role", "content") and not empty(value)]
+        if extra:
+            raise ValueError(f"message {index + 1} has {', '.join(extra)}, which {format} cannot hold")
         text(turn.get("content"), f"the content of message {index + 1}")
     if format == "prompt-completion" and chat is not None:
         return {"prompt": chat.shown_prompt(context), "completion": answer["content"]}
@@ -131,34 +133,34 @@ def row(conversation: Sequence[Message], format: str, chat: Chat | None = None) 
         return {"prompt": context[0]["content"], "completion": answer["content"]}
     system = context.pop(0)["content"] if context and context[0]["role"] == "system" else None
     if system == "":
-        raise ValueError("the system message is empty: alpaca cannot tell that from none")
+        raise ValueError("the system message is empty, and alpaca cannot distinguish that from no system message")
     roles = [turn["role"] for turn in context]
     if roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
-        raise ValueError("alpaca needs turns of user and assistant by turns")
+        raise ValueError("alpaca needs alternating turns of user and assistant")
     history = [[a["content"], b["content"]] for a, b in zip(context[:-1:2], context[1:-1:2])]
-    found = {"instruction": context[-1]["content"], "input": "", "output": answer["content"]}
-    return {**found, **({"system": system} if system else {}), **({"history": history} if history else {})}
+    alpaca = {"instruction": context[-1]["content"], "input": "", "output": answer["content"]}
+    return {**alpaca, **({"system": system} if system else {}), **({"history": history} if history else {})}
 
 
 def _answered(turns: list[Message]) -> list[Message]:
     if not any(turn["role"] == "assistant" for turn in turns):
-        raise ValueError("no message of the assistant: nothing to train on")
+        raise ValueError("there is no message of the assistant to train on")
     return turns
 
 
 def _ordered(turn: Message) -> Message:
-    """Role and content first; Parquet gives every message every key, empty ones as null."""
-    first = {name: turn[name] for name in ("role", "content") if name in turn}
+    """A message with role and content first, and without keys that are None: Parquet gives every message every key."""
+    first: Message = {name: turn[name] for name in ("role", "content") if name in turn}
     return {**first, **{name: value for name, value in turn.items() if name not in first and value is not None}}
 
 
 def _system(row: Mapping[str, Any], turns: Sequence[Message]) -> list[Message]:
-    """The message in the column ``system``, if it has any."""
+    """The column ``system`` as a message, in a list of one; an empty list if the column is empty."""
     system = row.get("system")
     if system is None or text(system, "system") == "":
         return []
     if any(turn["role"] == "system" for turn in turns):
-        return []  # read by nobody who sees the other; conversion refuses both
+        return []  # the conversation's own system message counts; converted() refuses a row with both
     return [_turn("system", system, "system")]
 
 
@@ -169,8 +171,8 @@ def _from_sharegpt(turn: Any) -> Message:
     both = [name for name in ("role", "content") if not empty(turn.get(name))]
     if both:
         raise ValueError(f'a turn with "from" and "{both[0]}": {shown(turn)}')
-    more = {name: value for name, value in turn.items() if name not in ("from", "value", "role", "content")}
-    return {**_turn(_FROM[origin], turn.get("value"), "value"), **more}
+    extra = {name: value for name, value in turn.items() if name not in ("from", "value", "role", "content")}
+    return {**_turn(_FROM[origin], turn.get("value"), "value"), **extra}
 
 
 def _turn(role: str, content: Any, name: str) -> Message:

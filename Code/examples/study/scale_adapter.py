@@ -1,6 +1,6 @@
-"""Interpolation between base and tuned model: LoRA's product times a factor, by scaling B alone.
+"""Scales a LoRA adapter, which interpolates between the base model and the tuned model. Scales B alone.
 
-python adapter.py SOURCE TARGET FACTOR
+python scale_adapter.py SOURCE TARGET FACTOR
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 def scale(source: Path, target: Path, factor: float) -> None:
-    """Write the adapter whose every update of a weight is ``factor`` times that of ``source``."""
+    """Write the adapter that changes every weight by ``factor`` times as much as ``source`` does."""
     target.mkdir(parents=True, exist_ok=True)
     weights = load_file(source / WEIGHTS)
     if not any(".lora_B." in name for name in weights):

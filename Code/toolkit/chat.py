@@ -1,4 +1,4 @@
-"""A tokenizer's own chat template, taken apart by rendering it: where a turn begins, and what ends it."""
+"""A tokenizer's chat template: where a turn begins, and what ends a turn. Rendering marked turns tells both."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..toolkit.errors import Refusal
-from ..toolkit.files import UTF8_MARK, read_text
-from ..toolkit.tokens import bare, begun
+from .errors import Refusal
+from .files import UTF8_MARK, read_text
+from .messages import Message
+from .tokens import bare, begun
 
-Message = dict[str, Any]
-MARK = "selfaugturn{}mark"  # stands for a turn's text; no template knows it
+MARK = "selfaugturn{}mark"  # stands for the text of a turn; no template contains this word
 PLAIN = (
     "{% for m in messages %}{% if not loop.first %}{{ '\n\n' }}{% endif %}"
     "{% if m.role == 'system' %}{{ m.content }}{% elif m.role == 'user' %}User: {{ m.content }}"
@@ -24,17 +24,22 @@ PLAIN = (
 
 @dataclass(frozen=True)
 class Ending:
-    """What ends a turn: one of some token ids or, for templates that spell their markers out, a string."""
+    """What ends a turn: one of these tokens or, where a template writes its markers as plain text, a string."""
 
     tokens: tuple[int, ...]
     strings: tuple[str, ...] = ()
 
 
 class Chat:
-    """Prompts for both sides of a dialogue. ``template``: ``plain``, a Jinja file, or None for the tokenizer's own.
+    """Makes the prompts for both sides of a dialogue.
+
+    Args:
+        tokenizer: a tokenizer of transformers. Its ``chat_template`` is replaced by a given template.
+        template: ``plain``, a Jinja file, or None for the tokenizer's own template.
+        eos: token ids that end a text, beside the tokenizer's own.
 
     Raises:
-        Refusal: there is no template, or it does not show the turns as they are.
+        Refusal: there is no template, or the template changes the text of turns.
     """
 
     def __init__(self, tokenizer: Any, template: str | None = None, eos: Sequence[int] = ()) -> None:
@@ -43,7 +48,7 @@ class Chat:
             if template != "plain" and not Path(template).is_file():
                 raise Refusal("no-template", "there is no such template", "plain, or a file with Jinja", template)
             tokenizer.chat_template = PLAIN if template == "plain" else read_text(Path(template))
-        if isinstance(tokenizer.chat_template, str):  # a template file beside the model may have the mark, too
+        if isinstance(tokenizer.chat_template, str):  # the template file of a model may begin with the mark, too
             tokenizer.chat_template = tokenizer.chat_template.lstrip(UTF8_MARK)
         if not tokenizer.chat_template:
             raise Refusal(
@@ -60,24 +65,26 @@ class Chat:
         )
 
     def user_prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Up to the place where the next user turn's text begins: the bare header, for the model to go on."""
+        """Token ids of the conversation and the header of the next user turn, for the model to write that turn."""
         turn = {"role": "user", "content": MARK.format("x")}
         text = self._render([*messages, turn], answer=False)
         head = text[: _only(text, turn["content"])]
         return self._prompt(head if head.endswith("\n") else head.rstrip(" "))
 
     def assistant_prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of the conversation and the header of the assistant's turn."""
         return self._prompt(self.prompt_text(messages))
 
     def prompt_text(self, messages: Sequence[Message]) -> str:
-        """The conversation so far and the assistant's header."""
+        """The conversation and the header of the assistant's turn, as text."""
         return self._render(messages, answer=True)
 
     def shown_prompt(self, messages: Sequence[Message]) -> str:
-        """:meth:`prompt_text` for a row, which would lose what the template does not show.
+        """:meth:`prompt_text`, checked: a row that keeps only this text must not lose a message.
 
         Raises:
-            ValueError: it passes over a message; text in front of ``</think>``, which many templates drop, may go.
+            ValueError: the template leaves out a message. Text in front of ``</think>`` may be missing, since many
+                templates drop a model's reasoning.
         """
         text = self.prompt_text(messages)
         for index, message in enumerate(messages):
@@ -86,28 +93,28 @@ class Chat:
         return text
 
     def decode(self, ids: Sequence[int], ending: Ending) -> tuple[str, int, bool]:
-        """A turn's text, its tokens, and whether it has come to its end. What follows the end is dropped."""
+        """(text of the turn, its number of tokens, whether the turn has ended). Drops what follows the end."""
         stop = next((at for at, token in enumerate(ids) if token in ending.tokens), None)
         kept = list(ids if stop is None else ids[:stop])
         text = self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        places = [text.find(string) for string in ending.strings if string in text]
-        if places:
-            text = text[: min(places)]
+        ends = [text.find(string) for string in ending.strings if string in text]
+        if ends:
+            text = text[: min(ends)]
             return text.strip(), len(bare(self.tokenizer, text)), True
         return text.strip(), len(kept), stop is not None
 
     def special_texts(self) -> list[str]:
-        """Texts that no turn may contain: the tokenizer's special tokens."""
+        """The tokenizer's special tokens, as texts. No turn may contain one."""
         return [text for text in self.tokenizer.all_special_tokens if text]
 
     def _prompt(self, text: str) -> list[int]:
-        """A chat template writes its special tokens; ours is plain text, which begins as the tokenizer has it begin."""
+        """Token ids of a prompt. The plain template needs BOS added; any other template writes BOS itself."""
         return begun(self.tokenizer, text) if self.plain else bare(self.tokenizer, text)
 
     def _render(self, messages: Sequence[Message], answer: bool) -> str:
         try:
             text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=answer)
-        except Exception as error:  # a template may raise what it likes
+        except Exception as error:  # a template may raise any error
             raise Refusal(
                 "bad-template", "the chat template fails", found=f"{type(error).__name__}: {error}"
             ) from error
@@ -118,7 +125,9 @@ class Chat:
         return text[_only(text, first) + len(first) : _only(text, second)]
 
     def _ending(self, between: str) -> Ending:
-        """Of the text between two turns: its first special token, else its first words, and the model's own end."""
+        """The ending, from the text between two turns: the first special token there, else the first line of text.
+        The EOS tokens end every turn, too.
+        """
         specials = set(self.tokenizer.all_special_ids) | set(getattr(self.tokenizer, "added_tokens_decoder", {}))
         marker = next((token for token in bare(self.tokenizer, between) if token in specials), None)
         if marker is not None:
@@ -134,6 +143,6 @@ _ROLES = ("user", "assistant", "user")
 
 def _only(text: str, mark: str) -> int:
     if text.count(mark) != 1:
-        found = f"it appears {text.count(mark)} times"
-        raise Refusal("bad-template", "the chat template does not show each turn's text once, as it is", found=found)
+        count = f"the text of a turn {text.count(mark)} times"
+        raise Refusal("bad-template", "the chat template does not show each turn's text once, as it is", found=count)
     return text.index(mark)

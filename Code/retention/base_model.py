@@ -1,4 +1,4 @@
-"""The base model, its tokenizer, and one adapter at a time on the same weights."""
+"""The base model, its tokenizer, and one adapter at a time on the model's weights."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..self_dialogue.chat import Chat, Ending
-from ..self_dialogue.generator import listed, load_model, loading, weights_hash
-from ..self_dialogue.manifest import sha256
+from ..toolkit.chat import Chat, Ending
 from ..toolkit.errors import Refusal, optional
+from ..toolkit.files import sha256
+from ..toolkit.models import load_model, load_tokenizer, loading, token_ids, weights_hash
 from ..toolkit.tokens import begun
 from . import vocabulary
 from .prompts import Prompt
@@ -25,26 +25,26 @@ ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 PROBE = 8  # tokens
 
 
-class Bench:
-    """Prompts can be encoded and checked at once; the weights are loaded when they are first needed.
+class BaseModel:
+    """The tokenizer loads at once, so that prompts can be checked. The weights load when they are first needed.
 
     Raises:
-        Refusal: there is no such model.
+        Refusal: transformers cannot load the config or the tokenizer.
     """
 
     def __init__(self, base: str, dtype: str, device: str, template: str | None = None) -> None:
-        from transformers import AutoConfig, AutoTokenizer
+        from transformers import AutoConfig
 
         self.base, self.dtype, self.device = base, dtype, device
         with loading(base):
             self.config = AutoConfig.from_pretrained(base)
-            self.tokenizer = AutoTokenizer.from_pretrained(base)
-        self.eos = [*listed(self.config.eos_token_id), *_generation_eos(base)]
+        self.tokenizer = load_tokenizer(base)
+        self.eos = [*token_ids(self.config.eos_token_id), *_generation_eos(base)]
         self._template = template
 
     @cached_property
     def identity(self) -> list[str | None]:
-        """What tells this base model from others: its weights, its config, and the type they are loaded as."""
+        """What identifies this base model: a hash of the weights, a hash of the config, and the dtype."""
         revision = getattr(self.config, "_commit_hash", None)
         local = Path(self.base).is_dir()
         weights = weights_hash(self.base) if local else f"{self.base}@{revision}"
@@ -56,20 +56,20 @@ class Bench:
 
     @cached_property
     def ending(self) -> Ending:
-        """What ends an answer: the chat template's marker, or the end of text for a model without one."""
+        """What ends an answer: the marker of the chat template; without a template, the EOS tokens."""
         if self.tokenizer.chat_template or self._template:
             return self.chat.assistant_ending
-        return Ending(tuple(sorted({*self.eos, *listed(self.tokenizer.eos_token_id)})))
+        return Ending(tuple(sorted({*self.eos, *token_ids(self.tokenizer.eos_token_id)})))
 
     def encode(self, prompts: Sequence[Prompt], limit: int) -> list[list[int]]:
-        """Token ids, with the chat template around conversations.
+        """Token ids of each prompt. Conversations get the chat template; plain texts do not.
 
         Raises:
-            Refusal: with an answer of ``limit`` tokens, a prompt does not fit into the model.
+            Refusal: a prompt has no tokens, or does not fit into the model together with an answer of ``limit`` tokens.
         """
         window = getattr(self.config, "max_position_embeddings", None)
-        found = [self._ids(prompt) for prompt in prompts]
-        for prompt, ids in zip(prompts, found):
+        encoded = [self._ids(prompt) for prompt in prompts]
+        for prompt, ids in zip(prompts, encoded):
             if not ids:
                 raise Refusal("malformed-row", f"{prompt.where}: the prompt has no tokens")
             if window and len(ids) + limit > window:
@@ -77,7 +77,7 @@ class Bench:
                     "too-long", f"{prompt.where or prompt.text()[:60]}: prompt and answer do not fit into the model",
                     f"at most {window} tokens", f"{len(ids)} and {limit}", "a shorter prompt, or a lower answer limit",
                 )  # fmt: skip
-        return found
+        return encoded
 
     def _ids(self, prompt: Prompt) -> list[int]:
         if not isinstance(prompt.content, str):
@@ -98,20 +98,21 @@ class Bench:
 
     @contextmanager
     def adapter(self, folder: Path) -> Iterator[Any]:
-        """The base model with the adapter on it, which is taken off afterwards; where that cannot be done without a
-        trace, the next use loads the base model again.
+        """Within the block, the base model with the adapter. Afterwards the adapter is removed; if that would leave
+        changed weights, the next use loads the base model again.
 
         Raises:
-            Refusal: it cannot be loaded, or with it switched off the model is not the base model any more.
+            Refusal: peft cannot load the adapter, or the model differs from the base model even with the adapter
+                switched off.
         """
         peft = optional("peft", "measuring an adapter")
         base = self.model
         self._same_vocabulary(base, folder)
-        del self.__dict__["model"]  # what fails below leaves no half of an adapter on it
+        del self.__dict__["model"]  # if anything fails below, the next use must not get a half-changed model
         before, own = self._probe(base), dict(base.named_parameters())
         try:
             tuned = peft.PeftModel.from_pretrained(base, str(folder)).eval()
-        except Exception as error:  # peft has no error of its own for an adapter that does not fit
+        except Exception as error:  # peft raises errors of many kinds for an adapter that does not fit
             raise Refusal(
                 "no-adapter", f"cannot load {folder}", f"a PEFT adapter for {self.base}", _beginning(error)
             ) from error
@@ -130,15 +131,13 @@ class Bench:
             )  # fmt: skip
         yield tuned
         base = tuned.unload()
-        left = dict(base.named_parameters())
-        # where modules_to_save were, peft leaves the trained copies
-        if left.keys() == own.keys() and all(left[name] is own[name] for name in own):
+        after = dict(base.named_parameters())
+        # peft leaves the trained copies of modules_to_save in the model
+        if after.keys() == own.keys() and all(after[name] is own[name] for name in own):
             self.__dict__["model"] = base
 
     def _same_vocabulary(self, base: Any, folder: Path) -> None:
-        """Raises:
-        Refusal: the adapter was trained on a model with more tokens, or fewer.
-        """
+        """Raise Refusal if the adapter was trained on a model with more or fewer tokens than the base model."""
         rows = base.get_input_embeddings().weight.shape[0]
         tokens = vocabulary.of_adapter(folder, base)
         if tokens is None or tokens == rows:
@@ -158,7 +157,7 @@ class Bench:
 
 
 def adapter_hash(folder: Path) -> str:
-    """sha256 of an adapter's weights and its config.
+    """A sha256 that covers an adapter's weights and config.
 
     Raises:
         Refusal: the folder holds no adapter.
@@ -175,7 +174,7 @@ def adapter_hash(folder: Path) -> str:
 
 
 def _beginning(error: Exception) -> str:
-    """What an error says, with its first detail: torch lists the weights that do not fit from the second line on."""
+    """The first two lines of an error: torch lists the weights that do not fit from the second line on."""
     return f"{type(error).__name__}: {' '.join(line.strip() for line in str(error).strip().splitlines()[:2])}"
 
 
@@ -183,6 +182,6 @@ def _generation_eos(base: str) -> list[int]:
     from transformers import GenerationConfig
 
     try:
-        return listed(GenerationConfig.from_pretrained(base).eos_token_id)
+        return token_ids(GenerationConfig.from_pretrained(base).eos_token_id)
     except (OSError, ValueError):
         return []

@@ -1,4 +1,4 @@
-"""What the two verbs of :mod:`.cli` do, from options to files: generate, mix, and their manifests."""
+"""The two verbs of :mod:`.cli`, generate and mix: from options to files and their manifests."""
 
 from __future__ import annotations
 
@@ -7,54 +7,50 @@ import logging
 import math
 from argparse import Namespace
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..toolkit.errors import Refusal, first_line
-from ..toolkit.files import text_lines
-from . import manifest, mixture, rows
-from .chat import Chat, Message
+from ..toolkit.chat import Chat
+from ..toolkit.errors import Refusal
+from ..toolkit.files import dumps, sha256, text_lines
+from ..toolkit.messages import Message
+from ..toolkit.models import load_tokenizer, usable_device
+from ..toolkit.rows import RowWriter
+from . import formats, manifest, mixture
 from .dialogue_log import DialogueLog
 from .dialogues import Plan, Writer, Written
+from .evaluation_sets import EvaluationSets
 from .filters import Filters, Limits
-from .generator import BACKENDS, usable_device
-from .nucleus import Sampling
-from .overlap import EvaluationSets
-from .rowfiles import RowWriter, dumps
-from .tally import Tally, of_row, tally
+from .generator import BACKENDS
+from .sampling import Sampling
+from .token_counts import Counts, count_file, count_row
 
 DEFAULT_NEAR = 0.8
 logger = logging.getLogger(__name__)
 
 
 def generate(args: Namespace) -> dict[str, Any]:
-    """Write ``args.out`` and its manifest, going on from the log of an interrupted run; the manifest's facts.
+    """Write ``args.out`` and its manifest, and return the manifest's facts. Continues an interrupted run from its log.
 
     Raises:
-        Refusal: before the model is loaded wherever it can be.
+        Refusal: an option, a file or the model does not fit. What can be checked without the model is checked before
+            the model loads.
     """
     log_file = args.out.with_name(f"{args.out.name}.log")
     kept_rows, rejected_rows = _writers(args, log_file.exists())
     if (args.ratio is not None) != bool(args.task):
         raise Refusal("usage", "--ratio and --task go together")
     for file in args.task:
-        tally(file)
+        count_file(file)
     topics = _topics(args.topics)
     limits = Limits(args.min_words, args.max_tokens, args.repetition, _near(args.near))
     evaluation = EvaluationSets(args.decontaminate, args.ngram) if args.decontaminate else None
     sampling = Sampling(args.temperature, args.top_p)
-    plan = Plan(
-        args.turns,
-        args.user_tokens,
-        args.answer_tokens,
-        args.batch,
-        args.seed,
-        args.system,
-        topics,
-        args.topic_prompt,
-    )
-    Filters(limits)  # near duplicates need a library: know before the model is loaded
+    lengths = (args.turns, args.user_tokens, args.answer_tokens)
+    plan = Plan(*lengths, args.batch, args.seed, args.system, topics, args.topic_prompt)
+    Filters(limits)  # imports the library for near duplicates: a missing library is known before the model loads
     generator = BACKENDS[args.backend](
         args.model, args.dtype, usable_device(args.device), args.revision, sampling, args.seed
     )
@@ -75,28 +71,29 @@ def generate(args: Namespace) -> dict[str, Any]:
         with rejected_rows as rejected, kept_rows as out, _bar(goal, goal_name, writer) as bar:
             for dialogue in writer.dialogues(kept.share):
                 if dialogue.reason:
-                    rejected.write(dumps({"reason": dialogue.reason, "messages": dialogue.messages}))
+                    if rejected is not None:
+                        rejected.write(dumps({"reason": dialogue.reason, "messages": dialogue.messages}))
                     continue
                 content = _row(dialogue.messages, args.format, chat if args.render else None)
                 out.write(dumps(content))
-                own = of_row(content, args.format, generator.tokenizer)  # as mix counts it
-                kept.add(own)
-                bar.update(getattr(own, goal_name))
+                counts = count_row(content, args.format, generator.tokenizer)  # mix counts in the same way
+                kept.add(counts)
+                bar.update(getattr(counts, goal_name))
     finally:
         log.close()
     facts = {
         "kind": "self-dialogues (SA-SFT, arXiv 2602.20162)",
         **settings,
-        "topics": None if args.topics is None else {"count": len(topics), "sha256": manifest.sha256(args.topics)},
+        "topics": None if args.topics is None else {"count": len(topics), "sha256": sha256(args.topics)},
         "goal": {goal_name: goal},
         "filters": {
             **asdict(limits),
-            "decontaminate": {str(file): manifest.sha256(file) for file in args.decontaminate},
+            "decontaminate": {str(file): sha256(file) for file in args.decontaminate},
             "ngram": args.ngram,
             "report": filters.report(),
         },
         "format": args.format,
-        "kept": asdict(kept.tally),
+        "kept": asdict(kept.counts),
         "generated": _speed(writer.written),
     }
     manifest.write(args.out, facts)
@@ -106,39 +103,41 @@ def generate(args: Namespace) -> dict[str, Any]:
 
 def _row(messages: list[Message], format: str, chat: Chat | None) -> dict[str, Any]:
     try:
-        return rows.row(messages, format, chat)
+        return formats.row(messages, format, chat)
     except ValueError as error:
         raise Refusal("other-format", str(error), do="another --format") from None
 
 
 def mix(args: Namespace) -> dict[str, Any]:
-    """Write ``args.out`` and its manifest; the manifest's facts."""
+    """Write ``args.out`` and its manifest, and return the manifest's facts."""
     _free(args.out, "--out", args.overwrite)
     tokenizer = _tokenizer(args)
     if args.render and tokenizer is None:
         raise Refusal("no-tokenizer", "--render needs the chat template", do="--tokenizer NAME_OR_PATH")
     chat = Chat(tokenizer, args.template) if args.render else None
-    found = mixture.mix(
+    mixed = mixture.mix(
         args.task, args.dialogues, args.out, args.ratio, args.by, args.seed, args.format, tokenizer, chat
     )
     facts = {
         "kind": "mixture of task data and self-dialogues",
-        "sources": {str(file): manifest.sha256(file) for file in [*args.task, args.dialogues]},
+        "sources": {str(file): sha256(file) for file in [*args.task, args.dialogues]},
         "ratio": args.ratio,
         "by": args.by,
         "seed": args.seed,
-        **found.facts(),
+        **mixed.facts(),
     }
     manifest.write(args.out, facts)
     return facts
 
 
-def _writers(args: Namespace, goes_on: bool) -> tuple[RowWriter, Any]:
-    """For --out and --rejected. ``goes_on``: a run was interrupted, and may have come as far as to write both."""
+def _writers(args: Namespace, goes_on: bool) -> tuple[RowWriter, AbstractContextManager[RowWriter | None]]:
+    """The writers of --out and --rejected, None without --rejected. ``goes_on``: an interrupted run may already have
+    written both files.
+    """
     _free(args.out, "--out", args.overwrite or goes_on)
     kept = RowWriter(args.out)
     if args.rejected is None:
-        return kept, _Nowhere()
+        return kept, nullcontext()
     if args.rejected.resolve() == args.out.resolve():
         raise Refusal("usage", "--rejected and --out are the same file")
     _free(args.rejected, "--rejected", args.overwrite or (goes_on and args.out.exists()))  # --out is written first
@@ -160,7 +159,7 @@ def _topics(file: Path | None) -> tuple[str, ...]:
 
 
 def _near(given: float | None) -> float | None:
-    """The default is to look for near duplicates where the library is installed; the report says whether it did."""
+    """Without the option, near duplicates are looked for if datasketch is installed; the report says whether."""
     if given is None:
         return DEFAULT_NEAR if importlib.util.find_spec("datasketch") else None
     return given or None
@@ -171,53 +170,42 @@ def _goal(args: Namespace, tokenizer: Any) -> tuple[str, float]:
         return "examples", args.count
     if args.tokens is not None:
         return "trained_tokens", args.tokens
-    task = Tally(0, 0, 0)
+    task = Counts(0, 0, 0)
     for file in args.task:
-        task += tally(file, tokenizer)
+        task += count_file(file, tokenizer)
     wanted = mixture.wanted(args.ratio, task, args.by)
     return mixture.BY[args.by], max(1, math.ceil(wanted) if args.by == "tokens" else round(wanted))
 
 
 def _tokenizer(args: Namespace) -> Any:
-    """The named tokenizer or, if it can be had, that of the model which wrote the dialogues."""
+    """The tokenizer of --tokenizer; without that option, that of the model which wrote the dialogues, if it loads."""
     name = args.tokenizer or manifest.read(args.dialogues).get("model")
     if not isinstance(name, str):
         return None
-    from transformers import AutoTokenizer
-
     try:
-        return AutoTokenizer.from_pretrained(name)
-    except Exception as error:  # transformers and tokenizers have errors of many kinds for files that are damaged
+        return load_tokenizer(name)
+    except Refusal as refusal:
         if args.tokenizer:
-            raise Refusal("no-tokenizer", f"cannot load {name}", found=first_line(error)) from None
+            raise Refusal("no-tokenizer", refusal.what, refusal.expected, refusal.found) from None
         logger.warning("cannot load %s, which the manifest names", name)
         return None
 
 
 class _Kept:
-    """What is kept so far, as a share of the goal."""
+    """Counts of the dialogues that were kept, and their share of the goal."""
 
     def __init__(self, goal_name: str, goal: float) -> None:
-        self.tally, self.goal_name, self.goal = Tally(0, 0, 0), goal_name, goal
+        self.counts, self.goal_name, self.goal = Counts(0, 0, 0), goal_name, goal
 
-    def add(self, own: Tally) -> None:
-        self.tally += own
+    def add(self, counts: Counts) -> None:
+        self.counts += counts
 
     def share(self) -> float:
-        return float(getattr(self.tally, self.goal_name) / self.goal)
-
-
-class _Nowhere:
-    def __enter__(self) -> _Nowhere:
-        return self
-
-    def __exit__(self, *error: object) -> None: ...
-
-    def write(self, line: bytes) -> None: ...
+        return float(getattr(self.counts, self.goal_name) / self.goal)
 
 
 def _bar(goal: float, unit: str, writer: Writer) -> Any:
-    """Dialogues or tokens kept, with the time left; tokens per second of what the model writes beside it."""
+    """A progress bar: dialogues or tokens kept, the time left, and how many tokens per second the model writes."""
     from tqdm.auto import tqdm
 
     bar = tqdm(total=goal, unit=" " + {"examples": "dialogues"}.get(unit, "tokens"), desc="self-dialogue", smoothing=0)

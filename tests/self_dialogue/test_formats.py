@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from selfaug.self_dialogue import rows
+from selfaug.self_dialogue import formats
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 ASKED, SAID = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}
@@ -12,11 +12,11 @@ MORE, LAST = {"role": "user", "content": "And so?"}, {"role": "assistant", "cont
 
 
 @pytest.mark.parametrize("turns", [[ASKED, SAID], [SYSTEM, ASKED, SAID], [SYSTEM, ASKED, SAID, MORE, LAST]], ids=len)
-@pytest.mark.parametrize("format", [name for name in rows.FORMATS if name != "prompt-completion"])
+@pytest.mark.parametrize("format", [name for name in formats.FORMATS if name != "prompt-completion"])
 def test_a_conversation_survives_the_way_there_and_back(format, turns):
-    made = rows.row(turns, format)
-    assert rows.detect(made) == format
-    assert rows.messages(made, format) == turns
+    made = formats.row(turns, format)
+    assert formats.detect(made) == format
+    assert formats.messages(made, format) == turns
 
 
 @pytest.mark.parametrize(
@@ -38,8 +38,8 @@ def test_a_conversation_survives_the_way_there_and_back(format, turns):
     ],
 )
 def test_rows_as_others_write_them_are_read(row, format, turns):
-    assert rows.detect(row) == format
-    assert rows.messages(row, format) == turns
+    assert formats.detect(row) == format
+    assert formats.messages(row, format) == turns
 
 
 @pytest.mark.parametrize(
@@ -58,10 +58,10 @@ def test_rows_as_others_write_them_are_read(row, format, turns):
 )
 def test_a_malformed_row_is_told_what_is_wrong_with_it(row, format, what):
     with pytest.raises(ValueError, match=what.replace("(", "\\(")):
-        rows.messages(row, format)
+        formats.messages(row, format)
 
 
 def test_a_bare_prompt_cannot_hold_several_turns():
-    assert rows.row([ASKED, SAID], "prompt-completion") == {"prompt": "Why?", "completion": "Because."}
+    assert formats.row([ASKED, SAID], "prompt-completion") == {"prompt": "Why?", "completion": "Because."}
     with pytest.raises(ValueError, match="--render"):
-        rows.row([ASKED, SAID, MORE, LAST], "prompt-completion")
+        formats.row([ASKED, SAID, MORE, LAST], "prompt-completion")

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from selfaug.retention.readout import Readout
+from selfaug.retention.chunked_logits import ChunkedLogits
 
 SMALL = {
     "vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -54,28 +54,28 @@ WHERE = torch.tensor([[0, 1, 0, 1, 1], [1, 0, 1, 0, 0]]).bool()
 @pytest.mark.parametrize(("name", "settings", "kind"), FAMILIES)
 def test_logits_in_parts_are_the_models_own(build, name, settings, kind):
     model = build(name, settings)
-    readout = Readout(model)
-    states = readout.states(IDS, MASK, WHERE)
+    chunked = ChunkedLogits(model)
+    states = chunked.states(IDS, MASK, WHERE)
     with torch.no_grad():
         expected = model(input_ids=IDS, attention_mask=MASK, use_cache=False).logits[WHERE]
-    found = torch.cat([readout.logits(part) for part in states.split(2)])
+    found = torch.cat([chunked.logits(part) for part in states.split(2)])
     torch.testing.assert_close(found, expected)
-    assert readout.kind == kind
+    assert chunked.kind == kind
     assert states.shape == (5, settings.get("hidden_size", 16))
 
 
 def test_a_model_that_hides_its_head_keeps_its_logits_whole(build, monkeypatch):
     model = build("Llama", SMALL)
     monkeypatch.setattr(type(model), "get_output_embeddings", lambda self: None)
-    readout = Readout(model)
-    assert readout.kind == "whole"
+    chunked = ChunkedLogits(model)
+    assert chunked.kind == "whole"
     with torch.no_grad():
         expected = model(input_ids=IDS, attention_mask=MASK).logits[WHERE]
-    torch.testing.assert_close(readout.logits(readout.states(IDS, MASK, WHERE)), expected)
+    torch.testing.assert_close(chunked.logits(chunked.states(IDS, MASK, WHERE)), expected)
 
 
 def test_a_head_that_the_model_does_not_call_is_not_trusted(build):
     model = build("Llama", SMALL)
     unused = torch.nn.Linear(16, 50)
     model.get_output_embeddings = lambda: unused
-    assert Readout(model).kind == "whole"
+    assert ChunkedLogits(model).kind == "whole"
