@@ -19,8 +19,9 @@ from typing import Any, Callable
 import torch
 from torch import nn
 
-from . import config, step, trainers, watch
+from . import config, step
 from .eager import eager
+from .trainers import attach, bypass
 from .unpatched import ReferenceSwitch
 
 __all__ = ["ReferenceSwitch", "SelfAligned"]
@@ -37,7 +38,7 @@ class SelfAligned:
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         _wrap_class_in_force(cls)
-        trainers.attach()
+        attach.to_trainer()
         return super().__new__(cls)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -46,10 +47,10 @@ class SelfAligned:
         return super().__call__(*args, **kwargs)  # type: ignore[misc]
 
     def train(self, mode: bool = True) -> Any:
-        trainers.attach()  # the Trainer may have been imported after the model was made
+        attach.to_trainer()  # the Trainer may have been imported after the model was made
         keep_wrapped(self)
         if mode:  # peft until 0.20 calls forward itself, not the model
-            watch.watch_gradients(self, keep_wrapped)  # type: ignore[arg-type]
+            bypass.watch_gradients(self, keep_wrapped)  # type: ignore[arg-type]
             # a bad setting is an error before training begins, and a good one can be saved with the model
             config.read(getattr(self, "config", None))
         return super().train(mode)  # type: ignore[misc]
@@ -68,7 +69,8 @@ def wrap(forward: Callable[..., Any], stock: bool = False) -> Callable[..., Any]
 
     @functools.wraps(forward)
     def selfaug_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if _concerned(self, kwargs, args[labels_at] if len(args) > labels_at else None):
+        labels = args[labels_at] if len(args) > labels_at else kwargs.get("labels")
+        if _may_act(self, kwargs.get("shift_labels") if labels is None else labels):
             return step.run(self, forward, stock, args, kwargs)
         return forward(self, *args, **kwargs)
 
@@ -76,15 +78,18 @@ def wrap(forward: Callable[..., Any], stock: bool = False) -> Callable[..., Any]
     return selfaug_forward
 
 
-def _concerned(model: nn.Module, kwargs: dict[str, Any], labels: Any) -> bool:
-    """Whether SelfAug may have a part in this call; the cheap half of the answer."""
+def _may_act(model: nn.Module, labels: Any) -> bool:
+    """Whether SelfAug may have a part in this call: the cheap half of the answer. :func:`.step.run` finds the rest.
+
+    Args:
+        labels: those in the call, or None. Inside a method of a Trainer, the Trainer may have kept them.
+    """
+    # A variable is read here, where a function would be called: a compiled forward without labels stays one graph.
+    if labels is None and attach.current is None:
+        return False
     if model.training:
-        return torch.is_grad_enabled() and config.read(model.config).enabled
-    # trainers.step: a Trainer that keeps the labels from the model; set in evaluation only where the term is wanted.
-    # Read, not called: a compiled forward without labels must go through here whole
-    given = labels is not None or kwargs.get("labels") is not None or kwargs.get("shift_labels") is not None
-    labelled = given or trainers.step is not None
-    return labelled and config.read(model.config).evaluation
+        return torch.is_grad_enabled()
+    return config.read(model.config).evaluation
 
 
 @eager

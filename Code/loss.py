@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from .head import frozen_weight, sharded_linear, trains_sharded, without_hooks
-from .positions import IGNORE_INDEX
+from .padding import IGNORE_INDEX
 
 Head = Callable[[Tensor], Tensor]
 

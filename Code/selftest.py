@@ -126,7 +126,8 @@ def digest() -> dict[str, str]:
 
 def checks() -> list[dict[str, Any]]:
     """What must hold, each as {"name", "ok", "detail"}."""
-    from . import hooks, loss, metrics, positions
+    from . import hooks, loss, positions
+    from .trainers import metrics
 
     found: list[dict[str, Any]] = []
 
@@ -181,7 +182,7 @@ def _plain_step(model: Any, data: dict[str, Tensor], loss: Any, positions: Any) 
     for parameter in trainable:
         parameter.requires_grad_(True)
     aligned = (data["labels"] == -100) & (data["attention_mask"] == 1)
-    targets = positions.next_labels(data["labels"])
+    targets = positions.shifted(data["labels"])
     both = torch.cat((logits[aligned], logits[~aligned]))
     weight = torch.full((int(aligned.sum()),), ALPHA * (targets != -100).sum().item() / aligned.sum().item())
     terms = loss.plain_loss(both, reference[aligned], torch.cat((targets[aligned], targets[~aligned])), weight)

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from selfaug import loss, metrics
+from selfaug import loss
 from selfaug.reference import decoder
+from selfaug.trainers import metrics
 
 from . import slice as sliced
 

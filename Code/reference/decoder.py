@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import calls
 from ..eager import eager, eager_around
-from ..positions import may_attend
+from ..padding import may_attend
 from .switch import NOTHING, Kept, switched_off
 
 # decoder arguments with a position axis, and that axis; a call with any other tensor argument is not shortened
