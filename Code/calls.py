@@ -13,6 +13,7 @@ from transformers.cache_utils import Cache
 
 from . import sequence_parallel
 from .eager import eager
+from .labels import logits_to_keep
 
 # arguments of Qwen2ForCausalLM.forward that its decoder does not take
 _NOT_FOR_THE_DECODER = {
@@ -52,11 +53,6 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
 
 # a forward that was put on an instance may hold its model
 _SIGNATURES: weakref.WeakKeyDictionary[Callable[..., Any], inspect.Signature] = weakref.WeakKeyDictionary()
-
-
-def logits_to_keep(call: dict[str, Any]) -> Any:
-    """Of which positions the caller wants logits: an int k for the last k, 0 for all, or a mask or indices."""
-    return call.get("logits_to_keep", call.get("num_logits_to_keep", 0))
 
 
 @eager
@@ -110,7 +106,9 @@ def has_past(call: dict[str, Any]) -> bool:
 
 def _class_forward(decoder: nn.Module) -> Callable[..., Any]:
     """``forward`` as its class has it; of what torch.compile made of a module, that of the module inside."""
-    return type(getattr(decoder, "_orig_mod", decoder)).forward
+    cls: Any = type(getattr(decoder, "_orig_mod", decoder))
+    forward: Callable[..., Any] = cls.forward
+    return forward
 
 
 @eager

@@ -13,9 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import calls
-from .padding import IGNORE_INDEX
-from .positions import shifted
+IGNORE_INDEX = -100
 
 
 def given(call: dict[str, Any]) -> Tensor | None:
@@ -34,6 +32,16 @@ def without_ignored(model: Any, call: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in call.items() if name != "shift_labels"}
 
 
+def logits_to_keep(call: dict[str, Any]) -> Any:
+    """The positions whose logits the caller wants: an int k for the last k, 0 for all, a (T,) bool mask or indices."""
+    return call.get("logits_to_keep", call.get("num_logits_to_keep", 0))
+
+
+def shifted(labels: Tensor) -> Tensor:
+    """(B, T) long: the next label of each position, which its logits are scored against. IGNORE_INDEX at the last."""
+    return torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+
+
 def at_all_positions(labels: Tensor, call: dict[str, Any], total: int) -> tuple[Tensor, Tensor]:
     """(labels, next labels) of all positions, both (B, total) long.
 
@@ -44,19 +52,19 @@ def at_all_positions(labels: Tensor, call: dict[str, Any], total: int) -> tuple[
     Raises:
         ValueError: the labels have neither T columns nor one for each position in ``logits_to_keep``.
     """
-    kept = calls.logits_to_keep(call)
+    keep = logits_to_keep(call)
     if call.get("shift_labels") is None:
-        labels = full_labels(labels, kept, total)
+        labels = full_labels(labels, keep, total)
         return labels, shifted(labels)
-    next_labels = _full_next_labels(call["shift_labels"], kept, total)
+    next_labels = _full_next_labels(call["shift_labels"], keep, total)
     first = next_labels[:, :1]  # the first token's own label is lost; take it to be supervised if the second token is
     if labels.shape == next_labels.shape and torch.equal(labels[:, 1:], next_labels[:, :-1].to(labels.device)):
         first = labels[:, :1].to(next_labels.device)  # labels that are not shifted were given, too
     return torch.cat((first, next_labels[:, :-1]), 1), next_labels
 
 
-def full_labels(labels: Tensor, logits_to_keep: int | Tensor, total: int) -> Tensor:
-    """(B, T) labels from labels that a trainer cut to the positions in ``logits_to_keep``; IGNORE_INDEX elsewhere.
+def full_labels(labels: Tensor, keep: int | Tensor, total: int) -> Tensor:
+    """(B, T) labels from labels that a trainer cut to ``keep``, see :func:`logits_to_keep`; IGNORE_INDEX elsewhere.
 
     An int k > 0 keeps the last k positions. A (T,) bool mask or (K,) indices keep the positions whose logits are used,
     so the label after the j-th kept position is the j+1-th of the cut ones (ms-swift: swift/trainers/mixin.py,
@@ -64,29 +72,30 @@ def full_labels(labels: Tensor, logits_to_keep: int | Tensor, total: int) -> Ten
     """
     if labels.shape[1] == total:
         return labels
-    kept = _kept_positions(labels, logits_to_keep, total)
+    kept = _kept_positions(labels, keep, total)
     full = labels.new_full((labels.shape[0], total), IGNORE_INDEX)
-    if isinstance(logits_to_keep, int):
+    if isinstance(keep, int):
         full[:, kept] = labels
     else:
         full[:, kept[:-1] + 1] = labels[:, 1:]
     return full
 
 
-def _full_next_labels(next_labels: Tensor, logits_to_keep: int | Tensor, total: int) -> Tensor:
+def _full_next_labels(next_labels: Tensor, keep: int | Tensor, total: int) -> Tensor:
     """(B, T) next labels, likewise. Each belongs to the kept position itself, not to the token after it."""
     if next_labels.shape[1] == total:
         return next_labels
     full = next_labels.new_full((next_labels.shape[0], total), IGNORE_INDEX)
-    full[:, _kept_positions(next_labels, logits_to_keep, total)] = next_labels
+    full[:, _kept_positions(next_labels, keep, total)] = next_labels
     return full
 
 
-def _kept_positions(labels: Tensor, logits_to_keep: int | Tensor, total: int) -> Tensor:
-    if isinstance(logits_to_keep, int):
-        kept = torch.arange(total - min(logits_to_keep or total, total), total, device=labels.device)
+def _kept_positions(labels: Tensor, keep: int | Tensor, total: int) -> Tensor:
+    """(K,) long: the positions in ``keep``, of which ``labels`` (B, K) holds the labels."""
+    if isinstance(keep, int):
+        kept = torch.arange(total - min(keep or total, total), total, device=labels.device)
     else:
-        kept = logits_to_keep.nonzero().squeeze(-1) if logits_to_keep.dtype == torch.bool else logits_to_keep
+        kept = keep.nonzero().squeeze(-1) if keep.dtype == torch.bool else keep
     if labels.shape[1] != len(kept):
         raise ValueError(
             f"expected labels of {total} positions, as the model was called with, or of the {len(kept)} in "

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-IGNORE_INDEX = -100
+from .labels import IGNORE_INDEX
 
 
 def real_tokens(attention_mask: Any, labels: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ def _block_mask_diagonal(mask: Any, labels: Tensor) -> Tensor:
     rows, T, device = mask.shape[0], min(labels.shape[1], *mask.shape[-2:]), mask.kv_num_blocks.device
     b = torch.arange(rows, device=device).repeat_interleave(T)
     t = torch.arange(T, device=device).repeat(rows)
-    attends = torch.vmap(mask.mask_mod)(b, torch.zeros_like(b), t, t)
+    attends: Tensor = torch.vmap(mask.mask_mod)(b, torch.zeros_like(b), t, t)
     return attends.view(rows, T).expand(len(labels), T)
 
 

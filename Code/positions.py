@@ -13,12 +13,7 @@ import torch
 from torch import Tensor
 
 from . import padding
-from .padding import IGNORE_INDEX
-
-
-def shifted(labels: Tensor) -> Tensor:
-    """(B, T) long: the next label of each position, which its logits are scored against. IGNORE_INDEX at the last."""
-    return torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+from .labels import IGNORE_INDEX, shifted
 
 
 def aligned(labels: Tensor, supervised: Tensor, real: Tensor, positions: str) -> Tensor:

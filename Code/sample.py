@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .padding import IGNORE_INDEX
+from .labels import IGNORE_INDEX
 from .positions import Selection
 
 

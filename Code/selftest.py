@@ -126,7 +126,7 @@ def digest() -> dict[str, str]:
 
 def checks() -> list[dict[str, Any]]:
     """What must hold, each as {"name", "ok", "detail"}."""
-    from . import hooks, loss, positions
+    from . import hooks, labels, loss
     from .trainers import metrics
 
     found: list[dict[str, Any]] = []
@@ -151,7 +151,7 @@ def checks() -> list[dict[str, Any]]:
         fast = gradients(tuned)
         check("KL is positive once it is not", kl > 1e-4, f"KL {kl:.4f}")
 
-        plain, plain_kl = _plain_step(tuned, data, loss, positions)
+        plain, plain_kl = _plain_step(tuned, data, loss, labels)
         plain.backward()
         slow = gradients(tuned)
         error = abs(value - plain.detach()) / plain.detach()
@@ -172,7 +172,7 @@ def checks() -> list[dict[str, Any]]:
     return found
 
 
-def _plain_step(model: Any, data: dict[str, Tensor], loss: Any, positions: Any) -> tuple[Tensor, float]:
+def _plain_step(model: Any, data: dict[str, Tensor], loss: Any, labels: Any) -> tuple[Tensor, float]:
     """Loss by :func:`.loss.plain_loss`, from full logits, with peft's own ``disable_adapter()`` for the reference."""
     inputs = {name: value for name, value in data.items() if name != "labels"}
     logits = model(**inputs).logits
@@ -182,7 +182,7 @@ def _plain_step(model: Any, data: dict[str, Tensor], loss: Any, positions: Any) 
     for parameter in trainable:
         parameter.requires_grad_(True)
     aligned = (data["labels"] == -100) & (data["attention_mask"] == 1)
-    targets = positions.shifted(data["labels"])
+    targets = labels.shifted(data["labels"])
     both = torch.cat((logits[aligned], logits[~aligned]))
     weight = torch.full((int(aligned.sum()),), ALPHA * (targets != -100).sum().item() / aligned.sum().item())
     terms = loss.plain_loss(both, reference[aligned], torch.cat((targets[aligned], targets[~aligned])), weight)

@@ -15,7 +15,7 @@ from . import calls, config, loss, sample, trainers, unpatched
 from . import labels as labels_of
 from .eager import eager, eager_around
 from .outputs import SelfAugOutput, output
-from .positions import IGNORE_INDEX, Selection, select
+from .positions import Selection, select
 from .reference import Reference, reference_of
 from .trainers import announce, attach, bypass
 
@@ -155,8 +155,8 @@ def _nll_sum(outputs: Any, chosen: Selection, call: dict[str, Any]) -> Tensor:
         nll: Tensor = -log_probs.float().sum()
         return nll
     logits = outputs[0] if isinstance(outputs, tuple) else outputs.logits
-    next_labels = chosen.next_labels_at(calls.logits_to_keep(call)).flatten().to(logits.device)
-    supervised = next_labels != IGNORE_INDEX
+    next_labels = chosen.next_labels_at(labels_of.logits_to_keep(call)).flatten().to(logits.device)
+    supervised = next_labels != labels_of.IGNORE_INDEX
     kept = logits.flatten(0, 1)[supervised].float()
     return nn.functional.cross_entropy(kept, next_labels[supervised], reduction="sum")
 

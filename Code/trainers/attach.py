@@ -134,8 +134,8 @@ def to_trainer() -> None:
     def __getattribute__(self: Any, name: str) -> Any:
         value = find(self, name)
         if name == "label_smoother":
-            watched = value is not None and current is not None and current.takes_term
-            return _ObservedSmoother(value, current) if watched else value
+            call = None if value is None else current
+            return value if call is None or not call.takes_term else _ObservedSmoother(value, call)
         around = _AROUND.get(name)
         if around is None or _is_ours(value) or not isinstance(value, _FUNCTIONS):
             return value

@@ -70,7 +70,7 @@ class Bypass:
             self._goes_past(
                 "the losses that the model returned were never backpropagated", "the loop that calls it", strict
             )
-        loss.register_hook(_BackwardHook(self))  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        loss.register_hook(_BackwardHook(self))
 
     def missed_by(self, trainer: Any, model: nn.Module, strict: bool) -> None:
         """An HF Trainer made a step on labels, and SelfAug had no part in it."""
@@ -193,7 +193,7 @@ def end_of_run(trainer: Any) -> None:
             bypass.nothing_aligned("in the whole run", settings, trainer)
 
 
-def watch_gradients(model: nn.Module, wrap_again: Callable[[Any], Any]) -> None:
+def watch_gradients(model: Any, wrap_again: Callable[[Any], Any]) -> None:
     """At each gradient of a weight that trains, check that the model's forward is still wrapped.
 
     Args:
@@ -208,15 +208,17 @@ def watch_gradients(model: nn.Module, wrap_again: Callable[[Any], Any]) -> None:
 
     def check(grad: Tensor) -> None:
         watched = model_ref()
-        forward = wrap_again(watched) if watched is not None and watched.training else None
+        if watched is None or not watched.training:
+            return
+        forward = wrap_again(watched)
         if forward is None:
             return
         settings = config.read(watched.config)
         if should_act(watched, settings):
             of(watched).replaced(forward, settings.strict)
 
-    hook = torch.utils.hooks.unserializable_hook(check)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    parameter.register_hook(hook)  # type: ignore[no-untyped-call]  # likewise
+    hook = torch.utils.hooks.unserializable_hook(check)
+    parameter.register_hook(hook)
 
 
 _WATCHED: weakref.WeakKeyDictionary[nn.Module, weakref.ref[nn.Parameter]] = weakref.WeakKeyDictionary()

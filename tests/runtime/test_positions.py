@@ -22,7 +22,7 @@ ATTENTION = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
 
 
 def test_each_position_is_scored_against_the_label_after_it():
-    assert positions.shifted(LABELS).tolist() == [[X, X, 5, 6, X, X], [X, 7, 8, X, X, X]]
+    assert labels.shifted(LABELS).tolist() == [[X, X, 5, 6, X, X], [X, 7, 8, X, X, X]]
 
 
 @pytest.mark.parametrize(
@@ -36,11 +36,11 @@ def test_each_position_is_scored_against_the_label_after_it():
 )
 def test_aligned_positions_of_each_setting_leave_padding_out(name, expected):
     real = padding.real_tokens(ATTENTION, LABELS)
-    assert positions.aligned(LABELS, positions.shifted(LABELS) != X, real, name).tolist() == masks(expected)
+    assert positions.aligned(LABELS, labels.shifted(LABELS) != X, real, name).tolist() == masks(expected)
 
 
 def test_strict_input_and_output_split_the_real_positions_that_are_prompt_or_trained():
-    real, supervised = padding.real_tokens(ATTENTION, LABELS), positions.shifted(LABELS) != X
+    real, supervised = padding.real_tokens(ATTENTION, LABELS), labels.shifted(LABELS) != X
     strict, output = (positions.aligned(LABELS, supervised, real, name) for name in ("strict-input", "output"))
     assert not (strict & output).any()
 
