@@ -42,18 +42,19 @@ class SelfAligned:
         return super().__new__(cls)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.training:
+        module: Any = self
+        if module.training:
             keep_wrapped(self)
-        return super().__call__(*args, **kwargs)  # type: ignore[misc]
+        return super().__call__(*args, **kwargs)  # type: ignore[misc]  # the next class in line, an nn.Module, has it
 
     def train(self, mode: bool = True) -> Any:
         attach.to_trainer()  # the Trainer may have been imported after the model was made
         keep_wrapped(self)
         if mode:  # peft until 0.20 calls forward itself, not the model
-            bypass.watch_gradients(self, keep_wrapped)  # type: ignore[arg-type]
+            bypass.watch_gradients(self, keep_wrapped)
             # a bad setting is an error before training begins, and a good one can be saved with the model
             config.read(getattr(self, "config", None))
-        return super().train(mode)  # type: ignore[misc]
+        return super().train(mode)  # type: ignore[misc]  # likewise
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "forward" and callable(value) and not _is_wrapped(value):
@@ -74,7 +75,7 @@ def wrap(forward: Callable[..., Any], stock: bool = False) -> Callable[..., Any]
             return step.run(self, forward, stock, args, kwargs)
         return forward(self, *args, **kwargs)
 
-    selfaug_forward.selfaug_wrapper = selfaug_forward  # type: ignore[attr-defined]
+    vars(selfaug_forward)["selfaug_wrapper"] = selfaug_forward
     return selfaug_forward
 
 
@@ -94,19 +95,22 @@ def _may_act(model: nn.Module, labels: Any) -> bool:
 
 @eager
 def keep_wrapped(model: Any) -> Callable[..., Any] | None:
-    """See to it that the forward in force is wrapped; returns it if it was not."""
-    own = vars(model).get("forward")
+    """Wrap the forward in force if it is not wrapped. Returns it then, and None otherwise."""
+    own: Any = vars(model).get("forward")
     if own is None:
         return _wrap_class_in_force(type(model))
     if not callable(own) or _is_wrapped(own):
         return None
-    model.forward = own
-    return own
+    model.forward = own  # SelfAligned.__setattr__ wraps it
+    forward: Callable[..., Any] = own
+    return forward
 
 
 def stock_forward(model: nn.Module) -> Callable[..., Any]:
     """``forward`` as transformers wrote it, a function of (self, ...)."""
-    return next(vars(c)["forward"] for c in type(model).__mro__ if "forward" in vars(c)).__wrapped__
+    wrapped = next(vars(cls)["forward"] for cls in type(model).__mro__ if "forward" in vars(cls))
+    forward: Callable[..., Any] = wrapped.__wrapped__
+    return forward
 
 
 def _is_wrapped(forward: Any) -> bool:
@@ -127,7 +131,7 @@ def _wrap_class(cls: type, stock: bool = False) -> Callable[..., Any] | None:
     forward = vars(cls).get("forward")
     if not inspect.isfunction(forward) or _is_wrapped(forward):
         return None
-    cls.forward = wrap(forward, stock)  # type: ignore[attr-defined]
+    setattr(cls, "forward", wrap(forward, stock))  # noqa: B010  # mypy knows no such attribute of a type
     return forward
 
 
@@ -141,7 +145,7 @@ def _unbound(forward: Callable[..., Any], instance: Any) -> Callable[..., Any]:
         return forward(*args, **kwargs)
 
     # inspect must not take the first argument of a function that has lost its self for ours
-    unbound.__signature__ = _with_self(forward)  # type: ignore[attr-defined]
+    vars(unbound)["__signature__"] = _with_self(forward)
     return unbound
 
 

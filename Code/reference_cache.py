@@ -96,7 +96,9 @@ def main(argv: list[str] | None = None) -> int:
 def _load(name: str, dtype: str, texts: bool) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(name, torch_dtype=dtype if dtype == "auto" else getattr(torch, dtype))
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        name, torch_dtype=dtype if dtype == "auto" else getattr(torch, dtype)
+    )
     if not hasattr(type(model), "selfaug_aligned"):
         raise CacheError(f"{name} is a {type(model).__name__}; expected a Qwen2 model. Nothing was written.")
     if torch.cuda.is_available():

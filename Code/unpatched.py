@@ -44,9 +44,10 @@ class ReferenceSwitch:
 
     @property
     def disable_adapters(self) -> bool:
-        if self.training and _LOOKS and not torch.compiler.is_compiling() and self not in _QUIET:  # type: ignore[attr-defined]
-            look(self)
-        return self.selfaug_reference or self._disable_adapters  # type: ignore[attr-defined]
+        layer: Any = self  # a LoraLayer
+        if layer.training and _LOOKS and not torch.compiler.is_compiling() and layer not in _QUIET:
+            look(layer)
+        return layer.selfaug_reference or layer._disable_adapters  # type: ignore[no-any-return]  # peft's, either type
 
 
 def look(layer: Any) -> None:
