@@ -8,8 +8,8 @@ nox.options.reuse_existing_virtualenvs = True
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style and types, by exact releases: another may format or infer otherwise."""
-    session.install("ruff==0.17.6", "mypy==2.4.1", "packaging==26.3")
+    """Style and types, by exact releases: another may format or infer otherwise. Types need torch and transformers."""
+    session.install("ruff==0.17.6", "mypy==2.4.1", "packaging==26.3", "-r", "requirements.txt")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")

@@ -2,7 +2,8 @@
 
 The patched ``transformers`` model file calls :mod:`.hooks`; everything else follows from there:
 
-    hooks -> step -> reference (the model with LoRA off), positions (which tokens), loss (NLL + alpha * KL), metrics
+    hooks -> step -> reference (the model with LoRA off), positions (which tokens), loss (NLL + alpha * KL),
+                     trainers (the HF Trainer, the logs, the warnings)
 
 In a checkout this folder is ``Code``; ``python -m selfaug_patcher install`` copies it beside transformers as
 ``selfaug``.

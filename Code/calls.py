@@ -1,4 +1,4 @@
-"""A call of ``forward``: its arguments by name, what of them is the decoder's, and whether it is a plain NLL step."""
+"""A call of ``forward``: its arguments by name, those for the decoder, and whether SelfAug can act in it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import Any, Callable
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
+from . import sequence_parallel
 from .eager import eager
+from .labels import logits_to_keep
 
 # arguments of Qwen2ForCausalLM.forward that its decoder does not take
 _NOT_FOR_THE_DECODER = {
@@ -54,9 +56,22 @@ _SIGNATURES: weakref.WeakKeyDictionary[Callable[..., Any], inspect.Signature] = 
 
 
 @eager
+def obstacle(call: dict[str, Any]) -> tuple[str, str] | None:
+    """(why SelfAug cannot act in this call with labels, what the user may do about it); None if it can."""
+    split = sequence_parallel.why_split(call)
+    if split is not None:
+        reason = f"{split}, and the KL's mean needs the whole one"
+        return reason, "Give each process whole sequences, with labels that are not shifted"
+    if has_past(call):
+        reason = "the model was called with labels and a filled key-value cache, which no reference pass can share"
+        return reason, "Call the model without past_key_values where it trains"
+    return None
+
+
+@eager
 def is_plain(model: Any, forward: Callable[..., Any], call: dict[str, Any]) -> bool:
     """Whether stock ``forward`` would do no more than NLL over all positions, so that the chunked loss can do it."""
-    kept = call.get("logits_to_keep", call.get("num_logits_to_keep", 0))
+    kept = logits_to_keep(call)
     loss_function = getattr(model, "loss_function", None)
     return (
         call.get("return_dict") is not False
@@ -91,7 +106,9 @@ def has_past(call: dict[str, Any]) -> bool:
 
 def _class_forward(decoder: nn.Module) -> Callable[..., Any]:
     """``forward`` as its class has it; of what torch.compile made of a module, that of the module inside."""
-    return type(getattr(decoder, "_orig_mod", decoder)).forward
+    cls: Any = type(getattr(decoder, "_orig_mod", decoder))
+    forward: Callable[..., Any] = cls.forward
+    return forward
 
 
 @eager

@@ -29,17 +29,17 @@ def sharded_linear(head: nn.Module) -> nn.Linear | None:
     return inner if inner is not head or _gathers(inner) else None
 
 
-def frozen_weight(head: object) -> Tensor | None:
+def frozen_weight(head: Any) -> Tensor | None:
     """The (V, H) weight, in the dtype of a product with it, where the head is nothing but a frozen matrix. None for any
     other head, which has to be called.
     """
     if not is_frozen_matrix(head):
         return None
-    weight: Tensor = head.weight  # type: ignore[attr-defined]
+    weight: Tensor = head.weight
     return weight.to(_matmul_dtype(weight))
 
 
-def is_frozen_matrix(head: object) -> bool:
+def is_frozen_matrix(head: Any) -> bool:
     """Whether the head is a frozen matrix and nothing else: no bias, no hook, no forward of its own, no subclass."""
     if type(head) is not nn.Linear or head.bias is not None or head.weight.requires_grad:
         return False

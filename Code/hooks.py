@@ -19,8 +19,9 @@ from typing import Any, Callable
 import torch
 from torch import nn
 
-from . import config, step, trainers, watch
+from . import config, step
 from .eager import eager
+from .trainers import attach, bypass
 from .unpatched import ReferenceSwitch
 
 __all__ = ["ReferenceSwitch", "SelfAligned"]
@@ -37,22 +38,23 @@ class SelfAligned:
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         _wrap_class_in_force(cls)
-        trainers.attach()
+        attach.to_trainer()
         return super().__new__(cls)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.training:
+        module: Any = self
+        if module.training:
             keep_wrapped(self)
-        return super().__call__(*args, **kwargs)  # type: ignore[misc]
+        return super().__call__(*args, **kwargs)  # type: ignore[misc]  # the next class in line, an nn.Module, has it
 
     def train(self, mode: bool = True) -> Any:
-        trainers.attach()  # the Trainer may have been imported after the model was made
+        attach.to_trainer()  # the Trainer may have been imported after the model was made
         keep_wrapped(self)
         if mode:  # peft until 0.20 calls forward itself, not the model
-            watch.watch_gradients(self, keep_wrapped)  # type: ignore[arg-type]
+            bypass.watch_gradients(self, keep_wrapped)
             # a bad setting is an error before training begins, and a good one can be saved with the model
             config.read(getattr(self, "config", None))
-        return super().train(mode)  # type: ignore[misc]
+        return super().train(mode)  # type: ignore[misc]  # likewise
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "forward" and callable(value) and not _is_wrapped(value):
@@ -68,40 +70,47 @@ def wrap(forward: Callable[..., Any], stock: bool = False) -> Callable[..., Any]
 
     @functools.wraps(forward)
     def selfaug_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if _concerned(self, kwargs, args[labels_at] if len(args) > labels_at else None):
+        labels = args[labels_at] if len(args) > labels_at else kwargs.get("labels")
+        if _may_act(self, kwargs.get("shift_labels") if labels is None else labels):
             return step.run(self, forward, stock, args, kwargs)
         return forward(self, *args, **kwargs)
 
-    selfaug_forward.selfaug_wrapper = selfaug_forward  # type: ignore[attr-defined]
+    vars(selfaug_forward)["selfaug_wrapper"] = selfaug_forward
     return selfaug_forward
 
 
-def _concerned(model: nn.Module, kwargs: dict[str, Any], labels: Any) -> bool:
-    """Whether SelfAug may have a part in this call; the cheap half of the answer."""
+def _may_act(model: nn.Module, labels: Any) -> bool:
+    """Whether SelfAug may have a part in this call: the cheap half of the answer. :func:`.step.run` finds the rest.
+
+    Args:
+        labels: those in the call, or None. Inside a method of a Trainer, the Trainer may have kept them.
+    """
+    # A variable is read here, where a function would be called: a compiled forward without labels stays one graph.
+    if labels is None and attach.current is None:
+        return False
     if model.training:
-        return torch.is_grad_enabled() and config.read(model.config).enabled
-    # trainers.step: a Trainer that keeps the labels from the model; set in evaluation only where the term is wanted.
-    # Read, not called: a compiled forward without labels must go through here whole
-    given = labels is not None or kwargs.get("labels") is not None or kwargs.get("shift_labels") is not None
-    labelled = given or trainers.step is not None
-    return labelled and config.read(model.config).evaluation
+        return torch.is_grad_enabled()
+    return config.read(model.config).evaluation
 
 
 @eager
 def keep_wrapped(model: Any) -> Callable[..., Any] | None:
-    """See to it that the forward in force is wrapped; returns it if it was not."""
-    own = vars(model).get("forward")
+    """Wrap the forward in force if it is not wrapped. Returns it then, and None otherwise."""
+    own: Any = vars(model).get("forward")
     if own is None:
         return _wrap_class_in_force(type(model))
     if not callable(own) or _is_wrapped(own):
         return None
-    model.forward = own
-    return own
+    model.forward = own  # SelfAligned.__setattr__ wraps it
+    forward: Callable[..., Any] = own
+    return forward
 
 
 def stock_forward(model: nn.Module) -> Callable[..., Any]:
     """``forward`` as transformers wrote it, a function of (self, ...)."""
-    return next(vars(c)["forward"] for c in type(model).__mro__ if "forward" in vars(c)).__wrapped__
+    wrapped = next(vars(cls)["forward"] for cls in type(model).__mro__ if "forward" in vars(cls))
+    forward: Callable[..., Any] = wrapped.__wrapped__
+    return forward
 
 
 def _is_wrapped(forward: Any) -> bool:
@@ -122,7 +131,7 @@ def _wrap_class(cls: type, stock: bool = False) -> Callable[..., Any] | None:
     forward = vars(cls).get("forward")
     if not inspect.isfunction(forward) or _is_wrapped(forward):
         return None
-    cls.forward = wrap(forward, stock)  # type: ignore[attr-defined]
+    setattr(cls, "forward", wrap(forward, stock))  # noqa: B010  # mypy knows no such attribute of a type
     return forward
 
 
@@ -136,7 +145,7 @@ def _unbound(forward: Callable[..., Any], instance: Any) -> Callable[..., Any]:
         return forward(*args, **kwargs)
 
     # inspect must not take the first argument of a function that has lost its self for ours
-    unbound.__signature__ = _with_self(forward)  # type: ignore[attr-defined]
+    vars(unbound)["__signature__"] = _with_self(forward)
     return unbound
 
 

@@ -1,30 +1,29 @@
-"""The labels that a call of ``forward`` was given, in either form, and whether the call holds whole sequences.
+"""The labels of a call: which of its arguments holds them, and what they are at every position of the batch.
 
-``labels`` are un-shifted: the label at t is that of token t. ``shift_labels`` (context parallelism, Ulysses, x/y
-pretraining) are shifted already: the label at t is that of token t + 1, which the logits at t are scored against. A
-trainer gives either, both, or the shifted ones under both names.
+``labels`` are not shifted: the label at t is that of token t. ``shift_labels`` (context parallelism, Ulysses, x/y
+pretraining) are next labels: the label at t is that of token t + 1, which the logits at t are scored against. A trainer
+gives one of them, both, or the shifted ones under both names. It may cut either to the positions in ``logits_to_keep``.
 """
 
 from __future__ import annotations
 
 import inspect
-import sys
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import positions
+IGNORE_INDEX = -100
 
 
 def given(call: dict[str, Any]) -> Tensor | None:
-    """The labels in ``call``, in whichever form; None if there are none."""
+    """The argument of ``call`` that holds labels, of either kind; None if there is none."""
     labels = call.get("labels")
     return call.get("shift_labels") if labels is None else labels
 
 
 def without_ignored(model: Any, call: dict[str, Any]) -> dict[str, Any]:
-    """``call`` of transformers' own forward, without ``shift_labels`` if its loss does not know them (until 4.49)."""
+    """``call`` of transformers' own forward, without ``shift_labels`` if its loss ignores them (until 4.49)."""
     loss_function = getattr(model, "loss_function", None)
     if "shift_labels" not in call or loss_function is None:
         return call
@@ -33,80 +32,73 @@ def without_ignored(model: Any, call: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in call.items() if name != "shift_labels"}
 
 
-def both_forms(labels: Tensor, call: dict[str, Any], kept: int | Tensor, total: int) -> tuple[Tensor, Tensor | None]:
-    """(own, target) labels of all positions, both (B, total) long: un-shifted, and what the logits at t are scored
-    against; None for the latter where that is the next label.
+def logits_to_keep(call: dict[str, Any]) -> Any:
+    """The positions whose logits the caller wants: an int k for the last k, 0 for all, a (T,) bool mask or indices."""
+    return call.get("logits_to_keep", call.get("num_logits_to_keep", 0))
+
+
+def shifted(labels: Tensor) -> Tensor:
+    """(B, T) long: the next label of each position, which its logits are scored against. IGNORE_INDEX at the last."""
+    return torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+
+
+def at_all_positions(labels: Tensor, call: dict[str, Any], total: int) -> tuple[Tensor, Tensor]:
+    """(labels, next labels) of all positions, both (B, total) long.
 
     Args:
-        labels: of the call or of its trainer, un-shifted unless the call has ``shift_labels``.
-        kept: the call's ``logits_to_keep``; the labels may be cut to it.
+        labels: those of the call or of its trainer; next labels if the call has ``shift_labels`` alone.
         total: T.
+
+    Raises:
+        ValueError: the labels have neither T columns nor one for each position in ``logits_to_keep``.
     """
-    shifted = call.get("shift_labels")
-    if shifted is None:
-        return positions.full_labels(labels, kept, total), None
-    targets = positions.full_targets(shifted, kept, total)
-    first = targets[:, :1]  # what the first token's own label was is lost: taken for what its target is
-    if labels.shape == targets.shape and torch.equal(labels[:, 1:], targets[:, :-1].to(labels.device)):
-        first = labels[:, :1].to(targets.device)  # un-shifted ones were given, too
-    return torch.cat((first, targets[:, :-1]), 1), targets
+    keep = logits_to_keep(call)
+    if call.get("shift_labels") is None:
+        labels = full_labels(labels, keep, total)
+        return labels, shifted(labels)
+    next_labels = _full_next_labels(call["shift_labels"], keep, total)
+    first = next_labels[:, :1]  # the first token's own label is lost; take it to be supervised if the second token is
+    if labels.shape == next_labels.shape and torch.equal(labels[:, 1:], next_labels[:, :-1].to(labels.device)):
+        first = labels[:, :1].to(next_labels.device)  # labels that are not shifted were given, too
+    return torch.cat((first, next_labels[:, :-1]), 1), next_labels
 
 
-def split_by(call: dict[str, Any]) -> str | None:
-    """Why this call may hold a part of each sequence only, because processes share it; None if it holds the whole.
+def full_labels(labels: Tensor, keep: int | Tensor, total: int) -> Tensor:
+    """(B, T) labels from labels that a trainer cut to ``keep``, see :func:`logits_to_keep`; IGNORE_INDEX elsewhere.
 
-    The answer follows from what is set up, not from the data, so that every process finds the same one.
+    An int k > 0 keeps the last k positions. A (T,) bool mask or (K,) indices keep the positions whose logits are used,
+    so the label after the j-th kept position is the j+1-th of the cut ones (ms-swift: swift/trainers/mixin.py,
+    prepare_logits_to_keep).
     """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return None
-    if torch.distributed.get_world_size() == 1:
-        return None
-    known = (
-        ("accelerate's parallelism_config (cp_size or sp_size)", _accelerate),
-        ("torch's context_parallel", _context_parallel),
-        ("DeepSpeed's sequence parallelism", _deepspeed),
-        ("ms-swift's sequence parallelism", _swift),
-        ("axolotl's context parallelism", _axolotl),
-    )
-    for name, size in known:
-        if size() > 1:
-            return f"{name} splits each sequence between processes"
-    if call.get("shift_labels") is not None:
-        return "shift_labels are given in a run of several processes, where each may hold a part of a sequence only"
-    return None
+    if labels.shape[1] == total:
+        return labels
+    kept = _kept_positions(labels, keep, total)
+    full = labels.new_full((labels.shape[0], total), IGNORE_INDEX)
+    if isinstance(keep, int):
+        full[:, kept] = labels
+    else:
+        full[:, kept[:-1] + 1] = labels[:, 1:]
+    return full
 
 
-def _module(name: str) -> Any:
-    return sys.modules.get(name)  # who has not imported it does not use it
+def _full_next_labels(next_labels: Tensor, keep: int | Tensor, total: int) -> Tensor:
+    """(B, T) next labels, likewise. Each belongs to the kept position itself, not to the token after it."""
+    if next_labels.shape[1] == total:
+        return next_labels
+    full = next_labels.new_full((next_labels.shape[0], total), IGNORE_INDEX)
+    full[:, _kept_positions(next_labels, keep, total)] = next_labels
+    return full
 
 
-def _accelerate() -> int:
-    state = getattr(_module("accelerate.state"), "AcceleratorState", None)
-    plan = None if state is None else state._shared_state.get("parallelism_config")
-    return max(1, getattr(plan, "cp_size", None) or 1) * max(1, getattr(plan, "sp_size", None) or 1)
-
-
-def _context_parallel() -> int:
-    attention = torch.nn.functional.scaled_dot_product_attention
-    return 2 if str(getattr(attention, "__module__", "")).startswith("torch.distributed.") else 1
-
-
-def _deepspeed() -> int:
-    size = getattr(_module("deepspeed.utils.groups"), "_get_sequence_parallel_world_size", None)
-    return 1 if size is None else size() or 1
-
-
-def _swift() -> int:
-    for name in ("swift.sequence_parallel", "swift.trainers.sequence_parallel"):
-        found = getattr(getattr(_module(name), "sequence_parallel", None), "world_size", None)
-        if isinstance(found, int):
-            return found
-    return 1
-
-
-def _axolotl() -> int:
-    for name in ("axolotl.monkeypatch.ring_attn.patch", "axolotl.monkeypatch.ring_attn"):
-        group = getattr(_module(name), "RING_ATTN_GROUP", None)
-        if group is not None:
-            return int(torch.distributed.get_world_size(group))
-    return 1
+def _kept_positions(labels: Tensor, keep: int | Tensor, total: int) -> Tensor:
+    """(K,) long: the positions in ``keep``, of which ``labels`` (B, K) holds the labels."""
+    if isinstance(keep, int):
+        kept = torch.arange(total - min(keep or total, total), total, device=labels.device)
+    else:
+        kept = keep.nonzero().squeeze(-1) if keep.dtype == torch.bool else keep
+    if labels.shape[1] != len(kept):
+        raise ValueError(
+            f"expected labels of {total} positions, as the model was called with, or of the {len(kept)} in "
+            f"logits_to_keep; found {labels.shape[1]}"
+        )
+    return kept

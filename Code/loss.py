@@ -15,14 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Callable
 
 import torch
 from torch import Tensor, nn
 
 from .head import frozen_weight, sharded_linear, trains_sharded, without_hooks
-from .positions import IGNORE_INDEX
+from .labels import IGNORE_INDEX
 
 Head = Callable[[Tensor], Tensor]
 
@@ -37,22 +36,22 @@ class Terms:
 
 
 def plain_loss(
-    logits: Tensor, reference_logits: Tensor, targets: Tensor, kl_weight: Tensor, direction: str = "base-tuned"
+    logits: Tensor, reference_logits: Tensor, next_labels: Tensor, kl_weight: Tensor, direction: str = "base-tuned"
 ) -> Terms:
     """The equation as it stands, with full logits and autograd: what :func:`chunked_loss` is tested against.
 
     Args:
         logits: (P, V), LoRA on.
         reference_logits: (A, V), LoRA off, for the first A <= P positions.
-        targets: (P,) long, IGNORE_INDEX where NLL takes no part.
+        next_labels: (P,) long, IGNORE_INDEX where NLL takes no part.
         kl_weight: (A,) weight of each aligned position's KL.
     """
     A = len(reference_logits)
     log_p = logits.to(_wide(logits)).log_softmax(-1)
     log_q = reference_logits.detach().to(log_p).log_softmax(-1)
-    targets, kl_weight = targets.to(log_p.device), kl_weight.to(log_p)
-    supervised = targets != IGNORE_INDEX
-    nll = -log_p[supervised].gather(-1, targets[supervised].unsqueeze(-1)).squeeze(-1)
+    next_labels, kl_weight = next_labels.to(log_p.device), kl_weight.to(log_p)
+    supervised = next_labels != IGNORE_INDEX
+    nll = -log_p[supervised].gather(-1, next_labels[supervised].unsqueeze(-1)).squeeze(-1)
     if direction == "base-tuned":
         kl = (log_q.exp() * (log_q - log_p[:A])).sum(-1)
     else:
@@ -63,7 +62,7 @@ def plain_loss(
 def chunked_loss(
     hidden: Tensor,
     reference_hidden: Tensor,
-    targets: Tensor,
+    next_labels: Tensor,
     kl_weight: Tensor,
     head: nn.Module,
     reference_head: Head,
@@ -83,7 +82,7 @@ def chunked_loss(
     Args:
         hidden: (P, H), LoRA on. Aligned positions first.
         reference_hidden: (A, H), LoRA off, for the first A <= P positions. May be empty.
-        targets: (P,) long, IGNORE_INDEX where NLL takes no part.
+        next_labels: (P,) long, IGNORE_INDEX where NLL takes no part.
         kl_weight: (A,) weight of each aligned position's KL.
         head: module from (n, H) to logits (n, V).
         reference_head: from (n, H) to the reference's logits (n, V), called under ``no_grad``. ``head`` itself if that
@@ -93,37 +92,34 @@ def chunked_loss(
     Tensors may be on other devices than ``hidden``, and the head may be. The terms are where ``hidden`` is.
     """
     here, weight = hidden.device, kl_weight.to(hidden.device, _wide(hidden))  # copied once, not once per chunk
-    chunks = _Chunks(targets.to(here), weight, reference_hidden.to(here), direction, chunk_size)
+    chunks = _Chunks(next_labels.to(here), weight, reference_hidden.to(here), direction, chunk_size)
     if trains_sharded(head):
         with torch.no_grad():
             reference_logits = _cast_once(reference_head, hidden.dtype)(chunks.reference_hidden)
-        terms = plain_loss(head(hidden), reference_logits, targets, kl_weight, direction)
+        terms = plain_loss(head(hidden), reference_logits, next_labels, kl_weight, direction)
         return Terms(*(value.to(hidden.device) for value in (terms.total, terms.nll_sum, terms.kl_sum)))
     sharded = sharded_linear(head)
     if sharded is None:
-        return Terms(*_in_chunks(chunks, hidden, head, reference_head))
+        return _in_chunks(chunks, hidden, head, reference_head)
 
     def forward(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         whole = without_hooks(sharded)
-        return _in_chunks(chunks, hidden, whole, whole if reference_head is head else reference_head)
+        terms = _in_chunks(chunks, hidden, whole, whole if reference_head is head else reference_head)
+        return terms.total, terms.nll_sum, terms.kl_sum
 
-    sharded.forward = forward  # type: ignore[method-assign, assignment]  # its weight is whole while this call lasts
+    vars(sharded)["forward"] = forward  # the weight is whole as long as the head is called
     try:
         return Terms(*head(hidden))
     finally:
         del sharded.forward
 
 
-def _in_chunks(chunks: _Chunks, hidden: Tensor, head: nn.Module, reference_head: Head) -> tuple[Tensor, Tensor, Tensor]:
-    """(total, NLL, KL), of which the first is attached to the graph."""
-    weight = frozen_weight(head)
-    if weight is not None and reference_head is head:
-        way, parameters = partial(_through_weight, weight), []
-    else:
-        way = partial(_through_module, head, _cast_once(reference_head, hidden.dtype))
-        parameters = [p for p in head.parameters() if p.requires_grad]
-    total, nll_sum, kl_sum = _ChunkedLoss.apply(chunks, way, hidden, *parameters)  # type: ignore[no-untyped-call]
-    return total, nll_sum, kl_sum
+def _in_chunks(chunks: _Chunks, hidden: Tensor, head: nn.Module, reference_head: Head) -> Terms:
+    parameters = [parameter for parameter in head.parameters() if parameter.requires_grad]
+    total, nll_sum, kl_sum = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        chunks, head, reference_head, hidden, *parameters
+    )
+    return Terms(total, nll_sum, kl_sum)
 
 
 def auto_chunk_size(vocabulary: int, device: torch.device) -> int:
@@ -139,46 +135,49 @@ def auto_chunk_size(vocabulary: int, device: torch.device) -> int:
 
 @dataclass
 class _Chunks:
-    """What each chunk of positions takes a part of."""
+    """The inputs of the loss that are cut into chunks of positions, and how they are cut."""
 
-    targets: Tensor
-    kl_weight: Tensor
-    reference_hidden: Tensor
+    next_labels: Tensor  # (P,)
+    kl_weight: Tensor  # (A,)
+    reference_hidden: Tensor  # (A, H)
     direction: str
     size: int
 
     def slices(self, P: int) -> Iterator[slice]:
-        """Positions that are handled together. One that is not aligned has no reference logits: twice as many fit."""
+        """Which positions make a chunk. One that is not aligned has no reference logits, so twice as many fit."""
         A, size = len(self.reference_hidden), self.size
         yield from (slice(i, min(i + size, A)) for i in range(0, A, size))
         yield from (slice(i, min(i + 2 * size, P)) for i in range(A, P, 2 * size))
 
-    def terms(self, part: slice, logits: Tensor, reference_logits: Tensor) -> Tensor:
-        """See :func:`_chunk_terms`, which overwrites both logits."""
-        targets, weight = self.targets[part].to(logits.device), self.kl_weight[part].to(logits.device, _wide(logits))
-        return _chunk_terms(logits, reference_logits, targets, weight, self.direction)
+    def rows(self, part: slice) -> int:
+        """How many rows of logits the positions in ``part`` have, tuned and base."""
+        return int(part.stop - part.start) * (2 if part.start < len(self.reference_hidden) else 1)
 
 
-Gradients = dict[int, Tensor]  # of the tensors that want one: 0 for the hidden states, then the head's parameters
+Gradients = dict[int, Tensor]  # of the tensors that take one: 0 for the hidden states, then the head's parameters
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """``way`` computes the sums and fills the gradients; it is one of the two functions below."""
+    """(total, NLL, KL). The forward pass computes the gradients, too; the backward pass scales them."""
 
     @staticmethod
     def forward(
-        ctx: Any, chunks: _Chunks, way: Callable[..., Tensor], hidden: Tensor, *parameters: Tensor
+        ctx: Any, chunks: _Chunks, head: nn.Module, reference_head: Head, hidden: Tensor, *parameters: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        wide = _wide(hidden)
         inputs = (hidden, *parameters)
-        wanted = [i for i, needed in enumerate(ctx.needs_input_grad[2:]) if needed]
-        # in float16 the gradient of one token may underflow before backward brings the loss scale
+        wide = _wide(hidden)
+        needed = [i for i, needs_grad in enumerate(ctx.needs_input_grad[3:]) if needs_grad]
+        # in float16 the gradient of one token may underflow, because backward brings the loss scale only later
         grads = {
-            i: torch.zeros_like(inputs[i], dtype=wide if inputs[i].dtype == torch.float16 else None) for i in wanted
+            i: torch.zeros_like(inputs[i], dtype=wide if inputs[i].dtype == torch.float16 else None) for i in needed
         }
-        sums = way(chunks, inputs, grads)
+        weight = frozen_weight(head) if reference_head is head else None
+        if weight is not None:
+            sums = _through_weight(weight, chunks, hidden, grads)
+        else:
+            sums = _through_module(head, _cast_once(reference_head, hidden.dtype), chunks, inputs, grads)
         ctx.save_for_backward(*grads.values())  # unlike an attribute of ctx, freed by backward
-        ctx.wanted = list(grads)
+        ctx.indices = list(grads)
         ctx.dtypes = [tensor.dtype for tensor in inputs]
         total, nll_sum, kl_sum = sums.unbind()
         ctx.mark_non_differentiable(nll_sum, kl_sum)
@@ -187,29 +186,29 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_total: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        grads = dict(zip(ctx.wanted, ctx.saved_tensors))
+        grads = dict(zip(ctx.indices, ctx.saved_tensors))
         scaled = (
             (grads[i] * grad_total.to(grads[i].device)).to(dtype) if i in grads else None
             for i, dtype in enumerate(ctx.dtypes)
         )
-        return (None, None, *scaled)
+        return (None, None, None, *scaled)
 
 
-def _through_weight(weight: Tensor, chunks: _Chunks, inputs: tuple[Tensor, ...], grads: Gradients) -> Tensor:
-    """(total, NLL, KL) where the head is one frozen matrix (V, H). Fills the gradient of the hidden states.
+def _through_weight(weight: Tensor, chunks: _Chunks, hidden: Tensor, grads: Gradients) -> Tensor:
+    """(total, NLL, KL) where both heads are one frozen matrix (V, H). Fills the gradient of the hidden states.
 
-    The tuned and the base logits of a chunk come from one product, in a buffer that all chunks share, and become the
-    gradient there.
+    One product makes the tuned and the base logits of a chunk, in a buffer that all chunks share. There they become the
+    gradient.
     """
-    hidden, grad = inputs[0], grads.get(0)
+    grad = grads.get(0)
     sums = hidden.new_zeros(3, dtype=_wide(hidden))
-    rows = max((_rows(part, chunks) for part in chunks.slices(len(hidden))), default=0)
+    rows = max((chunks.rows(part) for part in chunks.slices(len(hidden))), default=0)
     buffer = weight.new_empty(rows, len(weight))
     for part in chunks.slices(len(hidden)):
         both = torch.cat([x[part].detach().to(weight) for x in (hidden, chunks.reference_hidden)])
         n, logits = part.stop - part.start, buffer[: len(both)]
         torch.mm(both, weight.t(), out=logits)
-        sums += chunks.terms(part, logits[:n], logits[n:]).to(sums)
+        sums += _chunk_terms(chunks, part, logits[:n], logits[n:]).to(sums)
         if grad is None:
             continue
         if (grad.dtype, grad.device) == (weight.dtype, weight.device) and grad.is_contiguous():
@@ -222,8 +221,8 @@ def _through_weight(weight: Tensor, chunks: _Chunks, inputs: tuple[Tensor, ...],
 def _through_module(
     head: nn.Module, reference_head: Head, chunks: _Chunks, inputs: tuple[Tensor, ...], grads: Gradients
 ) -> Tensor:
-    """(total, NLL, KL) of any head, by calling it. Adds to the gradients, and takes out those of parameters that the
-    head does not use: of an adapter that is not active.
+    """(total, NLL, KL) of any head, by calling it. Adds to the gradients, and removes those of parameters that the head
+    does not use, such as an adapter that is not active.
     """
     hidden, used = inputs[0], set()
     sums = hidden.new_zeros(3, dtype=_wide(hidden))
@@ -232,10 +231,10 @@ def _through_module(
         with torch.set_grad_enabled(bool(grads)):
             logits = head(h.requires_grad_(0 in grads))
         states = chunks.reference_hidden[part]
-        # of a model spread over devices, a tied head is where the embedding is
+        # in a model that is spread over devices, a tied head is where the embedding is
         reference_logits = reference_head(states).to(logits.device) if len(states) else logits.detach()[:0]
         grad_logits = logits.detach().clone()  # the head may have saved its output
-        sums += chunks.terms(part, grad_logits, reference_logits).to(sums)
+        sums += _chunk_terms(chunks, part, grad_logits, reference_logits).to(sums)
         if not grads:
             continue
         sources = [h if i == 0 else inputs[i] for i in grads]
@@ -256,20 +255,15 @@ def _cast_once(head: Head, dtype: torch.dtype) -> Head:
     return lambda states: states.to(weight) @ weight.t()
 
 
-def _rows(part: slice, chunks: _Chunks) -> int:
-    return int(part.stop - part.start) * (2 if part.start < len(chunks.reference_hidden) else 1)
+def _chunk_terms(chunks: _Chunks, part: slice, logits: Tensor, reference_logits: Tensor) -> Tensor:
+    """(total, NLL, KL) of the positions in ``part``. Their logits (n, V) become d total / d logits; their reference
+    logits, (n, V) or (0, V), are overwritten.
 
-
-def _chunk_terms(
-    logits: Tensor, reference_logits: Tensor, targets: Tensor, kl_weight: Tensor, direction: str
-) -> Tensor:
-    """(total, NLL, KL) of one chunk. Its (n, V) logits become d total / d logits; the reference logits, (n, V) or
-    (0, V), are overwritten.
-
-    It goes by blocks of rows that stay in a CPU's cache, which is also what bounds the float32 copies of half
+    It goes by blocks of rows that stay in a CPU's cache. The block's size also bounds the float32 copies of half
     precision.
     """
-    wide = kl_weight.dtype
+    wide = _wide(logits)
+    next_labels, kl_weight = chunks.next_labels[part].to(logits.device), chunks.kl_weight[part].to(logits.device, wide)
     sums = logits.new_zeros(3, dtype=wide)
     block = max(1, (_CPU_BLOCK if logits.device.type == "cpu" else _BLOCK) // (4 * logits.shape[1]))
     for start in range(0, len(logits), block):
@@ -277,9 +271,9 @@ def _chunk_terms(
         z = logits[rows].to(wide)
         if len(reference_logits):
             r = reference_logits[rows].to(wide)
-            sums += _aligned_block(z, r, targets[rows], kl_weight[rows], direction)
+            sums += _aligned_block(z, r, next_labels[rows], kl_weight[rows], chunks.direction)
         else:
-            sums[:2] += _supervised_block(z, targets[rows])
+            sums[:2] += _supervised_block(z, next_labels[rows])
         if z.dtype != logits.dtype:
             logits[rows] = z
     return sums
@@ -288,31 +282,31 @@ def _chunk_terms(
 _CPU_BLOCK, _BLOCK = 3 * 2**20, 64 * 2**20  # bytes
 
 
-def _supervised_block(z: Tensor, targets: Tensor) -> Tensor:
+def _supervised_block(z: Tensor, next_labels: Tensor) -> Tensor:
     """NLL of logits z (n, V), summed. z becomes its gradient."""
-    supervised, target = _supervised(targets)
-    picked = z.gather(-1, target)
+    supervised, label = _supervised(next_labels)
+    picked = z.gather(-1, label)
     top, total = _exponentials(z)
     nll = (top - picked + total.log()).masked_fill(~supervised, 0).sum()
-    z.mul_(supervised / total).scatter_add_(-1, target, -supervised.to(z.dtype))
+    z.mul_(supervised / total).scatter_add_(-1, label, -supervised.to(z.dtype))
     return nll
 
 
-def _aligned_block(z: Tensor, r: Tensor, targets: Tensor, kl_weight: Tensor, direction: str) -> Tensor:
+def _aligned_block(z: Tensor, r: Tensor, next_labels: Tensor, kl_weight: Tensor, direction: str) -> Tensor:
     """(total, NLL, KL) of logits z (n, V) and reference logits r (n, V). z becomes the gradient, r is overwritten.
 
     With p, q the tuned and the base distribution and P, Q the logs of their sums of exponentials:
 
         KL(q || p) = sum q * (r - z) + (P - Q) + sum (p - q)        d/dz = p - q
         KL(p || q) = sum p * (z - r) - (P - Q) - sum (p - q)        d/dz = p * (z - r - sum p * (z - r))
-        NLL        = P - z[target]                                  d/dz = p - onehot
+        NLL        = P - z[next label]                              d/dz = p - onehot
 
     sum (p - q) is 0 but for the rounding of P and Q, and cancels that: a KL is of second order in z - r, its parts are
     of first.
     """
-    supervised, target = _supervised(targets)
+    supervised, label = _supervised(next_labels)
     trained, weight = supervised.to(z.dtype), kl_weight.unsqueeze(-1)
-    picked = z.gather(-1, target)
+    picked = z.gather(-1, label)
     difference = r - z if direction == "base-tuned" else z - r
     z_top, z_total = _exponentials(z)
     r_top, r_total = _exponentials(r)
@@ -330,14 +324,14 @@ def _aligned_block(z: Tensor, r: Tensor, targets: Tensor, kl_weight: Tensor, dir
         mean = torch.mul(z, difference, out=r).sum(-1, keepdim=True)
         kl += mean
         z.mul_(difference.sub_(mean).mul_(weight).add_(trained))
-    z.scatter_add_(-1, target, -trained)
+    z.scatter_add_(-1, label, -trained)
     return torch.stack((nll + (weight * kl).sum(), nll, kl.sum()))
 
 
-def _supervised(targets: Tensor) -> tuple[Tensor, Tensor]:
-    """(n, 1) bool, and (n, 1) targets that may be used as an index everywhere."""
-    supervised = targets != IGNORE_INDEX
-    return supervised.unsqueeze(-1), targets.masked_fill(~supervised, 0).unsqueeze(-1)
+def _supervised(next_labels: Tensor) -> tuple[Tensor, Tensor]:
+    """(n, 1) bool, whether the position is supervised; and (n, 1) its next label, 0 where it is not."""
+    supervised = next_labels != IGNORE_INDEX
+    return supervised.unsqueeze(-1), next_labels.masked_fill(~supervised, 0).unsqueeze(-1)
 
 
 def _exponentials(z: Tensor) -> tuple[Tensor, Tensor]:

@@ -35,7 +35,7 @@ class SelfAugOutput(CausalLMOutputWithPast):
     """
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
         object.__setattr__(self, "_selfaug_made", True)
 
     def __getattribute__(self, name: str) -> Any:
@@ -47,7 +47,7 @@ class SelfAugOutput(CausalLMOutputWithPast):
     def __getitem__(self, key: Any) -> Any:
         reader = sys._getframe(1)
         if isinstance(key, str):
-            return self._read(super().__getitem__(key), reader)
+            return self._read(super().__getitem__(key), reader)  # type: ignore[no-untyped-call]  # likewise
         values = list(self.values())[key]
         return tuple(self._read(v, reader) for v in values) if isinstance(key, slice) else self._read(values, reader)
 
@@ -66,7 +66,8 @@ class SelfAugOutput(CausalLMOutputWithPast):
         return self.logits
 
     def to_tuple(self) -> tuple[Any, ...]:
-        return self[:]
+        values: tuple[Any, ...] = self[:]
+        return values
 
 
 def output(loss: Tensor, logits: Callable[[], Tensor], decoded: Any) -> SelfAugOutput:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .positions import IGNORE_INDEX
+from .labels import IGNORE_INDEX
 from .toolkit import messages, rows
 from .toolkit.errors import Refusal
 from .toolkit.tokens import bare, begun

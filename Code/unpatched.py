@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import config, watch
-from .reference import switch
+from . import config
+from .reference import guards, switch
+from .trainers import bypass
 
 FAMILIES = ("qwen2",)  # those that there is a patch for: transformers.models.qwen2
 # before torch 2.1 there is no way to stay out of a compiled graph, so nothing is looked at
@@ -43,9 +44,10 @@ class ReferenceSwitch:
 
     @property
     def disable_adapters(self) -> bool:
-        if self.training and _LOOKS and not torch.compiler.is_compiling() and self not in _QUIET:  # type: ignore[attr-defined]
-            look(self)
-        return self.selfaug_reference or self._disable_adapters  # type: ignore[attr-defined]
+        layer: Any = self  # a LoraLayer
+        if layer.training and _LOOKS and not torch.compiler.is_compiling() and layer not in _QUIET:
+            look(layer)
+        return layer.selfaug_reference or layer._disable_adapters  # type: ignore[no-any-return]  # peft's, either type
 
 
 def look(layer: Any) -> None:
@@ -80,7 +82,21 @@ def _tell(model: Any, layer: Any, caller: _Caller) -> None:
         reason, do = why(type(model))
         name = type(model).__name__
         what = f"SelfAug is on and LoRA trains {name} on labels, but this class is not patched: {reason}."
-        watch.of(model).say(what, settings.strict, do)
+        bypass.of(model).warn(what, settings.strict, do)
+
+
+def check_peft(model: Any, settings: config.Settings) -> None:
+    """Warn if LoRA trains in ``model`` and only seems not to: its layers are not patched, or ``model`` is a replica of
+    ``nn.DataParallel``, whose weights are no parameters.
+    """
+    if vars(model).get("_is_replica") and switch.has_lora_on(model):
+        what = "SelfAug is on but could not act: nn.DataParallel calls copies of the model."
+        do = "Start the script with torchrun or `accelerate launch`, or show it one GPU (CUDA_VISIBLE_DEVICES=0)"
+        bypass.of(model).warn(what, settings.strict, do)
+    elif layer_class := guards.unpatched_peft(model):
+        reason, do = why(layer_class)
+        what = f"SelfAug is on but could not act: peft's LoRA layers are not patched: {reason}."
+        bypass.of(model).warn(what, settings.strict, do)
 
 
 class _Caller:

@@ -6,6 +6,6 @@ import sys
 
 if __name__ == "__main__":
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    from selfaug_patcher.__main__ import main
+    from selfaug_patcher.__main__ import main  # type: ignore[attr-defined]  # it imports main for a new Python only
 
     sys.exit(main(["install"] + sys.argv[1:]))  # noqa: RUF005

@@ -77,12 +77,12 @@ def pytest_terminal_summary(terminalreporter) -> None:
 @pytest.fixture
 def said(monkeypatch):
     """The texts of SelfAug's warnings in this test, as Python would show them."""
-    from selfaug import watch
+    from selfaug.trainers import bypass
 
     found = []
 
     def show(message, category, *where, **how):
-        if issubclass(category, watch.BypassWarning):
+        if issubclass(category, bypass.BypassWarning):
             found.append(str(message))
 
     monkeypatch.setattr(warnings, "showwarning", show)

@@ -40,7 +40,8 @@ def _write(results: Any, options: argparse.Namespace) -> None:
 
 
 def _file(options: argparse.Namespace) -> Path:
-    return Path(options.results) / f"{options.verb}{'-checkpointing' if options.checkpointing else ''}.json"
+    folder: Path = options.results
+    return folder / f"{options.verb}{'-checkpointing' if options.checkpointing else ''}.json"
 
 
 def _facts(options: argparse.Namespace) -> dict[str, Any]:

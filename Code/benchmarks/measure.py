@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from selfaug import loss, metrics
+from selfaug import loss
 from selfaug.reference import decoder
+from selfaug.trainers import metrics
 
 from . import slice as sliced
 
@@ -38,7 +39,7 @@ def seconds(T: int, names: list[str], rounds: int, shape: str, layers: int, chec
     over rounds of its ratio to stock's step in the same round."""
     model = sliced.model(shape, layers, checkpointing)
     data = sliced.batch(T, model.config.vocab_size)
-    found: dict[str, list[float]] = {name: [] for name in names}
+    measured: dict[str, list[float]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as folder, sliced.environment(benchmark_cache=folder):
         for turn in range(rounds + 1):
             for name in names:
@@ -46,13 +47,13 @@ def seconds(T: int, names: list[str], rounds: int, shape: str, layers: int, chec
                 start = time.process_time()
                 step(name, model, data)
                 if turn:
-                    found[name].append(time.process_time() - start)
+                    measured[name].append(time.process_time() - start)
     return {
         name: {
             "seconds": statistics.median(times),
-            "ratio": statistics.median(t / s for t, s in zip(times, found["stock"])),
+            "ratio": statistics.median(t / s for t, s in zip(times, measured["stock"])),
         }
-        for name, times in found.items()
+        for name, times in measured.items()
     }
 
 
@@ -73,10 +74,10 @@ def shares(T: int, rounds: int, shape: str, layers: int, checkpointing: bool) ->
             back += time.process_time() - middle
             model.zero_grad(set_to_none=True)
         whole = time.process_time() - start
-    found = {"reference pass": base[0], "products of the head": head[0] - softmax[0], "softmax, NLL and KL": softmax[0]}
-    found["backward of the layers"] = back
-    found["forward of the layers"] = whole - sum(found.values())
-    return {part: spent / whole for part, spent in found.items()}
+    spent = {"reference pass": base[0], "products of the head": head[0] - softmax[0], "softmax, NLL and KL": softmax[0]}
+    spent["backward of the layers"] = back
+    spent["forward of the layers"] = whole - sum(spent.values())
+    return {part: seconds / whole for part, seconds in spent.items()}
 
 
 def chunk_speeds(T: int, sizes: list[int], rounds: int, shape: str) -> dict[int, dict[str, float]]:
@@ -130,12 +131,12 @@ def flops(T: int, names: list[str], shape: str, layers: int | None, checkpointin
     model, data = _without_content(T, shape, layers, checkpointing, torch.float32)
     metrics.RUNNING.clear()  # sums of steps that were on another device
     loss._BLOCK = 2**40  # elementwise work has no products: let it go by whole chunks
-    found = {}
+    counted = {}
     for name in names:
         with FlopCounterMode(display=False, custom_mapping=_ATTENTION_FLOPS) as counter:
             step(name, model, data)
-        found[name] = float(counter.get_total_flops())
-    return found
+        counted[name] = float(counter.get_total_flops())
+    return counted
 
 
 # torch counts the attention of GPUs and not that of CPUs. Both get shapes, first those of the operator's tensors.
@@ -161,8 +162,9 @@ def _without_content(T: int, shape: str, *options: Any) -> tuple[Any, dict[str, 
     from transformers.models.qwen2 import modeling_qwen2
 
     loss._BLOCK, loss.auto_chunk_size = loss._CPU_BLOCK, lambda V, _: _chunk_size(V, torch.device("cpu"))  # as a CPU
-    modeling_qwen2.create_causal_mask = lambda *args, **kwargs: None  # reads numbers to find that none is needed
-    torch.nn.functional.scaled_dot_product_attention = _attention
+    # the model's own reads numbers, and finds that no mask is needed
+    setattr(modeling_qwen2, "create_causal_mask", lambda *args, **kwargs: None)  # noqa: B010  # not exported, says mypy
+    setattr(torch.nn.functional, "scaled_dot_product_attention", _attention)  # noqa: B010  # of another signature
     data = sliced.batch(T, sliced.SHAPES[shape]["vocab_size"])
     with torch.device("meta"):
         model = sliced.model(shape, *options)
@@ -176,14 +178,15 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, *_: Any, is_causal: bool = False
     groups = q.shape[1] // k.shape[1]
     k, v = (x.repeat_interleave(groups, 1) if groups > 1 else x for x in (k, v))
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    return attention(q, k, v, 0.0, q.shape[2] > 1, scale=options.get("scale"))[0]
+    attended: Tensor = attention(q, k, v, 0.0, q.shape[2] > 1, scale=options.get("scale"))[0]
+    return attended
 
 
 class _Alive(TorchDispatchMode):
     """Follows the storages that operators make, and how many bytes of them live at once."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self.now = self.peak = 0
         self.seen: dict[int, weakref.ref[Any]] = {}
 

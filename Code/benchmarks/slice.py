@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from selfaug import hooks, loss
+from selfaug.labels import shifted
 from selfaug.reference import decoder, switch
 
-SHAPES = {  # Qwen/Qwen2.5-…/config.json
+SHAPES: dict[str, dict[str, Any]] = {  # Qwen/Qwen2.5-…/config.json
     "0.5B": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
              "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True},
     "7B": {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
@@ -27,10 +28,12 @@ LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj",
 PROMPT = 0.85  # share of the tokens
 
 
-def model(shape: str, layers: int | None, checkpointing: bool, dtype: torch.dtype = torch.float32) -> nn.Module:
+def model(shape: str, layers: int | None, checkpointing: bool, dtype: torch.dtype = torch.float32) -> Any:
     """LoRA r=8 on all linear layers, random weights, training mode."""
     torch.manual_seed(0)
-    settings = dict(SHAPES[shape], use_cache=False, max_position_embeddings=32768, attn_implementation="sdpa")
+    settings: dict[str, Any] = dict(
+        SHAPES[shape], use_cache=False, max_position_embeddings=32768, attn_implementation="sdpa"
+    )
     if layers:
         settings["num_hidden_layers"] = layers
     before = torch.get_default_dtype()
@@ -42,11 +45,11 @@ def model(shape: str, layers: int | None, checkpointing: bool, dtype: torch.dtyp
     if checkpointing:
         base.gradient_checkpointing_enable({"use_reentrant": False})
         base.enable_input_require_grads()
-    made = get_peft_model(base, LoraConfig(r=8, target_modules=LINEAR_LAYERS), autocast_adapter_dtype=False)
-    for name, parameter in made.named_parameters():
+    tuned = get_peft_model(base, LoraConfig(r=8, target_modules=LINEAR_LAYERS), autocast_adapter_dtype=False)
+    for name, parameter in tuned.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.01)
-    return made.train()
+    return tuned.train()
 
 
 def batch(T: int, vocabulary: int) -> dict[str, Tensor]:
@@ -59,6 +62,7 @@ def batch(T: int, vocabulary: int) -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def environment(**variables: str) -> Iterator[None]:
+    """Environment variables for a while, named in lower case."""
     before = dict(os.environ)
     os.environ.update({name.upper(): value for name, value in variables.items()})
     try:
@@ -69,10 +73,10 @@ def environment(**variables: str) -> Iterator[None]:
 
 
 def supervised(data: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Indices and targets of the supervised positions."""
-    targets = nn.functional.pad(data["labels"][0, 1:], (0, 1), value=-100)
-    index = (targets != -100).nonzero().squeeze(-1)
-    return index, targets[index]
+    """Indices and next labels of the supervised positions."""
+    next_labels = shifted(data["labels"])[0]
+    index = (next_labels != -100).nonzero().squeeze(-1)
+    return index, next_labels[index]
 
 
 def aligned(data: dict[str, Tensor]) -> int:
@@ -83,24 +87,25 @@ def aligned(data: dict[str, Tensor]) -> int:
 def stock(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
     """transformers' own forward, without SelfAug's wrapper."""
     inner = peft_model.base_model.model
-    return hooks.stock_forward(inner)(inner, **data).loss
+    return _loss_of(hooks.stock_forward(inner)(inner, **data))
 
 
 def off(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
     """The patched path with SELFAUG=0."""
     with environment(selfaug="0"):
-        return peft_model(**data).loss
+        return _loss_of(peft_model(**data))
 
 
 def stock_fused(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
     """No SelfAug: the stock loss by chunks of the head at supervised positions, as TRL's and Liger's heads make it."""
     inner = peft_model.base_model.model
     hidden = inner.model(data["input_ids"])[0].flatten(0, 1)
-    index, targets = (found.to(hidden.device) for found in supervised(data))
+    index, next_labels = (tensor.to(hidden.device) for tensor in supervised(data))
     chosen, none = hidden[index], hidden.new_empty(0)
     size = loss.auto_chunk_size(inner.config.vocab_size, hidden.device)
-    terms = loss.chunked_loss(chosen, chosen.detach()[:0], targets, none, inner.lm_head, inner.lm_head, size)
-    return terms.total / len(index)
+    terms = loss.chunked_loss(chosen, chosen.detach()[:0], next_labels, none, inner.lm_head, inner.lm_head, size)
+    mean: Tensor = terms.total / len(index)
+    return mean
 
 
 def original(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
@@ -114,7 +119,8 @@ def original(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
     p, q = logits.softmax(-1), reference_logits.softmax(-1)
     kl = (q * (q.log() - p.log())).sum(-1)
     mask = (labels == -100).to(kl)
-    return nll + 0.5 * (kl * mask).sum() / mask.sum()
+    total: Tensor = nll + 0.5 * (kl * mask).sum() / mask.sum()
+    return total
 
 
 def plain(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
@@ -125,25 +131,26 @@ def plain(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
     with switch.switched_off(inner.lm_head):
         reference_logits = inner.lm_head(hidden)[0]
     logits = hooks.stock_forward(inner)(inner, data["input_ids"]).logits[0]
-    targets = nn.functional.pad(data["labels"][0, 1:], (0, 1), value=-100)
-    return loss.plain_loss(logits, reference_logits, targets, logits.new_full((A,), 0.5 * N / A)).total / N
+    weight = logits.new_full((A,), 0.5 * N / A)
+    mean: Tensor = loss.plain_loss(logits, reference_logits, shifted(data["labels"])[0], weight).total / N
+    return mean
 
 
 def selfaug(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
     """What the patched packages do."""
-    return peft_model(**data).loss
+    return _loss_of(peft_model(**data))
 
 
 def quarter(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
     """SELFAUG_SAMPLE=0.25."""
     with environment(selfaug_sample="0.25"):
-        return peft_model(**data).loss
+        return _loss_of(peft_model(**data))
 
 
 def cached(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
     """SELFAUG_CACHE, from the second epoch on."""
     with environment(selfaug_cache=os.environ["BENCHMARK_CACHE"]):
-        return peft_model(**data).loss
+        return _loss_of(peft_model(**data))
 
 
 def given(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
@@ -151,12 +158,18 @@ def given(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
     inner = peft_model.base_model.model
     hidden = inner.model(data["input_ids"])[0][0]
     A, N = aligned(data), len(supervised(data)[0])
-    targets = nn.functional.pad(data["labels"][0, 1:], (0, 1), value=-100)[:-1].to(hidden.device)
+    next_labels = shifted(data["labels"])[0, :-1].to(hidden.device)
     states = inner.__dict__.setdefault("benchmark_states", hidden.detach()[:A] * 1.01)
     weight = hidden.new_full((A,), 0.5 * N / A)
     size = loss.auto_chunk_size(inner.config.vocab_size, hidden.device)
-    terms = loss.chunked_loss(hidden[:-1], states, targets, weight, inner.lm_head, inner.lm_head, size)
-    return terms.total / N
+    terms = loss.chunked_loss(hidden[:-1], states, next_labels, weight, inner.lm_head, inner.lm_head, size)
+    mean: Tensor = terms.total / N
+    return mean
+
+
+def _loss_of(outputs: Any) -> Tensor:
+    loss: Tensor = outputs.loss
+    return loss
 
 
 VARIANTS: dict[str, Callable[[Any, dict[str, Tensor]], Tensor]] = {

@@ -107,7 +107,7 @@ def main(argv: list[str] | None = None) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     dtype = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
-    model = AutoModelForCausalLM.from_pretrained(args.model, **{dtype: getattr(torch, args.dtype)})
+    model: Any = AutoModelForCausalLM.from_pretrained(args.model, **{dtype: getattr(torch, args.dtype)})
     if args.gradient_checkpointing:
         model.config.use_cache = False
         model.enable_input_require_grads()
@@ -137,7 +137,7 @@ def main(argv: list[str] | None = None) -> None:
             report_to="none",
             remove_unused_columns=False,
             seed=args.seed,
-            **({"gradient_checkpointing": True} if args.gradient_checkpointing else {}),
+            gradient_checkpointing=args.gradient_checkpointing,
         ),
         train_dataset=load_samples(args.data, tokenizer, args.max_length),
         data_collator=make_collator(

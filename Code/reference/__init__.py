@@ -32,8 +32,9 @@ def reference_of(model: Any, settings: config.Settings) -> Reference | None:
         CacheError: the cache is not one of this model's.
     """
     from_disk = settings.reference_cache is not None and model.training
-    if switch.lora_layers(model):
-        kept = guards.kept(model, settings)
+    layers = switch.adapter_layers(model)
+    if any(switch.lora_trains(layer) for layer in layers):
+        kept = guards.kept(model, layers, settings)
         if not from_disk:
             return LoraOff(model, kept)
         if kept:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from .. import calls
 from ..eager import eager, eager_around
-from ..positions import may_attend
-from .switch import NOTHING, Kept, switched_off
+from ..padding import may_attend
+from .switch import NOTHING, Kept, all_modules, switched_off
 
 # decoder arguments with a position axis, and that axis; a call with any other tensor argument is not shortened
 _POSITION_AXES = {"input_ids": 1, "inputs_embeds": 1, "position_ids": -1, "attention_mask": -1, "cache_position": 0}
@@ -45,7 +45,7 @@ def reads_whole_length(decoder: Any) -> bool:
     """
     if getattr(decoder.config, "is_causal", True) is False:
         return True
-    for module in decoder.modules():
+    for module in all_modules(decoder):
         if vars(module).get("is_causal") is False:
             return True
         kinds = vars(module).get("rope_type", "default")

@@ -19,7 +19,7 @@ _COLUMNS = 4099  # prime, so that rows of a weight that change places change the
 
 # what a config has that changes no hidden state, beside what is for generate(). All else enters, so that a setting that
 # a later release brings is never missing. Each weight enters with its own dtype.
-_GENERATION = GenerationConfig().to_dict()  # type: ignore[no-untyped-call]  # transformers leaves __init__ untyped
+_GENERATION = GenerationConfig().to_dict()
 _NO_STATE = {*_GENERATION, "_name_or_path", "name_or_path", "architectures", "auto_map", "dtype",
              "torch_dtype", "initializer_range", "return_dict", "selfaug", "tokenizer_class", "torchscript",
              "_attn_implementation", "attn_implementation", "_attn_implementation_autoset"}  # fmt: skip

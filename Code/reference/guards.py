@@ -41,25 +41,26 @@ class ReferenceModelError(RuntimeError):
 
 
 @eager
-def kept(model: nn.Module, settings: config.Settings) -> switch.Kept:
+def kept(model: nn.Module, layers: list[Any], settings: config.Settings) -> switch.Kept:
     """What stays of the adapters in the reference pass: nothing, or what the user says.
 
     Args:
         model: a Qwen2ForCausalLM with LoRA that trains.
+        layers: its :func:`.switch.adapter_layers`.
         settings: ``settings.reference`` decides about adapters that are frozen or had weights before training.
 
     Raises:
         ReferenceModelError: see the module.
     """
-    facts = _facts(model, settings)
+    facts = _facts(model, layers, settings)
     known = _SEEN.get(model)
     if known is None or known[0] != facts:
         switch.look_around_again(model)
-        known = _SEEN[model] = (facts, _examine(model, settings))
+        known = _SEEN[model] = (facts, _examine(model, layers, settings))
     return known[1]
 
 
-def _facts(model: nn.Module, settings: config.Settings) -> tuple[Any, ...]:
+def _facts(model: nn.Module, layers: list[Any], settings: config.Settings) -> tuple[Any, ...]:
     """What the answer depends on and a script may change between two steps: which layers of adapters there are (peft's
     unload() and get_peft_model() leave the model the same object), what is active, trains and is merged in each, and
     which weights of the base model train.
@@ -70,7 +71,7 @@ def _facts(model: nn.Module, settings: config.Settings) -> tuple[Any, ...]:
             tuple((name, switch.trains(layer, name)) for name in switch.active(layer)),
             tuple(getattr(layer, "merged_adapters", ())),
         )
-        for layer in _adapter_layers(model)
+        for layer in layers
     ]
     trained = [name for name, parameter in base_parameters(model) if parameter.requires_grad]
     values = [id(p) for p in model.parameters() if p.requires_grad] if settings.reference == "start" else []
@@ -80,12 +81,7 @@ def _facts(model: nn.Module, settings: config.Settings) -> tuple[Any, ...]:
 _SEEN: weakref.WeakKeyDictionary[nn.Module, tuple[Any, switch.Kept]] = weakref.WeakKeyDictionary()
 
 
-def _adapter_layers(model: nn.Module) -> list[Any]:
-    return [module for module in model.modules() if switch.is_adapter(module)]
-
-
-def _examine(model: nn.Module, settings: config.Settings) -> switch.Kept:
-    layers = _adapter_layers(model)
+def _examine(model: nn.Module, layers: list[Any], settings: config.Settings) -> switch.Kept:
     active = {name for layer in layers for name in switch.active(layer) if switch.holds(layer, name)}
     trained = {name for layer in layers for name in switch.active(layer) if switch.trains(layer, name)}
     if settings.reference == "start":
@@ -140,7 +136,7 @@ def had_weights(model: nn.Module) -> list[str]:
     """
     names = set()
     for layer in switch.lora_layers(model):
-        for name in layer.active_adapters:  # type: ignore[union-attr]
+        for name in layer.active_adapters:
             pairs = [[getattr(layer, part, {}) for part in pair] for pair in _PRODUCTS]
             if any(name in a and name in b and _is_not_zero(a[name]) and _is_not_zero(b[name]) for a, b in pairs):
                 names.add(name)

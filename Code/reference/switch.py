@@ -21,14 +21,33 @@ from torch import Tensor, nn
 from ..eager import eager
 
 
+def all_modules(model: nn.Module) -> list[nn.Module]:
+    """``model`` and every module in it, each once. ``model.modules()`` takes several times as long, because it is
+    recursive and makes every name; a model of 80 layers with LoRA has thousands of modules.
+    """
+    modules, seen = [model], {id(model)}
+    for module in modules:  # the list grows on the way
+        for child in module._modules.values():
+            if child is not None and id(child) not in seen:
+                seen.add(id(child))
+                modules.append(child)
+    return modules
+
+
 @eager
-def lora_layers(model: nn.Module) -> list[nn.Module]:
+def adapter_layers(model: nn.Module) -> list[Any]:
+    """All tuner layers and wrappers of peft in ``model``, whether they train or not."""
+    return [module for module in all_modules(model) if is_adapter(module)]
+
+
+@eager
+def lora_layers(model: nn.Module) -> list[Any]:
     """The LoRA layers of ``model`` that are training: an active adapter has a parameter that takes a gradient.
 
     Empty for a plain model, for full fine-tuning, for other tuners than LoRA, and where the user disabled or merged
     the adapters.
     """
-    return [module for module in model.modules() if is_lora(module) and _trains_any(module)]
+    return [layer for layer in adapter_layers(model) if lora_trains(layer)]
 
 
 def is_lora(module: nn.Module) -> bool:
@@ -53,15 +72,16 @@ def holds(layer: Any, adapter: str) -> bool:
 
 def has_lora_on(model: nn.Module) -> bool:
     """Whether a LoRA layer of ``model`` answers with LoRA."""
-    return any(is_lora(module) and _is_on(module) for module in model.modules())
+    return any(is_lora(module) and _is_on(module) for module in all_modules(model))
 
 
 def _is_on(layer: Any) -> bool:
     return not layer.disable_adapters and not layer.merged
 
 
-def _trains_any(layer: Any) -> bool:
-    return _is_on(layer) and any(trains(layer, adapter) for adapter in layer.active_adapters)
+def lora_trains(layer: Any) -> bool:
+    """Whether ``layer`` is a LoRA layer that trains, see :func:`lora_layers`."""
+    return is_lora(layer) and _is_on(layer) and any(trains(layer, adapter) for adapter in layer.active_adapters)
 
 
 def _parameters(layer: Any, adapter: str) -> Iterator[Tensor]:
@@ -108,7 +128,7 @@ def switched_off(model: nn.Module, kept: Kept = NOTHING) -> Iterator[None]:
     """
     changes: list[tuple[dict[str, Any], str, Any]] = []  # attributes of the modules themselves, and what to set
     around = modules_around(model)
-    for module in (*model.modules(), *around):
+    for module in (*all_modules(model), *around):
         own = vars(module)
         if own.get("training"):  # what torch.compile returns answers for the module inside
             changes.append((own, "training", False))

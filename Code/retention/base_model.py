@@ -153,7 +153,8 @@ class BaseModel:
 
     @torch.no_grad()
     def _probe(self, model: Any) -> Tensor:
-        return model(input_ids=torch.arange(PROBE, device=model.device)[None]).logits.float()
+        logits: Tensor = model(input_ids=torch.arange(PROBE, device=model.device)[None]).logits.float()
+        return logits
 
 
 def adapter_hash(folder: Path) -> str:

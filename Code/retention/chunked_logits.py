@@ -47,7 +47,8 @@ class ChunkedLogits:
         if self.kind == "whole":
             return states
         if self.kind == "head":
-            return self.head(states)
+            logits: Tensor = self.head(states)
+            return logits
 
         def give(head: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return (states[None], *args[1:])
@@ -56,7 +57,9 @@ class ChunkedLogits:
             return self._forward(self.one, self.one)[0]
 
     def _forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return self.causal(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+        output = self.causal(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        logits: Tensor = output.logits
+        return logits
 
     @torch.no_grad()
     def _kind(self) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -67,7 +68,7 @@ def draw(scores: torch.Tensor, numbers: torch.Tensor, sampling: Sampling) -> tor
     total = logits.logsumexp(1, keepdim=True)
     reached = (likeliest - total).exp().cumsum(1)  # B, C
     chosen = _pick(order, reached, numbers, sampling.top_p)
-    wide = (reached[:, -1] < sampling.top_p).nonzero()[:, 0] if order.shape[1] < logits.shape[1] else []
+    wide: Any = (reached[:, -1] < sampling.top_p).nonzero()[:, 0] if order.shape[1] < logits.shape[1] else []
     if len(wide):  # the nucleus is larger than the candidates
         sorted_logits, order = logits[wide].sort(dim=1, descending=True)
         reached = (sorted_logits - total[wide]).exp().cumsum(1)

@@ -30,7 +30,8 @@ def load_model(model: str, dtype: str, device: str, revision: str | None = None)
     keyword = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
     given = {keyword: dtype if dtype == "auto" else getattr(torch, dtype)}
     with loading(model):
-        return transformers.AutoModelForCausalLM.from_pretrained(model, revision=revision, **given).to(device).eval()
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(model, revision=revision, **given)
+        return loaded.to(device).eval()
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> Any:

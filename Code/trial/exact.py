@@ -16,8 +16,9 @@ from typing import Any, Callable
 import torch
 from torch import Tensor
 
-from .. import hooks, metrics
+from .. import hooks
 from ..outputs import SelfAugOutput
+from ..trainers import metrics
 from . import tiny
 from .arguments import CACHES
 from .checks import GRADIENT_TOLERANCE, LOSS_TOLERANCE, Check, failed, gradient_error, relative_error

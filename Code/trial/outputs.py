@@ -6,7 +6,7 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Callable
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ def checks(cls: Any) -> Iterator[Check]:
     yield Check("warnings of a step", not new, "no warning that stock does not give", "; ".join(new)[:300] or "none")
 
 
-_READERS = {
+_READERS: dict[str, Callable[[Any, Any, str], Any]] = {
     "attribute": lambda ours, stock, key: getattr(ours, key),
     "item": lambda ours, stock, key: ours[key],
     "get()": lambda ours, stock, key: ours.get(key),

@@ -24,7 +24,7 @@ from pair import launch
 from tiny import ALL_LINEAR, base, batch, with_lora
 from transformers import Trainer, TrainingArguments
 
-from selfaug import metrics
+from selfaug.trainers import metrics
 
 ROWS = 4
 ZERO3 = {

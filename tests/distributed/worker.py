@@ -23,7 +23,7 @@ from tiny import ALL_LINEAR, base, batch, settings, taken_gradients, with_lora, 
 from torch.nn.parallel import DistributedDataParallel
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
-from selfaug import metrics
+from selfaug.trainers import metrics
 
 ROWS = 4
 ROWS_OF = {
@@ -208,7 +208,7 @@ def split_sequences(tmp):
     """Each process has half of each sequence: what a step returns with and without SelfAug, and what it says."""
     import warnings
 
-    from selfaug import watch
+    from selfaug.trainers import bypass
 
     data = batch(**{**ROWS_OF["alike"], "T": 12})
     shift = torch.cat((data["labels"][:, 1:], torch.full((ROWS, 1), -100)), 1)
@@ -220,7 +220,7 @@ def split_sequences(tmp):
         loss = model(input_ids=ids, position_ids=position_ids, labels=shift, shift_labels=shift).loss
     with settings(SELFAUG="0"):
         stock = model(input_ids=ids, position_ids=position_ids, labels=shift, shift_labels=shift).loss
-    said = [str(w.message) for w in shown if issubclass(w.category, watch.BypassWarning)]
+    said = [str(w.message) for w in shown if issubclass(w.category, bypass.BypassWarning)]
     everyone = [None, None]
     dist.all_gather_object(everyone, {"stock": torch.equal(loss, stock), "said": said})
     return {"ranks": everyone}

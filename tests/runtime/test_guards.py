@@ -9,8 +9,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tiny import ALL_LINEAR, base, base_logits, batch, expected, settings, taken_gradients, with_lora, worst_error
 
-from selfaug import metrics
 from selfaug.reference import guards
+from selfaug.trainers import metrics
 
 
 def refusal(model):

@@ -16,7 +16,8 @@ from tiny import base, batch, settings, taken_gradients, with_lora, worst_error
 from transformers import Qwen2ForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from selfaug import hooks, metrics
+from selfaug import hooks
+from selfaug.trainers import metrics
 
 
 def acted(model, data):

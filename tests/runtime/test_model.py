@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig
 from tiny import ALL_LINEAR, base, base_logits, batch, expected, settings, taken_gradients, with_lora, worst_error
 
-from selfaug import metrics
+from selfaug.trainers import metrics
 
 
 def act(model, data, **extra):

@@ -11,7 +11,7 @@ from tiny import base, batch, settings, taken_gradients, with_lora
 from transformers import Qwen2ForCausalLM, Trainer, TrainingArguments
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from selfaug import metrics
+from selfaug.trainers import metrics
 
 TAKES_NO_COUNT = not hasattr(Qwen2ForCausalLM, "loss_function")  # until 4.45
 

@@ -10,9 +10,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tiny import ALL_LINEAR, V, base, batch, expected, settings, taken_gradients, with_lora, worst_error
 
-from selfaug import config, head, metrics, reference_cache
+from selfaug import config, head, reference_cache
 from selfaug.reference import cache, reference_of
 from selfaug.reference.cache import CacheError
+from selfaug.trainers import metrics
 
 ROUNDED = 5e-3  # float32 states are float16 on disk
 

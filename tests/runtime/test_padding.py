@@ -7,7 +7,9 @@ import torch
 from tiny import base, batch, expected, settings, taken_gradients, with_lora, worst_error
 from transformers import Trainer, TrainingArguments
 
-from selfaug import metrics, positions, step
+from selfaug import padding
+from selfaug.labels import full_labels
+from selfaug.trainers import announce, metrics
 
 PAD = 7
 
@@ -48,7 +50,7 @@ def test_without_a_mask_padding_is_told_by_the_models_pad_token(named_by, side):
 def test_the_end_of_text_token_that_a_model_pads_with_is_real_where_it_is_trained():
     ids = torch.tensor([[3, 4, PAD, PAD, PAD]])
     labels = torch.tensor([[-100, 4, PAD, -100, -100]])
-    assert positions.without_padding(labels, ids, [PAD]).tolist() == [[True, True, True, False, False]]
+    assert padding.without_padding(labels, ids, [PAD]).tolist() == [[True, True, True, False, False]]
 
 
 def test_without_a_mask_padding_is_told_by_the_tokenizer_of_the_trainer(tmp_path):
@@ -79,7 +81,7 @@ def test_without_a_mask_padding_is_told_by_the_tokenizer_of_the_trainer(tmp_path
 def said(monkeypatch):
     """What SelfAug warned of."""
     messages = []
-    monkeypatch.setattr(step.logger, "warning", messages.append)
+    monkeypatch.setattr(announce.logger, "warning", messages.append)
     return messages
 
 
@@ -119,7 +121,7 @@ def test_a_padding_row_that_was_opened_for_sdpa_is_padding(side):
     opened = allowed | ~allowed.any(-1, keepdim=True)
     real = data["attention_mask"].bool()
     for mask in (allowed, opened, torch.zeros(opened.shape).masked_fill(~opened, -1e9)):
-        assert torch.equal(positions.real_tokens(mask, data["labels"]), real)
+        assert torch.equal(padding.real_tokens(mask, data["labels"]), real)
 
 
 def test_a_block_mask_of_flex_attention_tells_padding_by_its_diagonal():
@@ -128,9 +130,9 @@ def test_a_block_mask_of_flex_attention_tells_padding_by_its_diagonal():
     real = data["attention_mask"].bool()
     shape = {"H": None, "Q_LEN": 11, "KV_LEN": 11, "device": "cpu"}
     mask = flex.create_block_mask(lambda b, h, q, k: (q >= k) & real[b, k], B=3, **shape)
-    assert torch.equal(positions.real_tokens(mask, data["labels"]), real)
+    assert torch.equal(padding.real_tokens(mask, data["labels"]), real)
     shared = flex.create_block_mask(lambda b, h, q, k: q >= k, B=None, **shape)
-    assert positions.real_tokens(shared, data["labels"]).all()
+    assert padding.real_tokens(shared, data["labels"]).all()
 
 
 def test_the_loss_with_a_block_mask_is_that_with_the_mask_that_it_stands_for():
@@ -157,4 +159,4 @@ def test_the_loss_with_a_block_mask_is_that_with_the_mask_that_it_stands_for():
 def test_labels_of_another_length_than_what_is_kept_are_refused(kept):
     labels = torch.full((1, 4), 5)
     with pytest.raises(ValueError, match=r"expected labels of 9 positions, .* found 4"):
-        positions.full_labels(labels, kept, 9)
+        full_labels(labels, kept, 9)

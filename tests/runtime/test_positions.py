@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from selfaug import positions
+from selfaug import labels, padding, positions
 
 X = -100
 
@@ -22,7 +22,7 @@ ATTENTION = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
 
 
 def test_each_position_is_scored_against_the_label_after_it():
-    assert positions.next_labels(LABELS).tolist() == [[X, X, 5, 6, X, X], [X, 7, 8, X, X, X]]
+    assert labels.shifted(LABELS).tolist() == [[X, X, 5, 6, X, X], [X, 7, 8, X, X, X]]
 
 
 @pytest.mark.parametrize(
@@ -35,13 +35,13 @@ def test_each_position_is_scored_against_the_label_after_it():
     ],
 )
 def test_aligned_positions_of_each_setting_leave_padding_out(name, expected):
-    real = positions.real_tokens(ATTENTION, LABELS)
-    assert positions.aligned(LABELS, real, name).tolist() == masks(expected)
+    real = padding.real_tokens(ATTENTION, LABELS)
+    assert positions.aligned(LABELS, labels.shifted(LABELS) != X, real, name).tolist() == masks(expected)
 
 
 def test_strict_input_and_output_split_the_real_positions_that_are_prompt_or_trained():
-    real = positions.real_tokens(ATTENTION, LABELS)
-    strict, output = (positions.aligned(LABELS, real, name) for name in ("strict-input", "output"))
+    real, supervised = padding.real_tokens(ATTENTION, LABELS), labels.shifted(LABELS) != X
+    strict, output = (positions.aligned(LABELS, supervised, real, name) for name in ("strict-input", "output"))
     assert not (strict & output).any()
 
 
@@ -58,17 +58,17 @@ def test_strict_input_and_output_split_the_real_positions_that_are_prompt_or_tra
     ],
 )
 def test_padding_is_read_from_every_form_of_attention_mask(mask):
-    assert positions.real_tokens(mask, LABELS).tolist() == masks("111111 111100")
+    assert padding.real_tokens(mask, LABELS).tolist() == masks("111111 111100")
 
 
 def test_without_an_attention_mask_every_token_is_real():
-    assert positions.real_tokens(None, LABELS).all()
+    assert padding.real_tokens(None, LABELS).all()
 
 
 @pytest.mark.parametrize("shape", [(2, 6, 6), (2, 5)])
 def test_a_mask_that_does_not_fit_the_labels_is_an_error(shape):
     with pytest.raises(ValueError, match="attention_mask"):
-        positions.real_tokens(torch.ones(shape), LABELS)
+        padding.real_tokens(torch.ones(shape), LABELS)
 
 
 def test_packed_documents_are_rows_of_their_own():
@@ -95,9 +95,9 @@ def test_sequence_weights_share_each_rows_supervised_tokens_within_the_row():
 def test_a_selection_lists_aligned_positions_first_and_ends_with_the_last_of_them():
     found = positions.select(LABELS, ATTENTION, None, "strict-input", "token", False)
     assert found.index.tolist() == [0, 1, 5, 6, 2, 3, 7, 8]
-    assert found.targets.tolist() == [X, X, X, X, 5, 6, 7, 8]
+    assert found.next_labels.tolist() == [X, X, X, X, 5, 6, 7, 8]
     assert (found.aligned, found.supervised, found.length, found.total) == (4, 4, 6, 6)
-    assert positions.aligned_only(found).targets.tolist() == [X] * 4
+    assert found.aligned_only().next_labels.tolist() == [X] * 4
 
 
 def test_a_batch_without_supervised_tokens_keeps_a_plain_mean_unless_the_trainer_divides():
@@ -108,7 +108,7 @@ def test_a_batch_without_supervised_tokens_keeps_a_plain_mean_unless_the_trainer
 
 def test_labels_cut_to_the_last_positions_are_put_back_in_place():
     full = torch.tensor([[X, X, X, 5, 6], [X, X, 7, 8, 9]])
-    assert positions.full_labels(full[:, -3:], 3, 5).tolist() == [[X, X, X, 5, 6], [X, X, 7, 8, 9]]
+    assert labels.full_labels(full[:, -3:], 3, 5).tolist() == [[X, X, X, 5, 6], [X, X, 7, 8, 9]]
 
 
 def test_labels_cut_by_a_mask_of_used_logits_are_put_back_in_place():
@@ -118,16 +118,16 @@ def test_labels_cut_by_a_mask_of_used_logits_are_put_back_in_place():
     full = torch.tensor([[X, X, 5, 6, X, 8, 9]])
     keep = torch.tensor([False, True, True, False, True, True, True])
     cut = torch.tensor([[X, 5, 6, 8, 9]])
-    assert positions.full_labels(cut, keep, 7).tolist() == full.tolist()
+    assert labels.full_labels(cut, keep, 7).tolist() == full.tolist()
 
 
 def test_masks_by_type_of_layer_are_read_by_that_of_full_attention():
     full = (ATTENTION[:, None, :, None] * ATTENTION[:, None, None, :]).bool()
     masks_by_type = {"full_attention": full, "sliding_attention": torch.ones_like(full)}
-    assert torch.equal(positions.real_tokens(masks_by_type, LABELS), ATTENTION.bool())
-    assert positions.real_tokens({"full_attention": None}, LABELS).all()
+    assert torch.equal(padding.real_tokens(masks_by_type, LABELS), ATTENTION.bool())
+    assert padding.real_tokens({"full_attention": None}, LABELS).all()
     with pytest.raises(ValueError, match="attention_mask must be a tensor, found tuple"):
-        positions.real_tokens((full,), LABELS)
+        padding.real_tokens((full,), LABELS)
 
 
 def test_a_step_copies_to_the_cpu_once_and_of_a_mask_no_more_than_its_diagonal(monkeypatch):

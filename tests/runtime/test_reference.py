@@ -11,8 +11,8 @@ from peft import LoraConfig, get_peft_model
 from tiny import ALL_LINEAR, base, batch, expected, settings, taken_gradients, with_lora, worst_error
 from transformers import DynamicCache, Qwen2ForCausalLM
 
-from selfaug import metrics
 from selfaug.reference import switch
+from selfaug.trainers import metrics
 
 
 def copy_of_the_base(model):

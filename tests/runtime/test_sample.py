@@ -6,12 +6,13 @@ import pytest
 import torch
 from tiny import base, batch, settings, taken_gradients, with_lora
 
-from selfaug import config, metrics, positions, sample
+from selfaug import config, positions, sample
+from selfaug.trainers import metrics
 
 
 def select(labels, share, seed=0, reduction="token", divided_by_batch=False, mask=None):
-    generator = torch.Generator().manual_seed(seed)
-    return positions.select(labels, mask, None, "input", reduction, divided_by_batch, share, generator)
+    whole = positions.select(labels, mask, None, "input", reduction, divided_by_batch)
+    return whole if share == 1 else sample.sampled(whole, share, torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("reduction", ["token", "sequence"])
@@ -42,8 +43,8 @@ def test_supervised_positions_all_stay_also_one_that_is_aligned_and_not_sampled(
     whole = select(labels, 1.0)
     for seed in range(20):
         chosen = select(labels, 0.1, seed)
-        trained = chosen.index[chosen.targets != -100]
-        assert sorted(trained.tolist()) == sorted(whole.index[whole.targets != -100].tolist())
+        trained = chosen.index[chosen.next_labels != -100]
+        assert sorted(trained.tolist()) == sorted(whole.index[whole.next_labels != -100].tolist())
         assert chosen.supervised == whole.supervised
         assert len(chosen.index) == len(set(chosen.index.tolist()))
 

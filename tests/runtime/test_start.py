@@ -10,15 +10,15 @@ import pytest
 import torch
 from tiny import base, batch, expected, perturb, settings, taken_gradients, with_lora, worst_error
 
-from selfaug import metrics, step
 from selfaug.reference.guards import ReferenceModelError
+from selfaug.trainers import announce, metrics
 
 
 @pytest.fixture
 def said(monkeypatch):
     """What SelfAug warned of."""
     messages = []
-    monkeypatch.setattr(step.logger, "warning", messages.append)
+    monkeypatch.setattr(announce.logger, "warning", messages.append)
     return messages
 
 

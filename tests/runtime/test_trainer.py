@@ -11,7 +11,7 @@ from tiny import base, batch, settings, with_lora
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import LabelSmoother
 
-from selfaug import metrics
+from selfaug.trainers import announce, metrics
 
 
 class Rows(torch.utils.data.Dataset):
@@ -139,10 +139,8 @@ def test_mixed_precision_training_keeps_logits_lazy(tmp_path, monkeypatch, forgo
 
 
 def test_the_run_says_once_that_selfaug_is_on(tmp_path, monkeypatch, caplog):
-    from selfaug import step
-
     said = []
-    monkeypatch.setattr(step.logger, "warning", said.append)
+    monkeypatch.setattr(announce.logger, "warning", said.append)
     train(tmp_path, with_lora(base(), perturbed=False))
     assert said == [
         "SelfAug is on: loss = NLL + 0.5 * KL at input positions, 14 LoRA layers (SELFAUG=0 switches it off)."

@@ -12,7 +12,8 @@ from devices import FIRST, SECOND, Devices, spread
 from tiny import ALL_LINEAR, base, batch, settings, taken_gradients, with_lora, worst_error
 from transformers import Trainer, TrainingArguments
 
-from selfaug import head, metrics
+from selfaug import head
+from selfaug.trainers import metrics
 
 pytestmark = pytest.mark.skipif(
     not hasattr(base().model, "rotary_emb"), reason="what is placed here is of transformers 4.45 and later"

@@ -25,7 +25,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from selfaug import unpatched, watch
+from selfaug import unpatched
+from selfaug.trainers import bypass
 
 SIZES = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 NO_PATCH = (
@@ -89,7 +90,7 @@ def test_strict_is_an_error_at_every_step():
     model = llama()
     with settings(SELFAUG_STRICT=1):
         for _ in range(2):
-            with pytest.raises(watch.BypassError, match=r"SELFAUG_STRICT=1 makes this an error\. Train a Qwen2"):
+            with pytest.raises(bypass.BypassError, match=r"SELFAUG_STRICT=1 makes this an error\. Train a Qwen2"):
                 model(**batch())
 
 

@@ -25,7 +25,7 @@ from tiny import base_logits, settings
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from selfaug import metrics
+from selfaug.trainers import metrics
 
 ALPHA = 0.5
 BOUND = 1e-4

@@ -18,7 +18,8 @@ from tiny import base, batch, settings, taken_gradients, with_lora, worst_error
 from transformers import Qwen2ForCausalLM, Trainer, TrainingArguments
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from selfaug import metrics, positions, watch
+from selfaug import padding
+from selfaug.trainers import bypass, metrics
 
 
 @pytest.fixture(autouse=True)
@@ -113,7 +114,7 @@ def test_llama_factory_neat_packing_gives_the_term_of_the_documents_alone():
 def test_segment_ids_in_a_two_dimensional_mask_count_as_real_tokens():
     """The form that neat_packing hands to FlashAttention: its kernel, not the mask, keeps documents apart."""
     _, labels, segments = neat_packed()
-    assert torch.equal(positions.real_tokens(segments, labels), segments != 0)
+    assert torch.equal(padding.real_tokens(segments, labels), segments != 0)
 
 
 # Liger 0.8.5: liger_kernel/transformers/model/qwen2.py:lce_forward; class before load, instance after
@@ -268,7 +269,7 @@ def test_a_trainer_that_goes_past_the_model_is_told_with_the_forward_that_ran(tm
 
 
 def test_with_strict_the_same_is_an_error(tmp_path):
-    with settings(SELFAUG_STRICT="1"), pytest.raises(watch.BypassError, match="OwnLoss computed its loss without it"):
+    with settings(SELFAUG_STRICT="1"), pytest.raises(bypass.BypassError, match="OwnLoss computed its loss without it"):
         run(tmp_path, OwnLoss, steps=3)
 
 
@@ -289,7 +290,7 @@ def test_a_forward_without_a_loss_is_told(said):
 
 def test_losses_that_nobody_uses_are_told(said):
     model = with_lora(base())
-    for _ in range(watch.UNUSED + 2):
+    for _ in range(bypass.UNUSED + 2):
         model(**batch())
     assert len(said) == 1
     assert "the losses that the model returned were never backpropagated" in said[0]
@@ -300,7 +301,7 @@ def test_losses_that_are_added_up_before_one_backward_are_no_false_alarm(said):
     model = with_lora(base())
     with settings(SELFAUG_STRICT="1"):
         for _ in range(2):
-            sum(model(**batch()).loss for _ in range(2 * watch.UNUSED)).backward()
+            sum(model(**batch()).loss for _ in range(2 * bypass.UNUSED)).backward()
     assert said == []
 
 
@@ -309,12 +310,12 @@ def test_strict_stays_strict_after_good_steps_and_after_the_first_error(tmp_path
     with settings(SELFAUG_STRICT="1"):
         run(tmp_path, steps=2, model=model)
         for _ in range(2):
-            with pytest.raises(watch.BypassError, match="OwnLoss computed its loss without it"):
+            with pytest.raises(bypass.BypassError, match="OwnLoss computed its loss without it"):
                 run(tmp_path, OwnLoss, steps=3, model=model)
         inner = model.get_base_model()
         inner.forward = MethodType(no_loss, inner)
         for _ in range(2):
-            with pytest.raises(watch.BypassError, match="SELFAUG_STRICT=1 makes this an error"):
+            with pytest.raises(bypass.BypassError, match="SELFAUG_STRICT=1 makes this an error"):
                 model(**batch())
 
 
@@ -342,7 +343,7 @@ def test_data_parallel_is_told_once_with_what_to_start_instead(said):
         replica(model)(**batch())
     assert len(said) == 1
     assert is_documented(said[0])
-    with settings(SELFAUG_STRICT="1"), pytest.raises(watch.BypassError, match="torchrun"):
+    with settings(SELFAUG_STRICT="1"), pytest.raises(bypass.BypassError, match="torchrun"):
         replica(model)(**batch())
 
 
@@ -357,8 +358,8 @@ def test_a_replica_without_lora_or_with_lora_off_is_told_nothing(said):
 
 def test_a_trainer_that_goes_past_the_replicas_too_is_told(said):
     model = torch.nn.DataParallel(with_lora(base()))
-    for _ in range(watch.MISSED + 1):
-        watch.trainer_step_without(model, object.__new__(OwnLoss))
+    for _ in range(bypass.MISSED + 1):
+        bypass.count_trainer_step(model, object.__new__(OwnLoss))
     assert len(said) == 1
     assert "OwnLoss computed its loss without it" in said[0]
 
@@ -367,7 +368,7 @@ def test_losses_that_are_only_looked_at_after_good_steps_are_no_false_alarm(said
     model = with_lora(base())
     with settings(SELFAUG_STRICT="1"):
         model(**batch()).loss.backward()
-        for _ in range(2 * watch.UNUSED):
+        for _ in range(2 * bypass.UNUSED):
             assert model(**batch()).loss.item() > 0
     assert said == []
 
@@ -397,14 +398,14 @@ def test_there_is_no_false_alarm_in_evaluation_generation_and_inference(said):
     model = with_lora(base()).eval()
     data = batch(padding=None)
     with settings(SELFAUG_STRICT="1"):
-        for _ in range(watch.UNUSED + 2):
+        for _ in range(bypass.UNUSED + 2):
             model(**data)
             with torch.no_grad():
                 model(**data)
             model(input_ids=data["input_ids"]).logits.sum().backward()
         model.generate(input_ids=data["input_ids"][:, :4], max_new_tokens=3)
         model.train()
-        for _ in range(watch.UNUSED + 2):
+        for _ in range(bypass.UNUSED + 2):
             model(input_ids=data["input_ids"]).logits.sum().backward()  # DPO by hand
     assert said == []
 

@@ -11,7 +11,7 @@ from test_trainer import Rows
 from tiny import base, batch, settings, with_lora
 from transformers import Trainer, TrainingArguments
 
-from selfaug import watch
+from selfaug.trainers import bypass
 
 
 class Everything(Rows):
@@ -63,7 +63,7 @@ def test_a_run_that_ends_before_that_is_told_at_its_end(tmp_path, said):
 
 @pytest.mark.parametrize("steps", [2, 6])
 def test_with_strict_the_same_is_an_error(tmp_path, steps):
-    with settings(SELFAUG_STRICT="1"), pytest.raises(watch.BypassError, match="has nothing to align"):
+    with settings(SELFAUG_STRICT="1"), pytest.raises(bypass.BypassError, match="has nothing to align"):
         run(tmp_path, Everything(), steps=steps)
 
 

@@ -22,7 +22,8 @@ from test_trainer import Rows
 from tiny import base, batch, settings, taken_gradients, with_lora, worst_error
 from transformers import Qwen2ForCausalLM, Trainer, TrainingArguments
 
-from selfaug import hooks, metrics, trainers, watch
+from selfaug import hooks
+from selfaug.trainers import attach, bypass, metrics
 
 
 def run(tmp_path, cls=Trainer, steps=1, prepare=None, **arguments):
@@ -242,7 +243,7 @@ def test_one_that_is_called_past_the_model_is_told_and_has_the_term_from_then_on
 def test_with_strict_that_is_an_error(monkeypatch):
     inner = with_lora(base()).get_base_model()
     monkeypatch.setattr(Qwen2ForCausalLM, "forward", own_loss)
-    with settings(SELFAUG_STRICT="1"), pytest.raises(watch.BypassError, match="a step went past it"):
+    with settings(SELFAUG_STRICT="1"), pytest.raises(bypass.BypassError, match="a step went past it"):
         inner.forward(**batch()).loss.backward()
 
 
@@ -401,7 +402,7 @@ def test_filters_that_make_errors_of_warnings_do_not_stop_a_run():
     with warnings.catch_warnings(record=True) as shown:
         warnings.simplefilter("error")
         model(**batch())
-    assert [w.category for w in shown] == [watch.BypassWarning]
+    assert [w.category for w in shown] == [bypass.BypassWarning]
 
 
 def test_a_filter_that_names_the_category_is_obeyed():
@@ -409,15 +410,15 @@ def test_a_filter_that_names_the_category_is_obeyed():
     inner = model.get_base_model()
     inner.forward = MethodType(no_loss, inner)
     with warnings.catch_warnings(record=True) as shown:
-        warnings.filterwarnings("ignore", category=watch.BypassWarning)
+        warnings.filterwarnings("ignore", category=bypass.BypassWarning)
         model(**batch())
     assert shown == []
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", category=watch.BypassWarning)
+        warnings.filterwarnings("error", category=bypass.BypassWarning)
         model = with_lora(base())
         inner = model.get_base_model()
         inner.forward = MethodType(no_loss, inner)
-        with pytest.raises(watch.BypassWarning):
+        with pytest.raises(bypass.BypassWarning):
             model(**batch())
 
 
@@ -435,6 +436,6 @@ def test_that_selfaug_is_on_stays_a_line_of_the_log(said):
 
 def test_the_trainer_is_attached_to_once():
     before = Trainer.__getattribute__
-    trainers.attach()
+    attach.to_trainer()
     assert Trainer.__getattribute__ is before
     assert hooks._is_wrapped(vars(Qwen2ForCausalLM)["forward"])

@@ -17,8 +17,8 @@ from tiny import V, base, batch, expected, settings, taken_gradients, with_lora,
 from transformers import Trainer, TrainingArguments
 from transformers.loss.loss_utils import ForCausalLMLoss
 
-from selfaug import labels as label_forms
-from selfaug import metrics, watch
+from selfaug.labels import at_all_positions
+from selfaug.trainers import bypass, metrics
 
 
 def shifted(labels):
@@ -84,11 +84,11 @@ def test_inputs_and_targets_of_the_same_length_have_their_last_target(said):
     assert metrics.RUNNING.take()["selfaug/nll"] == pytest.approx(nll.item(), rel=1e-4)
 
 
-def test_the_own_label_of_a_first_token_follows_its_target_where_only_shifted_labels_are_known():
+def test_the_own_label_of_a_first_token_follows_its_next_label_where_only_shifted_labels_are_known():
     labels = torch.tensor([[-100, -100, 5, 6], [4, 5, 6, 7]])
-    own, targets = label_forms.both_forms(shifted(labels), {"shift_labels": shifted(labels)}, 0, 4)
+    own, next_labels = at_all_positions(shifted(labels), {"shift_labels": shifted(labels)}, 4)
     assert (own == -100).tolist() == (labels == -100).tolist()
-    assert torch.equal(targets, shifted(labels))
+    assert torch.equal(next_labels, shifted(labels))
 
 
 @pytest.mark.parametrize("kept", ["int", "mask"])
@@ -231,5 +231,5 @@ def test_sequences_that_processes_share_train_on_stocks_loss_and_that_is_said(ca
     assert name in said[0]
     assert "the KL's mean needs the whole one" in said[0]
     assert is_documented(said[0]) or name != "parallelism_config"
-    with settings(SELFAUG_STRICT="1"), pytest.raises(watch.BypassError, match="the KL's mean needs the whole one"):
+    with settings(SELFAUG_STRICT="1"), pytest.raises(bypass.BypassError, match="the KL's mean needs the whole one"):
         model(**data)

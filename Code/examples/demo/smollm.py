@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from importlib.metadata import distribution
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
@@ -50,13 +51,14 @@ def as_qwen2(llama: PreTrainedModel) -> Qwen2ForCausalLM:
             if name in missing:
                 parameter.zero_()
     qwen.tie_weights()
-    return qwen.eval()
+    qwen.eval()
+    return qwen
 
 
 def build(output: Path) -> float:
     """Write the model folder. Returns the largest difference between the logits of both models, which must be 0."""
     source = gguf_file()
-    where = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
+    where: dict[str, Any] = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
     tokenizer = AutoTokenizer.from_pretrained(**where)
     llama = LlamaForCausalLM.from_pretrained(**where, dtype=torch.float32).eval()
     qwen = as_qwen2(llama)

@@ -66,13 +66,14 @@ class Ramp(TrainerCallback):
 
 def main(record: str, *command: str) -> None:
     arguments = list(command)
-    trainer.DEFAULT_CALLBACKS.append(Meter)
+    callbacks: list[Any] = trainer.DEFAULT_CALLBACKS
+    callbacks.append(Meter)
     if arguments[0] == "--halfway":
         Meter.halfway = Path(arguments[1])
         del arguments[:2]
     if arguments[0] == "--alpha-to":
         Ramp.end = float(arguments[1])
-        trainer.DEFAULT_CALLBACKS.append(Ramp)
+        callbacks.append(Ramp)
         del arguments[:2]
     if arguments[0] == "--samples":
         Meter.samples = int(arguments[1])

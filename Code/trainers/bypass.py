@@ -1,8 +1,8 @@
-"""Never silently off: notice that training goes on and SelfAug's term reaches no gradient, and say whose forward it
-was.
+"""Never silently off: notice a bypass, that is training in which SelfAug's term reaches no gradient, and say whose
+forward or loss it was.
 
-What is said here is about the user's result, so it is a warning of Python's, not a line of a log: loggers are often
-silenced, and `warnings.filterwarnings("ignore")` stands in many scripts.
+A bypass concerns the user's result, so it is a warning of Python's and not a line of a log: loggers are often silenced,
+and `warnings.filterwarnings("ignore")` stands in many scripts.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ from typing import Any, Callable
 import torch
 from torch import Tensor, nn
 
-from . import config
-from .eager import eager
-from .reference import guards, switch
+from .. import config
+from ..eager import eager
+from ..positions import Selection
+from ..reference import guards, switch
 from .runs import PerRun
 
-UNUSED = 8  # losses thrown away and not backpropagated, MISSED trainer steps, before warning
-MISSED = 1
-ROWS, BATCHES = 16, 4  # of both, this many without an aligned token, before warning
+UNUSED = 8  # losses that were returned and not backpropagated, before a warning
+MISSED = 1  # steps of a trainer without the term, before a warning
+ROWS, BATCHES = 16, 4  # without an aligned token, before a warning; both must be reached
 STATE = {False: "The model trains on its stock loss.", True: "SELFAUG_STRICT=1 makes this an error."}
 DO = "Switch off what replaces the loss or the forward (a fused kernel, a custom loss, unsloth; see docs/trainers.md)"
 OFF = "or set SELFAUG=0 to train without SelfAug on purpose."
-# the trainer's own switch, by the package that its class comes from
+# the trainer's own setting, by the package that its class comes from
 _ONLY_THE_ANSWER = {
     "unsloth": "call train_on_responses_only(trainer, ...)",
     "trl": "set assistant_only_loss=True in SFTConfig (for messages), or give the data prompt and completion columns "
@@ -50,89 +51,97 @@ class BypassWarning(UserWarning):
 
 
 class Bypass:
-    """Counts the steps of one run that went past SelfAug: until it has been said, and to the end if that is an
-    error.
-    """
+    """Counts the steps of one run that went past SelfAug, and warns once. With SELFAUG_STRICT=1 it raises each time."""
 
     def __init__(self) -> None:
-        self.said = False
-        self.used = False  # a loss with the term in it was backpropagated
-        self.unused = 0
-        self.missed = 0
-        self.rows = self.batches = 0  # that had no token to align
-        self.aligned = False  # some token was
+        self.warned = False
+        self.used = False  # a loss with the term was backpropagated
+        self.unused = 0  # losses with the term that were not
+        self.missed = 0  # steps of a trainer without the term
+        self.rows = self.batches = 0  # without a token to align
+        self.aligned = False  # some token was aligned
 
     @eager
-    def made(self, total: Tensor, strict: bool) -> None:
-        """A loss with the term in it was returned; somebody should backpropagate it."""
-        if self.used or not total.requires_grad:  # after good steps, a loss that is only looked at is no bypass
+    def returned(self, loss: Tensor, strict: bool) -> None:
+        """The model returned a loss with the term. Somebody should backpropagate it."""
+        if self.used or not loss.requires_grad:  # after good steps, a loss that is only looked at is no bypass
             return
         if self.unused > UNUSED:
-            self._past("the losses that the model returned were never backpropagated", "the loop that calls it", strict)
-        total.register_hook(_Witness(self))
+            self._goes_past(
+                "the losses that the model returned were never backpropagated", "the loop that calls it", strict
+            )
+        loss.register_hook(_BackwardHook(self))
 
     def missed_by(self, trainer: Any, model: nn.Module, strict: bool) -> None:
-        """An HF Trainer made a step on labels in which SelfAug had no part."""
+        """An HF Trainer made a step on labels, and SelfAug had no part in it."""
         self.missed += 1
         if self.missed > MISSED:
             what = f"{type(trainer).__name__} computed its loss without it"
             own = next((name for name in ("compute_loss", "training_step") if _is_own(trainer, name)), "compute_loss")
-            self._past(what, f"{where(getattr(trainer, own))}; the model's forward is {where(model.forward)}", strict)
+            by = f"{where(getattr(trainer, own))}; the model's forward is {where(model.forward)}"
+            self._goes_past(what, by, strict)
 
-    def tell(self, reason: str, forward: Callable[..., Any], strict: bool, do: str = DO) -> None:
-        """A forward was called with labels in a way that the term cannot be added to."""
-        self.say(f"SelfAug is on but could not act: {reason}, in {where(forward)}.", strict, do)
+    def could_not_act(self, reason: str, forward: Callable[..., Any], strict: bool, do: str = DO) -> None:
+        """The term cannot be added to the loss of a call with labels."""
+        self.warn(f"SelfAug is on but could not act: {reason}, in {where(forward)}.", strict, do)
 
     def replaced(self, forward: Callable[..., Any], strict: bool) -> None:
-        """A forward that was put in place of a wrapped one has made a step; from now on it is wrapped, too."""
-        self.say(
+        """A forward that replaced a wrapped one has made a step. From now on it is wrapped, too."""
+        self.warn(
             "SelfAug is on, and a step went past it: the model's forward was replaced after the model was made, by "
             f"{where(forward)}. Steps from now on have the term.",
             strict,
             "Replace it before the model is made",
-            state="" if not strict else STATE[True],
+            state=STATE[True] if strict else "",
         )
 
-    def aligns(self, rows: int, aligned: int, positions: str, trainer: Any, strict: bool) -> None:
-        """SelfAug acted on a micro-batch with supervised tokens: ``rows``, and ``aligned`` tokens in all of them."""
-        self.aligned |= aligned > 0
+    def count_aligned(self, chosen: Selection, settings: config.Settings, trainer: Any) -> None:
+        """SelfAug acted on a micro-batch with supervised tokens. Warn if no micro-batch has had an aligned one."""
+        self.aligned |= len(chosen.all_aligned) > 0
         if self.aligned:
             return
-        self.rows += rows
+        self.rows += chosen.rows
         self.batches += 1
         if self.rows >= ROWS and self.batches >= BATCHES:
-            self.nothing_aligned(f"in the first {self.rows} rows", positions, trainer, strict)
+            self.nothing_aligned(f"in the first {self.rows} rows", settings, trainer)
 
-    def nothing_aligned(self, seen: str, positions: str, trainer: Any, strict: bool) -> None:
-        """Say that the KL has been 0 for want of a token to compute it at."""
-        labels = "" if positions in ("output", "all") else " (those whose label is -100, without padding)"
-        self.say(
-            f"SelfAug is on but has nothing to align: {seen}, no token is at the {positions} positions{labels}, so "
-            "the KL is 0.",
-            strict,
-            _switch(trainer),
+    def nothing_aligned(self, seen: str, settings: config.Settings, trainer: Any) -> None:
+        """Warn that the KL has been 0 because no token was aligned."""
+        labels = "" if settings.positions in ("output", "all") else " (those whose label is -100, without padding)"
+        self.warn(
+            f"SelfAug is on but has nothing to align: {seen}, no token is at the {settings.positions} positions"
+            f"{labels}, so the KL is 0.",
+            settings.strict,
+            _only_the_answer(trainer),
         )
 
-    def _past(self, what: str, by: str, strict: bool) -> None:
-        self.say(
+    def _goes_past(self, what: str, by: str, strict: bool) -> None:
+        self.warn(
             f"SelfAug is on and the model trains on labels, yet no step goes through SelfAug: {what}. Passed by: {by}.",
             strict,
         )
 
-    def say(self, message: str, strict: bool, do: str = DO, state: str | None = None) -> None:
-        """Warn, once; with SELFAUG_STRICT=1, raise."""
+    def warn(self, message: str, strict: bool, do: str = DO, state: str | None = None) -> None:
+        """Warn once in this run.
+
+        Args:
+            message: what happened.
+            strict: raise a :class:`BypassError` instead.
+            do: what the user may do about it, a sentence without its full stop.
+            state: what becomes of the run; by default, that the model trains on its stock loss.
+        """
         message = " ".join(
             part for part in (message, STATE[strict] if state is None else state, f"{do}, {OFF}") if part
         )
         if strict:
             raise BypassError(message)
-        if not self.said:
-            self.said = True
+        if not self.warned:
+            self.warned = True
             _show(message)
 
 
-class _Witness:
-    """A hook on a loss, which goes when nothing can be backpropagated through that loss any more."""
+class _BackwardHook:
+    """A hook on a loss. It is deleted with the graph of that loss, and then it knows whether backward came."""
 
     def __init__(self, bypass: Bypass) -> None:
         self.bypass = bypass
@@ -146,22 +155,22 @@ class _Witness:
         self.bypass.unused += not self.used
 
 
-_OF = PerRun(Bypass)
+_BYPASSES = PerRun(Bypass)
 
 
 def of(model: nn.Module) -> Bypass:
-    """What is known of the run that ``model`` makes a step of."""
-    return _OF.of(model)
+    """The counts of the run that is calling ``model``."""
+    return _BYPASSES.of(model)
 
 
 def models_on(model: nn.Module) -> list[tuple[Any, config.Settings]]:
     """The models within ``model`` that SelfAug is on for, with their settings."""
-    aligned = [module for module in model.modules() if hasattr(type(module), "selfaug_aligned")]
-    return [(m, s) for m in aligned for s in [config.read(m.config)] if s.enabled]
+    aligned: list[Any] = [module for module in model.modules() if hasattr(type(module), "selfaug_aligned")]
+    return [(m, settings) for m in aligned for settings in [config.read(m.config)] if settings.enabled]
 
 
 def should_act(model: nn.Module, settings: config.Settings) -> bool:
-    """Whether what trains in ``model`` is what SelfAug is for: LoRA, or the whole model against a cache."""
+    """Whether SelfAug should add its term: LoRA trains in ``model``, or all of it trains against a cache."""
     if not settings.enabled or settings.alpha == 0:
         return False
     if switch.lora_layers(model):
@@ -169,64 +178,55 @@ def should_act(model: nn.Module, settings: config.Settings) -> bool:
     return settings.reference_cache is not None and model.training and guards.trains_in_full(model)
 
 
-def trainer_step_without(model: nn.Module, trainer: Any) -> None:
-    """An HF Trainer made a step on labels in which SelfAug had no part: count it for the model that should have."""
+def count_trainer_step(model: nn.Module, trainer: Any) -> None:
+    """Count a step of an HF Trainer on labels without the term, for each model that should have had it."""
     for module, settings in models_on(model):
         if should_act(module, settings):
             of(module).missed_by(trainer, module, settings.strict)
 
 
-def end_of(trainer: Any) -> None:
-    """A run is over: it may have been too short for anything to be said about it yet."""
-    bypass = _OF.of_owner(trainer.state)
+def end_of_run(trainer: Any) -> None:
+    """Warn of a run that was too short for :meth:`Bypass.count_aligned` to warn of it."""
+    bypass = _BYPASSES.of_owner(trainer.state)
     if bypass.batches and not bypass.aligned:
         for _, settings in models_on(trainer.model)[:1]:
-            bypass.nothing_aligned("in the whole run", settings.positions, trainer, settings.strict)
+            bypass.nothing_aligned("in the whole run", settings, trainer)
 
 
-def tell_replica(model: nn.Module, strict: bool) -> None:
-    """``nn.DataParallel`` called a copy of the model whose weights are no parameters, so whose LoRA cannot be told
-    from frozen weights.
-    """
-    of(model).say(
-        "SelfAug is on but could not act: nn.DataParallel calls copies of the model.",
-        strict,
-        "Start the script with torchrun or `accelerate launch`, or show it one GPU (CUDA_VISIBLE_DEVICES=0)",
-    )
-
-
-def watch_gradients(model: nn.Module, unwrapped: Callable[[Any], Any]) -> None:
-    """At each gradient of a weight that trains, look whether the model's forward is still a wrapped one.
+def watch_gradients(model: Any, wrap_again: Callable[[Any], Any]) -> None:
+    """At each gradient of a weight that trains, check that the model's forward is still wrapped.
 
     Args:
-        unwrapped: of a model, the forward in force if it is not, and from then on it is; None if it is.
+        wrap_again: wraps the forward of a model if it is not wrapped; returns that forward, or None.
     """
     parameter = next((parameter for parameter in model.parameters() if parameter.requires_grad), None)
     known = _WATCHED.get(model)
     if parameter is None or (known is not None and known() is parameter):
         return
     _WATCHED[model] = weakref.ref(parameter)
-    ref = weakref.ref(model)
+    model_ref: weakref.ref[Any] = weakref.ref(model)
 
-    @torch.utils.hooks.unserializable_hook
-    def look(grad: Tensor) -> None:
-        of_hook: Any = ref()
-        forward = unwrapped(of_hook) if of_hook is not None and of_hook.training else None
+    def check(grad: Tensor) -> None:
+        watched = model_ref()
+        if watched is None or not watched.training:
+            return
+        forward = wrap_again(watched)
         if forward is None:
             return
-        settings = config.read(of_hook.config)
-        if should_act(of_hook, settings):
-            of(of_hook).replaced(forward, settings.strict)
+        settings = config.read(watched.config)
+        if should_act(watched, settings):
+            of(watched).replaced(forward, settings.strict)
 
-    parameter.register_hook(look)
+    hook = torch.utils.hooks.unserializable_hook(check)
+    parameter.register_hook(hook)
 
 
 _WATCHED: weakref.WeakKeyDictionary[nn.Module, weakref.ref[nn.Parameter]] = weakref.WeakKeyDictionary()
 
 
 def where(forward: Any) -> str:
-    """Name, module, file and line of a function, seen through our own wrappers and transformers' decorators but not
-    through functools.wraps of others.
+    """Name, file and line of a function. It looks through our own wrappers and transformers' decorators, but not
+    through functools.wraps of other libraries.
     """
     function = getattr(forward, "__func__", forward)
     while isinstance(function, functools.partial) or (
@@ -246,11 +246,11 @@ def where(forward: Any) -> str:
 
 
 def _is_own(trainer: Any, method: str) -> bool:
-    """Whether a trainer has this method from neither transformers nor another library that leaves the loss to it."""
+    """Whether a trainer has this method from a library that makes its own loss: not transformers, TRL or ms-swift."""
     return not getattr(getattr(trainer, method), "__module__", "").startswith(("transformers.", "trl.", "swift."))
 
 
-def _switch(trainer: Any) -> str:
+def _only_the_answer(trainer: Any) -> str:
     """What to set so that this trainer trains on the answer alone."""
     name, do = "", _COLLATOR
     if trainer is not None:
@@ -267,7 +267,8 @@ def _show(message: str) -> None:
     frame: Any = sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _LIBRARIES:
         frame = frame.f_back
-    # past the filters, and without changing them: other threads use them, too; and past logging.captureWarnings()
+    # Calls what the filters and logging.captureWarnings() would skip. The filters stay as they are: other threads use
+    # them, too.
     show = getattr(logging, "_warnings_showwarning", None) or warnings.showwarning
     show(BypassWarning(message), BypassWarning, frame.f_code.co_filename, frame.f_lineno)
 

@@ -1,7 +1,7 @@
 """``selfaug/nll``, ``selfaug/kl`` and ``selfaug/alpha`` beside ``loss``, wherever the HF Trainer logs.
 
-Sums stay on the device until the Trainer logs, so a step costs no host synchronisation. They are averaged over the
-steps of this run since the last log and over all processes.
+Sums stay on the device until the Trainer logs, so a step does not wait for the device. The logs show means over all
+processes and over the steps of this run since the last log.
 """
 
 from __future__ import annotations
@@ -13,35 +13,36 @@ from .runs import PerRun
 
 
 class Sums:
-    """Running sums of one run since the last log, of one process."""
+    """What one run has summed up in this process since the last log."""
 
     def __init__(self) -> None:
-        self.logs: dict[str, float] = {}  # means over all processes, which the Trainer's next log takes along
+        self.logs: dict[str, float] = {}  # means over all processes, for the Trainer's next log
         self.clear()
 
     def clear(self) -> None:
-        """Start again."""
+        """Start again at 0."""
         self.sums: Tensor | None = None  # (2,) NLL and KL, nats
         self.supervised = self.aligned = 0
         self.alpha: float | None = None
 
     def add(self, nll_sum: Tensor, supervised: int, kl_sum: Tensor, aligned: int, alpha: float) -> None:
-        """One micro-batch: sums in nats over ``supervised`` and ``aligned`` tokens."""
-        sums = torch.stack((nll_sum.detach().to(kl_sum.device), kl_sum))  # of a model spread over devices
+        """Add one micro-batch: sums in nats over ``supervised`` and over ``aligned`` tokens."""
+        sums = torch.stack((nll_sum.detach().to(kl_sum.device), kl_sum))  # a model may be spread over devices
         self.sums = sums if self.sums is None else self.sums.to(sums.device) + sums
         self.supervised += supervised
         self.aligned += aligned
         self.alpha = alpha
 
     def totals(self, device: torch.device) -> Tensor:
-        """(4,) float32: NLL, KL, supervised, aligned."""
+        """(4,) float32: NLL, KL, supervised tokens, aligned tokens."""
         sums = torch.zeros(2) if self.sums is None else self.sums
         counts = torch.tensor((self.supervised, self.aligned), dtype=torch.float32, device=device)
         return torch.cat((sums.to(counts), counts))
 
     def gather(self, device: torch.device, alpha: float) -> None:
-        """Put the means over all processes into ``logs``. Every process has to call this at the same step, whether or
-        not it has anything to add; ``alpha`` is for one that has not.
+        """Put the means over all processes into ``logs``.
+
+        Every process has to call this at the same step, also one that has added nothing: ``alpha`` is for its logs.
         """
         totals = _over_processes(self.totals(device))
         self.logs = _means(totals, alpha if self.alpha is None else self.alpha)
@@ -52,15 +53,15 @@ class Running(PerRun[Sums]):
     """The sums of every run of this process."""
 
     def take(self) -> dict[str, float]:
-        """Means since the last call over all runs and processes (each must call); empty if no step of this process
-        went through SelfAug since. One model's alone: ``RUNNING.of(model)``.
+        """Means over all runs and processes since the last call; every process has to call this. Empty if no step of
+        this process had the term since then. ``RUNNING.of(model)`` has the sums of one model alone.
         """
-        active = [sums for sums in self.all() if sums.sums is not None]
+        active = [(sums, sums.sums.device) for sums in self.all() if sums.sums is not None]
         if not active:
             return {}
-        device = active[-1].sums.device  # type: ignore[union-attr]
-        totals = _over_processes(torch.stack([sums.totals(device) for sums in active]).sum(0))
-        logs = _means(totals, active[-1].alpha)
+        last, device = active[-1]
+        totals = _over_processes(torch.stack([sums.totals(device) for sums, _ in active]).sum(0))
+        logs = _means(totals, last.alpha)
         self.clear()
         return logs
 

@@ -1,0 +1,82 @@
+"""What a run says at its first step, in transformers' log: that SelfAug is on, and what the user should know of the
+reference and of padding.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.utils import logging
+
+from .. import config
+from ..reference import Reference, guards
+from . import attach, runs
+
+logger = logging.get_logger("transformers.selfaug")
+
+
+class _Announcement:
+    """Whether a run has said that SelfAug is on."""
+
+    made = False
+
+
+_ANNOUNCEMENTS = runs.PerRun(_Announcement)
+_TOLD_OF_PADDING: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def first_step(model: Any, settings: config.Settings, reference: Reference, kl_sum: Tensor, aligned: int) -> None:
+    """At the first step of a run: say that SelfAug is on, and warn of an adapter that had weights before.
+
+    Args:
+        kl_sum: () nats, over the ``aligned`` tokens of this step.
+
+    Raises:
+        ReferenceModelError: SELFAUG_REFERENCE=start in a run that was resumed.
+    """
+    announcement = _ANNOUNCEMENTS.of(model)
+    if announcement.made:
+        return
+    announcement.made = True
+    call = attach.current_call()
+    resumed_at = 0 if call is None else call.trainer.state.global_step
+    if settings.reference == "start" and resumed_at:
+        raise guards.ReferenceModelError(
+            f"SELFAUG_REFERENCE=start in a run that was resumed at step {resumed_at}",
+            "the weights at the first step of this process are not those that training started from",
+            "set SELFAUG_REFERENCE=base, or start anew",
+        )
+    if os.environ.get("RANK", "0") != "0":
+        return
+    logger.warning(
+        f"SelfAug is on: loss = NLL + {settings.alpha:g} * KL at {settings.positions} positions, "
+        f"{reference} (SELFAUG=0 switches it off)."
+    )
+    if settings.reference is not None or resumed_at or kl_sum.is_meta or float(kl_sum) <= 1e-5 * aligned:
+        return
+    loaded = guards.had_weights(model)
+    if loaded:
+        logger.warning(
+            f"SelfAug: adapter {', '.join(loaded)} had weights before the first step, and the reference is the model "
+            "without them: the KL begins above 0 and draws the adapter back. To hold on to the model as it is now, set "
+            "SELFAUG_REFERENCE=start; if the model without the adapter is meant (a run resumed by hand), set "
+            "SELFAUG_REFERENCE=base."
+        )
+
+
+def unknown_padding(model: nn.Module, tail: int) -> None:
+    """Warn, once for each model, that ``tail`` equal tokens at the end of a row may be padding.
+
+    Args:
+        tail: see :func:`.positions.unexplained_tail`; a single token is no sign of padding.
+    """
+    if tail > 1 and model not in _TOLD_OF_PADDING:
+        _TOLD_OF_PADDING.add(model)
+        logger.warning(
+            f"SelfAug cannot tell padding: the model is called without attention_mask, and a row ends in {tail} equal "
+            "tokens without labels, none of them a pad token that the model's config or the trainer's tokenizer names. "
+            "They are aligned as input. Pass attention_mask, or set model.config.pad_token_id, if they are padding."
+        )
