@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 import sandbox
-from sandbox import Sandbox, sha256
+from sandbox import Sandbox
+
+from selfaug.toolkit.files import sha256
 
 DEMO = runpy.run_path(str(Path(sandbox.__file__).with_name("__main__.py")), run_name="demo")
 TARGETS = ("transformers/models/qwen2/modeling_qwen2.py", "peft/tuners/lora/layer.py")

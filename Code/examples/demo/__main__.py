@@ -27,10 +27,11 @@ import dialogues  # noqa: E402
 import ragset  # noqa: E402
 from journal import Journal, runtime_files, tool_files  # noqa: E402
 from report import ALIGNED, BOTH, DIALOGUES, PLAIN, dialogue_table, summarise, table, verdict  # noqa: E402
-from sandbox import MODEL_PACKAGE, PACKAGES, Sandbox, StepFailed, duration, sha256, too_old  # noqa: E402
+from sandbox import MODEL_PACKAGE, PACKAGES, Sandbox, StepFailed, duration, too_old  # noqa: E402
 
 from Code.retention.instructions import BASIC  # noqa: E402
 from Code.retention.prompts import spread  # noqa: E402
+from Code.toolkit.files import sha256  # noqa: E402
 
 TRAIN_SCRIPT = DEMO.parent / "train_lora.py"
 ANSWER_TOKENS = 256  # of a self-dialogue

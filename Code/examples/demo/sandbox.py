@@ -5,7 +5,6 @@ Uses the standard library only, because any Python may start the demo, and does 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import subprocess
@@ -101,10 +100,6 @@ def environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not drop.match(name)}
     fixed = {"PYTHONNOUSERSITE": "1", "PYTHONUTF8": "1", "TOKENIZERS_PARALLELISM": "false"}
     return {**FASTER, **kept, **fixed}
-
-
-def sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def run(
