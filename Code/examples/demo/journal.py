@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-OTHERS = {"toolkit", "self_dialogue", "retention", "benchmarks", "examples"}  # folders that no training step imports
+OTHERS = {"toolkit", "self_dialogue", "retention", "trial", "benchmarks", "examples"}  # no training step imports these
 
 
 def runtime_files(code: Path) -> list[Path]:
