@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..toolkit.errors import Refusal, message, print_anything
-from . import harness, plots, prompts, report, summary, training_log
+from . import harness_results, plots, prompts, report, summary, training_log
 from .items import Items
 
 NAME = re.compile(r"[\w.+-]+")
@@ -170,7 +170,7 @@ def benchmarks(given: Sequence[str], adapters: dict[str, Path]) -> dict[str, dic
         name, _, path = one.partition("=")
         if name not in known or not path:
             raise Refusal("bad-name", "--lm-eval: of which model are these results?", f"NAME=…, {known}", one)
-        results.setdefault(name, {}).update(harness.read(Path(path)))
+        results.setdefault(name, {}).update(harness_results.read(Path(path)))
     return results
 
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from selfaug.retention import harness, plots
+from selfaug.retention import harness_results, plots
 from selfaug.toolkit.errors import Refusal
 
 IFEVAL = {
@@ -42,7 +42,7 @@ def results(tmp_path):
 
 
 def test_metrics_have_their_errors_and_filters_are_named(results):
-    assert harness.read(results("results_2026-01-02T03-04-05.json", ifeval=IFEVAL, gsm8k=GSM8K)) == {
+    assert harness_results.read(results("results_2026-01-02T03-04-05.json", ifeval=IFEVAL, gsm8k=GSM8K)) == {
         "ifeval/prompt_level_strict_acc": {"mean": 0.18, "se": 0.038},
         "ifeval/inst_level_strict_acc": {"mean": 0.27},
         "gsm8k/exact_match (strict-match)": {"mean": 0.05, "se": 0.01},
@@ -57,7 +57,7 @@ def test_what_the_harness_says_is_better_is_read_where_it_says_it(results):
         wikitext={"word_perplexity,none": 12.5, "word_perplexity_stderr,none": "N/A", "byte_perplexity,none": 2},
         gsm8k=GSM8K,
     )
-    found = harness.read(file)
+    found = harness_results.read(file)
     assert found["wikitext/word_perplexity"] == {"mean": 12.5, "higher_is_better": False}
     assert [name for name, figure in found.items() if "higher_is_better" in figure] == ["wikitext/word_perplexity"]
 
@@ -87,7 +87,7 @@ def test_forgetting_is_how_much_worse_a_benchmark_is(better, forgotten, label):
 def test_in_a_folder_the_latest_result_of_each_task_counts(results, tmp_path):
     results("z/results_2026-01-01T00-00-00.json", ifeval={"prompt_level_strict_acc,none": 0.1}, gsm8k=GSM8K)
     results("a/results_2026-01-02T00-00-00.json", ifeval=IFEVAL)
-    found = harness.read(tmp_path)
+    found = harness_results.read(tmp_path)
     assert found["ifeval/prompt_level_strict_acc"]["mean"] == 0.18
     assert "gsm8k/exact_match (strict-match)" in found
 
@@ -97,14 +97,14 @@ def test_other_files_are_refused(tmp_path, text):
     file = tmp_path / "results.json"
     file.write_text(text, encoding="utf-8")
     with pytest.raises(Refusal, match="is no result file of lm-evaluation-harness"):
-        harness.read(file)
+        harness_results.read(file)
 
 
 def test_no_file_and_an_empty_folder_are_refused(tmp_path):
     with pytest.raises(Refusal, match="no such file"):
-        harness.read(tmp_path / "results.json")
+        harness_results.read(tmp_path / "results.json")
     with pytest.raises(Refusal, match="a folder without one"):
-        harness.read(tmp_path)
+        harness_results.read(tmp_path)
 
 
 def test_the_figures_are_in_the_table_of_the_command(results, measured, adapters, result, files):
