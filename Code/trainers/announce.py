@@ -1,5 +1,5 @@
-"""What a run says at its first step, in transformers' log: that SelfAug is on, and what the user should know of the
-reference and of padding.
+"""The lines that a run prints at its first step, in transformers' log: that SelfAug is on, and warnings about the
+reference and about padding.
 """
 
 from __future__ import annotations
