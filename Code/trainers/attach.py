@@ -213,7 +213,7 @@ def _argument(position: int, name: str, args: tuple[Any, ...], kwargs: dict[str,
 
 def _check_acted(model: nn.Module, call: TrainerCall) -> None:
     if call.labels is not None and not call.acted:
-        bypass.count_trainer_step(model, call.trainer)
+        bypass.count_missed_call(model, call.trainer)
 
 
 def _maybe_log_save_evaluate(trainer: Any, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
