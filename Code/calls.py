@@ -15,7 +15,7 @@ from . import sequence_parallel
 from .eager import eager
 from .labels import logits_to_keep
 
-# arguments of Qwen2ForCausalLM.forward that its decoder does not take
+# arguments of a causal language model's forward that its decoder does not take
 _NOT_FOR_THE_DECODER = {
     "labels",
     "shift_labels",
@@ -24,18 +24,18 @@ _NOT_FOR_THE_DECODER = {
     "num_items_in_batch",
     "return_dict",
 }
-# keyword arguments that transformers' stock loss and attention know beside those in the signature
+# keyword arguments that are not in the signature, but known to transformers' stock loss and attention
 _KNOWN_EXTRAS = {"num_items_in_batch", "output_attentions", "output_hidden_states", "return_dict", "cache_position",
                  "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}  # fmt: skip
 
 
 @eager
 def by_name(forward: Callable[..., Any], model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments that the caller gave, by name; those in ``**kwargs`` among them."""
+    """The arguments of the call by name, also those that ``forward`` takes as ``**kwargs``. Without defaults."""
     signature = _signature(forward)
     try:
         arguments = dict(signature.bind_partial(model, *args, **kwargs).arguments)
-    except TypeError:  # the call itself will say what is wrong
+    except TypeError:  # the call itself will raise it
         return {}
     for parameter in signature.parameters.values():
         if parameter.kind is parameter.VAR_KEYWORD:
@@ -45,13 +45,13 @@ def by_name(forward: Callable[..., Any], model: Any, args: tuple[Any, ...], kwar
 
 
 def _signature(function: Callable[..., Any]) -> inspect.Signature:
-    known = _SIGNATURES.get(function)
-    if known is None:
-        known = _SIGNATURES[function] = inspect.signature(function)
-    return known
+    signature = _SIGNATURES.get(function)
+    if signature is None:
+        signature = _SIGNATURES[function] = inspect.signature(function)
+    return signature
 
 
-# a forward that was put on an instance may hold its model
+# weak keys, because a forward that was put on an instance may hold its model
 _SIGNATURES: weakref.WeakKeyDictionary[Callable[..., Any], inspect.Signature] = weakref.WeakKeyDictionary()
 
 
@@ -70,7 +70,7 @@ def obstacle(call: dict[str, Any]) -> tuple[str, str] | None:
 
 @eager
 def is_plain(model: Any, forward: Callable[..., Any], call: dict[str, Any]) -> bool:
-    """Whether stock ``forward`` would do no more than NLL over all positions, so that the chunked loss can do it."""
+    """Whether stock ``forward`` would compute NLL over all positions and nothing else, as the chunked loss does."""
     kept = logits_to_keep(call)
     loss_function = getattr(model, "loss_function", None)
     return (
@@ -89,8 +89,8 @@ def _is_stock_loss(function: Any) -> bool:
 
 
 def is_cache(value: Any) -> bool:
-    """Whether ``value`` is a key-value cache, whatever the argument is called: a ``Cache`` of transformers, an object
-    that counts its positions as one does, or the tuples of old releases.
+    """Whether ``value`` is a key-value cache: a ``Cache`` of transformers, an object that counts its positions in the
+    same way, or the tuples of old releases. The name of the argument differs between releases.
     """
     if isinstance(value, (tuple, list)):
         return len(value) > 0 and isinstance(value[0], (tuple, list))
@@ -99,13 +99,13 @@ def is_cache(value: Any) -> bool:
 
 @eager
 def has_past(call: dict[str, Any]) -> bool:
-    """Whether the caller gave a key-value cache with something in it."""
+    """Whether the call has a key-value cache that is not empty."""
     caches = [value for value in call.values() if is_cache(value)]
     return any(isinstance(cache, (tuple, list)) or cache.get_seq_length() > 0 for cache in caches)
 
 
 def _class_forward(decoder: nn.Module) -> Callable[..., Any]:
-    """``forward`` as its class has it; of what torch.compile made of a module, that of the module inside."""
+    """``forward`` of the decoder's class or, if ``torch.compile`` wraps the decoder, of the module inside."""
     cls: Any = type(getattr(decoder, "_orig_mod", decoder))
     forward: Callable[..., Any] = cls.forward
     return forward
@@ -113,7 +113,7 @@ def _class_forward(decoder: nn.Module) -> Callable[..., Any]:
 
 @eager
 def decoder_arguments(decoder: nn.Module, call: dict[str, Any]) -> dict[str, Any]:
-    """Those arguments of the call that stock ``forward`` hands to its decoder."""
+    """The arguments of the call that stock ``forward`` passes to its decoder."""
     parameters = _signature(_class_forward(decoder)).parameters.values()
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     names = {parameter.name for parameter in parameters}
@@ -122,7 +122,7 @@ def decoder_arguments(decoder: nn.Module, call: dict[str, Any]) -> dict[str, Any
 
 @contextmanager
 def decoder_calls(decoder: nn.Module) -> Iterator[list[tuple[dict[str, Any], Tensor]]]:
-    """Collects (arguments by name, last hidden states (B, T, H)) of each call of ``decoder`` within."""
+    """A list that gets (arguments by name, last hidden states (B, T, H)) of each call of ``decoder`` in the block."""
     calls: list[tuple[dict[str, Any], Tensor]] = []
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:

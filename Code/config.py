@@ -1,7 +1,7 @@
-"""Settings: defaults, then the SELFAUG_* environment, then the dict ``model.config.selfaug``; each wins over the one
-before.
+"""Settings: the defaults, then the SELFAUG_* environment, then the dict ``model.config.selfaug``. Each source wins over
+the one before it.
 
-Both are read at every training step, so that a callback may change alpha on the way.
+Environment and dict are read at every step, so a callback may change alpha during training.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ REFERENCES = ("base", "frozen-adapters", "start")
 
 
 class SettingError(ValueError):
-    """A setting has a name or a value that SelfAug does not know. The message names the accepted ones."""
+    """The name or the value of a setting is not accepted. The message lists what is."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What one training step does.
+    """The settings of one step.
 
     enabled: False leaves every call to stock transformers.
-    alpha: weight of the KL term in ``loss = NLL + alpha * KL`` (arXiv 2509.03934, section 3.3), >= 0.
-    direction: "base-tuned" is KL(p_base || p_tuned), as the authors' code computes; "tuned-base" is KL(p_tuned ||
-        p_base), as the paper writes.
+    alpha: the weight of the KL term in ``loss = NLL + alpha * KL`` (arXiv 2509.03934, section 3.3), >= 0.
+    direction: "base-tuned" is KL(p_base || p_tuned), as in the authors' code; "tuned-base" is KL(p_tuned || p_base), as
+        in the paper.
     positions: which tokens are aligned, see :func:`.positions.aligned`.
     reduction: "token" averages over the aligned tokens of the micro-batch; "sequence" averages within each row and
         weights rows by their supervised tokens.
-    chunk_size: positions whose logits exist at a time; None is "auto", see :func:`.loss.auto_chunk_size`.
-    sample: share of the aligned positions, 0 < p <= 1, at which the KL is computed, see :mod:`.sample`.
-    reference_cache: folder where the reference's hidden states are kept between epochs, see :mod:`.reference.cache`.
-    reference_cache_gb: how many gigabytes it may take.
-    reference: what the reference is where adapters were there before training. "base" switches all of them off,
-        "frozen-adapters" leaves frozen ones on, "start" is the model as it was at the first step, adapters and all;
-        None: the base, but a frozen adapter is refused and a loaded one is told. See :mod:`.reference.guards`.
+    chunk_size: how many positions have logits at the same time; None is "auto", see :func:`.loss.auto_chunk_size`.
+    sample: the share of the aligned positions, 0 < p <= 1, at which the KL is computed, see :mod:`.sample`.
+    reference_cache: the folder that keeps the reference's hidden states between epochs, see :mod:`.reference.cache`.
+    reference_cache_gb: how many gigabytes the folder may take.
+    reference: the reference if there were adapters before training. "base" switches all adapters off,
+        "frozen-adapters" keeps frozen ones on, "start" is the model with all adapters as it was at the first step.
+        None: the base, but a frozen adapter is an error and a loaded one a warning. See :mod:`.reference.guards`.
     evaluation: ``eval_loss`` contains the term, too.
-    strict: a step that goes past SelfAug is an error instead of a warning, see :mod:`.watch`.
+    strict: a step that goes past SelfAug is an error and not a warning, see :mod:`.trainers.bypass`.
     """
 
     enabled: bool = True
@@ -70,7 +70,7 @@ def _switch(value: Any) -> bool:
 def _weight(value: Any) -> float:
     try:
         number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last of a tensor with several numbers
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: a tensor with several numbers
         number = math.nan
     if not 0 <= number < math.inf:
         raise ValueError("a number >= 0")
@@ -109,7 +109,7 @@ def _one_of(names: tuple[str, ...]) -> Callable[[Any], str]:
     def parse(value: Any) -> str:
         if not isinstance(value, str) or value not in names:
             raise ValueError(" or ".join(f'"{name}"' for name in names))
-        return names[names.index(value)]  # str() of a member of an enum is its name
+        return names[names.index(value)]  # not str(value): for a member of an enum that is its name
 
     return parse
 
@@ -140,11 +140,11 @@ ENVIRONMENT = {_SHORT.get(key, f"SELFAUG_{key.upper()}"): key for key in _PARSER
 def read(model_config: Any = None, environ: Mapping[str, str] | None = None) -> Settings:
     """The settings in force for a model whose ``config`` is ``model_config``.
 
-    The dict ``model_config.selfaug`` is saved as JSON with the model: a value that JSON does not have, such as a
-    ``Path`` or a number of numpy's or torch's, is replaced there by the same as a plain ``str``, ``bool`` or number.
+    The dict ``model_config.selfaug`` is saved as JSON with the model. So a value that JSON does not have, such as a
+    ``Path`` or a number of numpy or torch, is replaced in the dict by a plain ``str``, ``bool`` or number.
 
     Raises:
-        SettingError: an unknown key, a value outside the accepted ones, or a SELFAUG_* variable that looks misspelt.
+        SettingError: an unknown key, a value that is not accepted, or a SELFAUG_* variable that looks misspelt.
     """
     environ = os.environ if environ is None else environ
     given: dict[str, Any] = {}

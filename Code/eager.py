@@ -1,4 +1,6 @@
-"""Keep ``torch.compile`` out of SelfAug's own Python: a compiled model breaks its graph once, around its decoder."""
+"""Decorators that keep ``torch.compile`` out of SelfAug's own Python. A compiled model then has one
+graph break, around its decoder.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +11,17 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def eager(function: Function) -> Function:
-    """``function``, and what it calls, run as plain Python."""
+    """``function`` and everything that it calls run as plain Python."""
     return _disabled(function, recursive=True)
 
 
 def eager_around(function: Function) -> Function:
-    """``function`` itself runs as plain Python; a decoder that it calls may be compiled."""
+    """``function`` runs as plain Python; a decoder that it calls may be compiled."""
     return _disabled(function, recursive=False)
 
 
 def _disabled(function: Function, recursive: bool) -> Function:
-    # Importing Dynamo takes a second that inference need not pay. Recent transformers have it loaded by now; beside an
-    # older one a compiled model is right all the same, with more graph breaks.
+    # To import Dynamo takes a second, which inference should not pay. Recent transformers has imported it by now. With
+    # an older transformers, a compiled model has more graph breaks and the same results.
     dynamo = sys.modules.get("torch._dynamo")
     return function if dynamo is None else dynamo.disable(function, recursive=recursive)

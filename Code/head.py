@@ -1,8 +1,8 @@
 """The head of a model: the layer that turns hidden states into logits, and how FSDP or ZeRO-3 may have sharded it.
 
-FSDP and DeepSpeed ZeRO-3 gather a module's weight when the module is called and let go of it afterwards. Calling the
-head once per chunk of positions would gather the vocabulary matrix once per chunk, and as often on each process as it
-has chunks. So the loss computes all chunks within one call of a sharded head.
+FSDP and DeepSpeed ZeRO-3 gather a module's weight when the module is called and free it afterwards. A call of the head
+for each chunk of positions would gather the vocabulary matrix once per chunk, and processes with different numbers of
+chunks would wait for each other forever. So the loss computes all chunks within one call of a sharded head.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 def linear(head: nn.Module) -> nn.Linear | None:
-    """The ``nn.Linear`` that ``head`` is, without FSDP1's wrappers. None for any other head, such as a LoRA layer."""
+    """The ``nn.Linear`` inside FSDP1's wrappers, or ``head`` itself. None for any other head, such as a LoRA layer."""
     inner = head
     while isinstance(wrapped := vars(inner).get("_modules", {}).get("_fsdp_wrapped_module"), nn.Module):
         inner = wrapped
@@ -22,7 +22,7 @@ def linear(head: nn.Module) -> nn.Linear | None:
 
 
 def sharded_linear(head: nn.Module) -> nn.Linear | None:
-    """The ``nn.Linear`` that ``head`` is, if it is a unit of its own under FSDP1, FSDP2 or ZeRO-3; else None."""
+    """:func:`linear` of a head that FSDP1, FSDP2 or ZeRO-3 gathers by itself. None for any other head."""
     inner = linear(head)
     if inner is None or "forward" in vars(inner):
         return None
@@ -30,8 +30,8 @@ def sharded_linear(head: nn.Module) -> nn.Linear | None:
 
 
 def frozen_weight(head: Any) -> Tensor | None:
-    """The (V, H) weight, in the dtype of a product with it, where the head is nothing but a frozen matrix. None for any
-    other head, which has to be called.
+    """The (V, H) weight of a head that is a frozen matrix, in the dtype of a product with it. None for any other head:
+    that one has to be called.
     """
     if not is_frozen_matrix(head):
         return None
@@ -40,7 +40,7 @@ def frozen_weight(head: Any) -> Tensor | None:
 
 
 def is_frozen_matrix(head: Any) -> bool:
-    """Whether the head is a frozen matrix and nothing else: no bias, no hook, no forward of its own, no subclass."""
+    """Whether ``head`` is a frozen matrix and nothing else: no bias, no hook, no forward of its own, no subclass."""
     if type(head) is not nn.Linear or head.bias is not None or head.weight.requires_grad:
         return False
     if type(head.weight) not in (nn.Parameter, Tensor) or head.weight.dim() != 2 or head.weight.numel() == 0:
@@ -49,7 +49,7 @@ def is_frozen_matrix(head: Any) -> bool:
 
 
 def _matmul_dtype(weight: Tensor) -> torch.dtype:
-    """The dtype that autocast, where it is on, gives a matrix product; casting once saves a cast per chunk."""
+    """The dtype of a matrix product with ``weight``, which autocast may change. One cast saves a cast per chunk."""
     device = weight.device.type
     if device == "meta":
         return weight.dtype
@@ -61,29 +61,29 @@ def _matmul_dtype(weight: Tensor) -> torch.dtype:
 
 
 def without_hooks(layer: nn.Linear) -> nn.Linear:
-    """A new ``nn.Linear`` with the same weight and bias, and nothing that runs when it is called."""
+    """A new ``nn.Linear`` with the same weight and bias and without hooks, which the sharding library would run."""
     plain = nn.Linear.__new__(nn.Linear)
     nn.Module.__init__(plain)
-    tensors: dict[str, Any] = {"weight": layer.weight, "bias": layer.bias}  # under FSDP1 no parameters, but views
+    tensors: dict[str, Any] = {"weight": layer.weight, "bias": layer.bias}  # under FSDP1 they are views, no parameters
     plain._parameters.update(tensors)
     return plain
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether modules within ``model`` gather weights when they are called. Then every process has to call the same
-    ones, or they wait for each other forever.
+    """Whether modules in ``model`` gather weights when they are called. Then every process has to call the same
+    modules, or the processes wait for each other forever.
     """
     return any(_gathers(module) for module in model.modules())
 
 
 def trains_sharded(head: nn.Module) -> bool:
-    """Whether ``head`` has something to train (LoRA, ``modules_to_save``) in modules that gather their weights. Its
-    gradient is then the sharding library's business, in one call of the module within autograd's own graph.
+    """Whether ``head`` trains (LoRA, ``modules_to_save``) and gathers weights. Then the sharding library computes its
+    gradient, from one call of the head in autograd's own graph.
     """
     return any(parameter.requires_grad for parameter in head.parameters()) and is_sharded(head)
 
 
 def _gathers(module: nn.Module) -> bool:
-    """Whether FSDP or ZeRO-3 gathers weights of this very module when it is called, if they are not there yet."""
+    """Whether FSDP or ZeRO-3 gathers the weights of this module itself when the module is called."""
     fsdp = any(cls.__name__ in ("FSDPModule", "FullyShardedDataParallel") for cls in type(module).__mro__)
     return fsdp or any(hasattr(parameter, "ds_id") for parameter in module.parameters(recurse=False))

@@ -1,11 +1,12 @@
-"""What the patched files import: :class:`.unpatched.ReferenceSwitch`, the first base class of peft's ``LoraLayer``, and
-:class:`SelfAligned`, that of ``Qwen2ForCausalLM``.
+"""The two base classes that the patched files import: :class:`.unpatched.ReferenceSwitch` for peft's ``LoraLayer``, and
+:class:`SelfAligned` for ``Qwen2ForCausalLM``.
 
-The latter wraps ``forward``: the class's own, one that a subclass or another library puts in its place on the class
-(Liger), and one that is put on an instance (TRL's fused heads). It looks again whenever the model is called or set to
-train, and whenever a gradient arrives, because others may replace a forward at any time. A wrapped forward is the stock
-one, argument for argument, unless the model is training LoRA on labels; then the loss gains ``alpha * KL``
-(:mod:`.loss`). Signature, name and ``__wrapped__`` stay those of the function inside.
+:class:`SelfAligned` wraps ``forward``: the one of the class, one that a subclass or another library puts on the class
+(Liger), and one that is put on an instance (TRL's fused heads). Another library may replace a forward at any time, so
+the class checks again when the model is called, when it is set to train, and when a gradient arrives.
+
+A wrapped forward does what the forward inside does, unless the model trains LoRA on labels; then ``alpha * KL``
+(:mod:`.loss`) is added to the loss. It has the signature, the name and the ``__wrapped__`` of the forward inside.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ __all__ = ["ReferenceSwitch", "SelfAligned"]
 
 
 class SelfAligned:
-    """Mixin that keeps whatever ``forward`` is in force wrapped. It has no state and no ``__init__``."""
+    """Mixin that keeps the ``forward`` in force wrapped. It has no state and no ``__init__``."""
 
     selfaug_aligned = True
 
@@ -48,11 +49,11 @@ class SelfAligned:
         return super().__call__(*args, **kwargs)  # type: ignore[misc]  # the next class in line, an nn.Module, has it
 
     def train(self, mode: bool = True) -> Any:
-        attach.to_trainer()  # the Trainer may have been imported after the model was made
+        attach.to_trainer()  # the Trainer may be imported after the model is made
         keep_wrapped(self)
-        if mode:  # peft until 0.20 calls forward itself, not the model
+        if mode:  # peft until 0.20 calls model.forward, past __call__
             bypass.watch_gradients(self, keep_wrapped)
-            # a bad setting is an error before training begins, and a good one can be saved with the model
+            # before training begins: a bad setting is an error, and a good one becomes fit to be saved with the model
             config.read(getattr(self, "config", None))
         return super().train(mode)  # type: ignore[misc]  # likewise
 
@@ -64,7 +65,6 @@ class SelfAligned:
 
 def wrap(forward: Callable[..., Any], stock: bool = False) -> Callable[..., Any]:
     """``forward``, a function of (self, ...), with SelfAug around it. ``stock``: it is transformers' own."""
-
     names = list(inspect.signature(forward).parameters)
     labels_at = names.index("labels") - 1 if "labels" in names else sys.maxsize  # among the positional arguments
 
@@ -115,7 +115,7 @@ def stock_forward(model: nn.Module) -> Callable[..., Any]:
 
 def _is_wrapped(forward: Any) -> bool:
     function = getattr(forward, "__func__", forward)
-    # identity, because functools.wraps in other libraries copies our mark onto functions that call ours
+    # by identity: functools.wraps in other libraries copies our mark onto functions that call ours
     return getattr(function, "selfaug_wrapper", None) is function
 
 
@@ -127,7 +127,7 @@ def _wrap_class_in_force(cls: type) -> Callable[..., Any] | None:
 
 
 def _wrap_class(cls: type, stock: bool = False) -> Callable[..., Any] | None:
-    """Wrap the forward that ``cls`` itself has; returns it if it was not wrapped."""
+    """Wrap the forward that ``cls`` itself defines. Returns it if it was not wrapped, and None otherwise."""
     forward = vars(cls).get("forward")
     if not inspect.isfunction(forward) or _is_wrapped(forward):
         return None
@@ -136,7 +136,7 @@ def _wrap_class(cls: type, stock: bool = False) -> Callable[..., Any] | None:
 
 
 def _unbound(forward: Callable[..., Any], instance: Any) -> Callable[..., Any]:
-    """A function of (self, ...) that calls ``forward``, which was about to be assigned to ``instance``."""
+    """A function of (self, ...) that calls ``forward``, which is being assigned to ``instance``."""
     if inspect.ismethod(forward) and forward.__self__ is instance:
         return forward.__func__
 
@@ -144,7 +144,7 @@ def _unbound(forward: Callable[..., Any], instance: Any) -> Callable[..., Any]:
     def unbound(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return forward(*args, **kwargs)
 
-    # inspect must not take the first argument of a function that has lost its self for ours
+    # without this, inspect would take the first argument of `forward` for our self
     vars(unbound)["__signature__"] = _with_self(forward)
     return unbound
 

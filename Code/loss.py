@@ -7,7 +7,7 @@
 p_base is the same network with LoRA switched off and takes no gradient. All sums run in float32 (float64 for float64
 inputs).
 
-Two implementations give the same loss and gradients: :func:`plain_loss` is the equation, on full logits, for autograd;
+Two implementations give the same loss and gradients. :func:`plain_loss` is the equation, on full logits, for autograd.
 :func:`chunked_loss` starts from hidden states and has the logits of one chunk of positions at a time.
 """
 
@@ -28,7 +28,7 @@ Head = Callable[[Tensor], Tensor]
 
 @dataclass
 class Terms:
-    """What one step computed. ``total`` carries the gradient; the sums are for the logs and are detached."""
+    """The sums of one step. ``total`` has the gradient; the other two are for the logs and are detached."""
 
     total: Tensor  # () sum of NLL + sum of weighted KL, not yet divided by N
     nll_sum: Tensor  # () nats, over supervised positions
@@ -38,7 +38,7 @@ class Terms:
 def plain_loss(
     logits: Tensor, reference_logits: Tensor, next_labels: Tensor, kl_weight: Tensor, direction: str = "base-tuned"
 ) -> Terms:
-    """The equation as it stands, with full logits and autograd: what :func:`chunked_loss` is tested against.
+    """The equation as it is written, with full logits and autograd. Tests compare :func:`chunked_loss` with it.
 
     Args:
         logits: (P, V), LoRA on.
@@ -69,15 +69,15 @@ def chunked_loss(
     chunk_size: int,
     direction: str = "base-tuned",
 ) -> Terms:
-    """The same from hidden states, with the logits of ``chunk_size`` positions at a time (twice as many where no
-    position is aligned, which takes the same room).
+    """The same loss from hidden states, with the logits of ``chunk_size`` positions at a time (twice as many if none of
+    them is aligned, which takes the same memory).
 
-    The gradient with respect to ``hidden`` and to the head's trainable parameters is computed in the forward pass,
-    chunk by chunk, from each position's logits, made once; nothing of size V outlives its chunk. A frozen head gets
-    no gradient and no buffer. Differentiable once.
+    The forward pass also computes the gradient with respect to ``hidden`` and to the head's trainable parameters, chunk
+    by chunk: each position's logits are computed once, and nothing of size V outlives its chunk. A frozen head has no
+    gradient and no buffer. The loss can be differentiated once.
 
-    A sharded head is called once, and all chunks are computed within that call. If something in it trains, the sharding
-    library has to see its graph: then this is :func:`plain_loss`.
+    A sharded head is called once, and all chunks are computed within that call. If a sharded head trains, the sharding
+    library has to see its graph, so the loss is computed by :func:`plain_loss`.
 
     Args:
         hidden: (P, H), LoRA on. Aligned positions first.
@@ -85,11 +85,11 @@ def chunked_loss(
         next_labels: (P,) long, IGNORE_INDEX where NLL takes no part.
         kl_weight: (A,) weight of each aligned position's KL.
         head: module from (n, H) to logits (n, V).
-        reference_head: from (n, H) to the reference's logits (n, V), called under ``no_grad``. ``head`` itself if that
-            is without LoRA: then both logits come from one product.
+        reference_head: from (n, H) to the reference's logits (n, V), called without gradient. It is ``head`` itself if
+            there is no LoRA on the head; then one product computes both logits.
         chunk_size: positions per chunk, see :func:`auto_chunk_size`.
 
-    Tensors may be on other devices than ``hidden``, and the head may be. The terms are where ``hidden`` is.
+    The other tensors and the head may be on other devices than ``hidden``. The result is on the device of ``hidden``.
     """
     here, weight = hidden.device, kl_weight.to(hidden.device, _wide(hidden))  # copied once, not once per chunk
     chunks = _Chunks(next_labels.to(here), weight, reference_hidden.to(here), direction, chunk_size)
@@ -123,11 +123,11 @@ def _in_chunks(chunks: _Chunks, hidden: Tensor, head: nn.Module, reference_head:
 
 
 def auto_chunk_size(vocabulary: int, device: torch.device) -> int:
-    """Aligned positions per chunk, such that their logits, tuned and base, take at most 128 MiB of float32 on a CPU
-    and 512 MiB elsewhere.
+    """How many aligned positions make a chunk: their tuned and base logits take at most 128 MiB of float32 on a CPU and
+    512 MiB elsewhere.
 
-    At V = 151,936 that is 110 positions, 220 rows of logits, on a CPU and 441 positions on a GPU. How the time depends
-    on it: ``python Code/benchmarks chunks``.
+    At V = 151,936 a chunk has 110 positions (220 rows of logits) on a CPU and 441 positions on a GPU. ``python
+    Code/benchmarks chunks`` measures the time by chunk size.
     """
     budget = (128 if device.type == "cpu" else 512) * 2**20
     return max(1, budget // (8 * vocabulary))
@@ -144,7 +144,7 @@ class _Chunks:
     size: int
 
     def slices(self, P: int) -> Iterator[slice]:
-        """Which positions make a chunk. One that is not aligned has no reference logits, so twice as many fit."""
+        """The chunks of P positions. A position that is not aligned has no reference logits, so twice as many fit."""
         A, size = len(self.reference_hidden), self.size
         yield from (slice(i, min(i + size, A)) for i in range(0, A, size))
         yield from (slice(i, min(i + 2 * size, P)) for i in range(A, P, 2 * size))
@@ -176,7 +176,7 @@ class _ChunkedLoss(torch.autograd.Function):
             sums = _through_weight(weight, chunks, hidden, grads)
         else:
             sums = _through_module(head, _cast_once(reference_head, hidden.dtype), chunks, inputs, grads)
-        ctx.save_for_backward(*grads.values())  # unlike an attribute of ctx, freed by backward
+        ctx.save_for_backward(*grads.values())  # backward frees these, and not the attributes of ctx
         ctx.indices = list(grads)
         ctx.dtypes = [tensor.dtype for tensor in inputs]
         total, nll_sum, kl_sum = sums.unbind()
@@ -248,7 +248,7 @@ def _through_module(
 
 
 def _cast_once(head: Head, dtype: torch.dtype) -> Head:
-    """``head`` for hidden states of any dtype. One frozen matrix is cast for autocast once instead of in each chunk."""
+    """``head`` for hidden states of any dtype. A frozen matrix is cast for autocast once, not once per chunk."""
     weight = frozen_weight(head)
     if weight is None:
         return lambda states: head(states.to(dtype))
@@ -259,8 +259,8 @@ def _chunk_terms(chunks: _Chunks, part: slice, logits: Tensor, reference_logits:
     """(total, NLL, KL) of the positions in ``part``. Their logits (n, V) become d total / d logits; their reference
     logits, (n, V) or (0, V), are overwritten.
 
-    It goes by blocks of rows that stay in a CPU's cache. The block's size also bounds the float32 copies of half
-    precision.
+    The rows are handled in blocks that fit into a CPU's cache. The size of a block also limits the float32 copies of
+    half precision.
     """
     wide = _wide(logits)
     next_labels, kl_weight = chunks.next_labels[part].to(logits.device), chunks.kl_weight[part].to(logits.device, wide)
@@ -283,7 +283,7 @@ _CPU_BLOCK, _BLOCK = 3 * 2**20, 64 * 2**20  # bytes
 
 
 def _supervised_block(z: Tensor, next_labels: Tensor) -> Tensor:
-    """NLL of logits z (n, V), summed. z becomes its gradient."""
+    """() the NLL of logits z (n, V), summed. z becomes its gradient."""
     supervised, label = _supervised(next_labels)
     picked = z.gather(-1, label)
     top, total = _exponentials(z)
@@ -301,8 +301,8 @@ def _aligned_block(z: Tensor, r: Tensor, next_labels: Tensor, kl_weight: Tensor,
         KL(p || q) = sum p * (z - r) - (P - Q) - sum (p - q)        d/dz = p * (z - r - sum p * (z - r))
         NLL        = P - z[next label]                              d/dz = p - onehot
 
-    sum (p - q) is 0 but for the rounding of P and Q, and cancels that: a KL is of second order in z - r, its parts are
-    of first.
+    sum (p - q) is 0 except for the rounding of P and Q, and cancels that rounding. It counts: the KL is of second order
+    in z - r, while its parts are of first order.
     """
     supervised, label = _supervised(next_labels)
     trained, weight = supervised.to(z.dtype), kl_weight.unsqueeze(-1)
@@ -335,7 +335,7 @@ def _supervised(next_labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _exponentials(z: Tensor) -> tuple[Tensor, Tensor]:
-    """The maximum of each row of z (n, V), and the sum of what z becomes: exp(z - maximum). Both (n, 1)."""
+    """(maximum, sum of exp(z - maximum)) of each row of z (n, V), both (n, 1). z becomes exp(z - maximum)."""
     top = z.amax(-1, keepdim=True)
     return top, z.sub_(top).exp_().sum(-1, keepdim=True)
 

@@ -1,4 +1,4 @@
-"""What a SelfAug step returns: transformers' output, with logits that are computed when somebody reads them."""
+"""What a SelfAug step returns: transformers' output, whose logits are computed when they are first read."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 
 class LazyLogits:
-    """Stands in the output for logits that nobody has asked for yet. Not a tensor: code that walks an output passes
-    it by.
+    """Stands in an output for logits that nobody has read yet. It is no tensor, so code that collects the tensors of an
+    output skips it.
     """
 
     def __init__(self, compute: Callable[[], Tensor]) -> None:
         self.compute = compute
 
 
-# They copy or walk every output for the sake of its tensors (FSDP1 after the weights are sharded again, DDP with
-# find_unused_parameters): these read the stand-in, or each step would make logits for nobody
+# These libraries read every field of an output to collect its tensors (FSDP1 after it has sharded the weights again,
+# DDP with find_unused_parameters). They get the stand-in; otherwise every step would compute unused logits.
 _WALKERS = {"dataclasses", "torch", "accelerate", "deepspeed"}
 
 
 @dataclass
 class SelfAugOutput(CausalLMOutputWithPast):
-    """``CausalLMOutputWithPast`` whose ``logits`` (B, T, V) are made at the first ``.logits``, ``["logits"]``,
-    ``get("logits")`` or ``[i]``; ``items()`` and ``values()`` show a stand-in until then.
+    """``CausalLMOutputWithPast`` whose ``logits`` (B, T, V) are computed at the first ``.logits``, ``["logits"]``,
+    ``get("logits")`` or ``[i]``. Until then ``items()`` and ``values()`` show a stand-in.
 
-    A training loop that reads ``loss`` alone pays nothing for them. They carry a gradient if read with gradients
-    enabled.
+    A training loop that reads ``loss`` alone pays nothing for logits. Logits have a gradient if gradients are enabled
+    when they are read.
     """
 
     def __post_init__(self) -> None:
@@ -41,21 +41,23 @@ class SelfAugOutput(CausalLMOutputWithPast):
     def __getattribute__(self, name: str) -> Any:
         value = super().__getattribute__(name)
         if not isinstance(value, LazyLogits) or "_selfaug_made" not in super().__getattribute__("__dict__"):
-            return value  # while the dataclass is made, its own __post_init__ reads every field
+            return value  # __post_init__ of the dataclass reads every field
         return self._read(value, sys._getframe(1))
 
     def __getitem__(self, key: Any) -> Any:
         reader = sys._getframe(1)
         if isinstance(key, str):
-            return self._read(super().__getitem__(key), reader)  # type: ignore[no-untyped-call]  # likewise
+            stock: Any = super()
+            return self._read(stock.__getitem__(key), reader)
         values = list(self.values())[key]
         return tuple(self._read(v, reader) for v in values) if isinstance(key, slice) else self._read(values, reader)
 
     def get(self, key: str, default: Any = None) -> Any:
-        return self._read(super().get(key, default), sys._getframe(1))
+        stock: Any = super()
+        return self._read(stock.get(key, default), sys._getframe(1))
 
     def _read(self, value: Any, reader: FrameType) -> Any:
-        """``value``, or the logits that it stands for, made now; a library that only walks the output gets the
+        """``value`` or, for a stand-in, the logits, which are computed now. A library that collects tensors gets the
         stand-in.
         """
         if not isinstance(value, LazyLogits):
@@ -71,9 +73,12 @@ class SelfAugOutput(CausalLMOutputWithPast):
 
 
 def output(loss: Tensor, logits: Callable[[], Tensor], decoded: Any) -> SelfAugOutput:
-    """What stock ``forward`` would return: its own fields, under the names that this release gives them.
+    """The output of stock ``forward``: its fields, under the names of this transformers release.
 
-    decoded: the decoder's output, whose fields (cache, hidden states, attentions) are handed on.
+    Args:
+        loss: () with its gradient.
+        logits: computes the logits (B, T, V).
+        decoded: the decoder's output; its fields (cache, hidden states, attentions) are copied.
     """
-    handed_on = {field.name: decoded.get(field.name) for field in fields(CausalLMOutputWithPast)}
-    return SelfAugOutput(**{**handed_on, "loss": loss, "logits": LazyLogits(logits)})
+    copied = {field.name: decoded.get(field.name) for field in fields(CausalLMOutputWithPast)}
+    return SelfAugOutput(**{**copied, "loss": loss, "logits": LazyLogits(logits)})

@@ -12,15 +12,17 @@ from .labels import IGNORE_INDEX
 
 
 def real_tokens(attention_mask: Any, labels: Tensor) -> Tensor:
-    """(B, T) bool, False at padding; without a mask all are real.
+    """(B, T) bool, False at padding. Without a mask every token is real.
 
-    ``attention_mask`` may be (B, T) with 0 at padding and any other number elsewhere (packed rows number their
-    documents 1, 2, 3), (B, 1 or heads, T, T): bool (True: may attend) or additive float (0: may attend), or a
-    ``BlockMask`` of flex attention. A real token attends to itself, so the diagonal tells. Of masks by type of layer,
-    as transformers 5 takes them, any one tells.
+    Args:
+        attention_mask: (B, T) with 0 at padding and any other number elsewhere (packed rows number their documents 1,
+            2, 3); or (B, 1 or heads, T, T), bool (True: may attend) or float that is added to the scores (0: may
+            attend); or a ``BlockMask`` of flex attention; or a dict of such masks by type of layer, as in transformers
+            5. A real token attends to itself, so the diagonal of a mask shows the real tokens.
+        labels: (B, T).
 
     Raises:
-        ValueError: what is no such mask, or one of another length than the labels.
+        ValueError: ``attention_mask`` is none of these, or has another length than the labels.
     """
     mask = any_mask(attention_mask)
     if mask is None:
@@ -41,7 +43,7 @@ def real_tokens(attention_mask: Any, labels: Tensor) -> Tensor:
 
 
 def any_mask(attention_mask: Any) -> Any:
-    """Of masks by type of layer that of full attention, or the first one if there is none."""
+    """The mask itself. From a dict of masks by type of layer, the one of full attention or else the first."""
     if not isinstance(attention_mask, Mapping):
         return attention_mask
     masks = {kind: mask for kind, mask in attention_mask.items() if mask is not None}
@@ -49,8 +51,10 @@ def any_mask(attention_mask: Any) -> Any:
 
 
 def may_attend(mask: Tensor) -> Tensor:
-    """Bool of the same shape, True where a query may see a key, of a 4-D mask: bool, integers, or floats that are added
-    to the scores. Among floats, what hides a key is far below 0; a bias on what is seen (ALiBi) is not.
+    """Bool of the same shape as a 4-D mask, True where a query may see a key.
+
+    The mask has bools, integers, or floats that are added to the scores. A float that hides a key is far below 0; a
+    bias on a key that is seen (ALiBi) is not.
     """
     if not mask.is_floating_point():
         return mask != 0
@@ -59,19 +63,19 @@ def may_attend(mask: Tensor) -> Tensor:
 
 
 def _attended(attends: Tensor) -> Tensor:
-    """(B, T) bool, the real tokens, from (B, T, T) bool: whether row t attends to column s.
+    """(B, T) bool, True at real tokens, from (B, T, T) bool: whether token t attends to token s.
 
-    Padding does not attend to itself, unless transformers opened its row: SDPA cannot have a row without any True, so
-    there a padding row attends to everything. No other row attends to that padding.
+    A padding token does not attend to itself, with one exception: SDPA cannot have a row without any True, so for SDPA
+    transformers lets padding attend to everything. No other token attends to padding.
     """
     opened = attends.all(-1)
-    opened[:, -1] = False  # under a causal mask the last token attends to everything
+    opened[:, -1] = False  # the last token attends to everything under any causal mask
     by_others = (attends & ~opened.unsqueeze(-1)).any(-2)
     return attends.diagonal(dim1=-2, dim2=-1) & (by_others | ~opened)
 
 
 def _block_mask_diagonal(mask: Any, labels: Tensor) -> Tensor:
-    """(B, T) bool: whether each token of ``labels`` (B, T) attends to itself under flex attention's BlockMask."""
+    """(B, T) bool: whether each token of ``labels`` (B, T) attends to itself under a BlockMask of flex attention."""
     rows, T, device = mask.shape[0], min(labels.shape[1], *mask.shape[-2:]), mask.kv_num_blocks.device
     b = torch.arange(rows, device=device).repeat_interleave(T)
     t = torch.arange(T, device=device).repeat(rows)
@@ -80,10 +84,10 @@ def _block_mask_diagonal(mask: Any, labels: Tensor) -> Tensor:
 
 
 def without_padding(labels: Tensor, input_ids: Tensor | None, pad_tokens: Collection[int]) -> Tensor:
-    """(B, T) bool, False at padding, of a batch without an attention mask.
+    """(B, T) bool, False at padding, for a batch without an attention mask.
 
-    Padding is a run of one of ``pad_tokens`` without labels at either end of a row. One at the beginning may be the
-    beginning-of-text token, where a model pads with that: the last of a run at the left counts as real.
+    Padding is a run of one of ``pad_tokens`` without labels at either end of a row. The last token of a run on the left
+    counts as real: it may be the beginning-of-text token of a model that pads with that token.
     """
     real = torch.ones_like(labels, dtype=torch.bool)
     if input_ids is None:
@@ -97,9 +101,9 @@ def without_padding(labels: Tensor, input_ids: Tensor | None, pad_tokens: Collec
 
 
 def unexplained_tail(labels: Tensor, input_ids: Tensor, real: Tensor) -> int:
-    """The length of the longest run of one and the same token at the end of a row, without labels and after labels.
+    """The length of the longest run of equal tokens without labels at the end of a row that has labels before.
 
-    Without a mask it may be padding with a token that nobody has named.
+    Without a mask such a run may be padding, with a token that neither the model nor the tokenizer calls a pad token.
     """
     tail = (input_ids == input_ids[:, -1:]) & (labels == IGNORE_INDEX) & real
     length = tail.flip(-1).cumprod(-1).sum(-1)

@@ -1,6 +1,6 @@
-"""Which positions of a batch are supervised and which are aligned; to which row each belongs, and what its KL weighs.
+"""Which positions of a batch are supervised and which are aligned, to which row each belongs, and the weight of its KL.
 
-All masks are (B, T) bool and speak of the position *whose logits are used*: the logits at t predict token t + 1.
+All masks are (B, T) bool. A position is the one *whose logits are used*: the logits at t predict token t + 1.
 """
 
 from __future__ import annotations
@@ -133,13 +133,13 @@ def select(
     pad_tokens: Collection[int] = (),
     next_labels: Tensor | None = None,
 ) -> Selection:
-    """Read the masks of a batch and decide on the CPU. Masks on one device are copied together: here, and nowhere else,
-    a step waits for the device. The decision goes back in a few small copies.
+    """Select the positions of a batch, on the CPU. Masks on one device are copied together. Only here does a step wait
+    for the device; the selection goes back in a few small copies.
 
     Args:
         divided_by_batch: the trainer gives ``num_items_in_batch``. Then a micro-batch without a supervised token weighs
             nothing. Otherwise such a micro-batch (whose stock loss is NaN) keeps its KL as a plain mean.
-        input_ids, pad_tokens: they tell padding where there is no mask, see :func:`.padding.without_padding`.
+        input_ids, pad_tokens: used to find padding if there is no mask, see :func:`.padding.without_padding`.
         next_labels: (B, T) long, if it is known; by default ``labels`` shifted by one.
     """
     if position_ids is not None and position_ids.dim() != 2:
@@ -171,7 +171,7 @@ def select(
 
 
 def _on_cpu(labels: Tensor, *others: Tensor | None) -> list[Any]:
-    """(B, T) copies on the CPU, as long; those on one device are copied together, in one synchronisation."""
+    """(B, T) copies on the CPU, as long. Tensors on one device are copied together, in one synchronisation."""
     tensors = [labels, *(None if t is None else t.to(labels.dtype).expand_as(labels) for t in others)]
     together = [t for t in tensors if t is not None and t.device == labels.device]
     copied = iter(torch.stack(together).cpu())

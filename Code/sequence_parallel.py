@@ -1,4 +1,4 @@
-"""Whether processes share each sequence (context or sequence parallelism), so that a call holds a part of it only."""
+"""Whether processes share each sequence (context or sequence parallelism), so that a call has only a part of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def why_split(call: dict[str, Any]) -> str | None:
-    """Why this call may hold a part of each sequence only, because processes share it; None if it holds the whole.
+    """Why this call may have only a part of each sequence, because processes share it. None if it has the whole.
 
     The answer follows from what is set up, not from the data, so every process gives the same one.
     """

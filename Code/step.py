@@ -17,7 +17,7 @@ from .eager import eager, eager_around
 from .outputs import SelfAugOutput, output
 from .positions import Selection, select
 from .reference import Reference, reference_of
-from .trainers import announce, attach, bypass
+from .trainers import attach, bypass
 
 _ACTED = "_selfaug_acted"  # on a model while a foreign forward runs: whether a wrapped forward inside it has acted
 
@@ -34,9 +34,8 @@ def run(model: Any, forward: Callable[..., Any], stock: bool, args: tuple[Any, .
     if stock:
         call = labels_of.without_ignored(model, call)
     labels = labels_of.given(call)
-    trainer_call = attach.current_call()
-    if labels is None and trainer_call is not None and trainer_call.keeps_labels:
-        labels = trainer_call.labels
+    if labels is None:
+        labels = attach.kept_labels()
     settings = config.read(model.config)
     if labels is None or not settings.enabled or settings.alpha == 0:
         return forward(model, *args, **kwargs)
@@ -186,7 +185,6 @@ def _select(model: Any, call: dict[str, Any], labels: Tensor, total: int, settin
         pad_tokens=_pad_tokens(model) if call.get("input_ids") is not None else (),
         next_labels=next_labels,
     )
-    announce.unknown_padding(model, chosen.tail)
     if settings.sample < 1 and model.training:  # an evaluation is exact, and leaves the random state alone
         return sample.sampled(chosen, settings.sample, sample.step_generator(model))
     return chosen

@@ -1,10 +1,10 @@
-"""Never silently off where peft is patched and the model's own class is not: another family, an upgraded transformers,
-or a transformers that the process had imported before `install`.
+"""Warnings where only one of peft and the model's class is patched, so that SelfAug is never silently off.
 
-The patched LoRA layers call :func:`look` while they train. It finds the model and its labels in the frames of the
-callers, so nothing of a stock class is wrapped, and a plain loop, accelerate and every trainer look alike. Of each
-model one layer looks, once per forward, and none once it turns out to be patched. Nothing is looked at in a compiled
-graph.
+The class is not patched if the model is of another family, if transformers was upgraded, or if the process imported
+transformers before `install`. The patched LoRA layers notice that: they call :func:`check_model` while they train. It
+finds the model and its labels in the frames of the callers. So no stock class is wrapped, and a plain loop, accelerate
+and every trainer are all alike. One layer of each model checks, once per forward, and no more once the model turns out
+to be patched. In a compiled graph no layer checks.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from . import config
 from .reference import guards, switch
 from .trainers import bypass
 
-FAMILIES = ("qwen2",)  # those that there is a patch for: transformers.models.qwen2
-# before torch 2.1 there is no way to stay out of a compiled graph, so nothing is looked at
+FAMILIES = ("qwen2",)  # the families that have a patch: transformers.models.qwen2
+# before torch 2.1 a layer cannot tell whether it is in a compiled graph, so no layer checks
 _COMPILER = getattr(torch, "compiler", None)
-_LOOKS = hasattr(_COMPILER, "is_compiling")
+_CAN_CHECK = hasattr(_COMPILER, "is_compiling")
 _MARK = b"added by selfaug_patcher; undo:"
-_VARKEYWORDS = 0x08  # of a code object's co_flags: its function takes **kwargs
+_VARKEYWORDS = 0x08  # in co_flags of a code object: the function takes **kwargs
 
-_QUIET: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # layers that need not look
+_QUIET: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # layers that need not check
 
 
 class ReferenceSwitch:
-    """First base class of peft's ``LoraLayer``: while ``selfaug_reference`` is True on a layer, as it is during the
-    reference pass, this layer answers as if it had no LoRA, with nothing merged, unmerged or frozen.
+    """First base class of peft's ``LoraLayer``. While ``selfaug_reference`` is True on a layer, as in the reference
+    pass, the layer computes without LoRA. Nothing is merged, unmerged or frozen for that.
     """
 
     selfaug_reference = False
@@ -45,35 +45,35 @@ class ReferenceSwitch:
     @property
     def disable_adapters(self) -> bool:
         layer: Any = self  # a LoraLayer
-        if layer.training and _LOOKS and not torch.compiler.is_compiling() and layer not in _QUIET:
-            look(layer)
+        if layer.training and _CAN_CHECK and not torch.compiler.is_compiling() and layer not in _QUIET:
+            check_model(layer)
         return layer.selfaug_reference or layer._disable_adapters  # type: ignore[no-any-return]  # peft's, either type
 
 
-def look(layer: Any) -> None:
-    """See on whose behalf a LoRA layer that trains was called, and say it if SelfAug has no part there.
+def check_model(layer: Any) -> None:
+    """Find the model that called a LoRA layer in training, and warn if its class is not patched.
 
     Raises:
-        BypassError: it says it as an error, with SELFAUG_STRICT=1.
+        BypassError: the class is not patched, and SELFAUG_STRICT=1.
     """
     caller = _Caller(sys._getframe(2))
     model = caller.model
     if model is None:
-        if caller.within_a_call:  # of no language model
+        if caller.within_a_call:  # but in no language model
             _QUIET.add(layer)
         return
     _QUIET.update(module for module in model.modules() if switch.is_lora(module))
-    _QUIET.add(layer)  # a replica of nn.DataParallel is in no list of modules
+    _QUIET.add(layer)  # a replica of nn.DataParallel is not among model.modules()
     if hasattr(type(model), "selfaug_aligned"):
         return
     try:
-        _tell(model, layer, caller)
+        _warn_of_class(model, layer, caller)
     finally:
         _QUIET.discard(layer)
 
 
-def _tell(model: Any, layer: Any, caller: _Caller) -> None:
-    """Say that ``model`` trains without SelfAug, if this call is a part of such a step."""
+def _warn_of_class(model: Any, layer: Any, caller: _Caller) -> None:
+    """Warn that the class of ``model`` is not patched, if this call is part of a step that should have the term."""
     settings = config.read(model.config)
     if not (caller.labelled and caller.with_gradient and settings.enabled and settings.alpha > 0):
         return
@@ -100,11 +100,12 @@ def check_peft(model: Any, settings: config.Settings) -> None:
 
 
 class _Caller:
-    """What the frames below a LoRA layer's call say.
+    """What the frames of a LoRA layer's callers show.
 
-    ``model``: the innermost model with a head that generates text; ``labelled``: whether it, or the trainer, has labels
-    to train on; ``with_gradient``: gradients are enabled, or a checkpoint will compute this again with them;
-    ``within_a_call``: some module was called (and not only a layer's attributes read).
+    model: the innermost language model among the callers.
+    labelled: this model or the trainer has labels to train on.
+    with_gradient: gradients are enabled, or a checkpoint will compute this call again with gradients.
+    within_a_call: some module is being called. Otherwise somebody only read an attribute of the layer.
     """
 
     def __init__(self, frame: FrameType | None) -> None:
@@ -127,13 +128,13 @@ class _Caller:
             elif self.model is not None and code.co_name == "compute_loss":
                 if _keeps_labels(frame, first):
                     self.labelled = True
-                elif _is_trl(first):  # DPO, KTO, GRPO: they hand the model labels to get log-probabilities
+                elif _is_trl(first):  # DPO, KTO, GRPO: their labels are for log-probabilities
                     self.labelled = False
             frame = frame.f_back
 
 
 def _is_language_model(module: nn.Module) -> bool:
-    """Whether this is a decoder with a head, of transformers or of that kind; no encoder-decoder."""
+    """Whether ``module`` is a decoder with a head, of transformers or similar, and no encoder-decoder."""
     generates = getattr(type(module), "can_generate", None)
     settings = getattr(module, "config", None)
     return generates is not None and not getattr(settings, "is_encoder_decoder", False) and bool(generates())
@@ -141,17 +142,15 @@ def _is_language_model(module: nn.Module) -> bool:
 
 def _has_labels(frame: FrameType) -> bool:
     code, values = frame.f_code, frame.f_locals
-    found = [values]
+    arguments = [values]
     if code.co_flags & _VARKEYWORDS:
         keywords = code.co_varnames[code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & 0x04)]
-        found.append(values.get(keywords) or {})
-    return any(each.get(name) is not None for each in found for name in ("labels", "shift_labels"))
+        arguments.append(values.get(keywords) or {})
+    return any(each.get(name) is not None for each in arguments for name in ("labels", "shift_labels"))
 
 
 def _keeps_labels(frame: FrameType, trainer: Any) -> bool:
-    """Whether a trainer's ``compute_loss`` has labels of its own: in its inputs, or taken out of them for a loss that
-    it computes itself.
-    """
+    """Whether a trainer's ``compute_loss`` has labels: in its inputs, or taken out of them for a loss of its own."""
     inputs = frame.f_locals.get("inputs")
     if isinstance(inputs, Mapping) and inputs.get("labels") is not None:
         return True
@@ -164,7 +163,7 @@ def _is_trl(trainer: Any) -> bool:
 
 
 def why(cls: type) -> tuple[str, str]:
-    """Why a class of transformers or peft is without SelfAug in this process: (the reason, what to do)."""
+    """(why, what to do): the reason that a class of transformers or peft is not patched in this process."""
     stock = next((c for c in cls.__mro__ if c.__module__.startswith(("transformers.models.", "peft."))), cls)
     package = stock.__module__.split(".")[0]
     install = f"Run `python -m selfaug_patcher install --python {shlex.quote(sys.executable)}`"
@@ -186,7 +185,7 @@ def why(cls: type) -> tuple[str, str]:
 
 
 def _on_disk(module: str) -> bool:
-    """Whether the file of a loaded module is a patched one."""
+    """Whether the file of a loaded module is patched on disk."""
     path = getattr(sys.modules.get(module), "__file__", None)
     try:
         return path is not None and _MARK in Path(path).read_bytes()
@@ -195,13 +194,13 @@ def _on_disk(module: str) -> bool:
 
 
 def _patched_release(package: str) -> str:
-    """The release of ``package`` that SelfAug's record beside it speaks of; empty where there is none."""
+    """The release of ``package`` in SelfAug's record of the installation; "" if there is none."""
     path = getattr(sys.modules.get(package), "__file__", None)
     if path is None:
         return ""
     try:
         record = json.loads((Path(path).parent.parent / ".selfaug" / "receipt.json").read_bytes())
-        found = [entry["version"] for name, entry in record["targets"].items() if name.split(":")[0] == package]
+        versions = [entry["version"] for name, entry in record["targets"].items() if name.split(":")[0] == package]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ""
-    return str(found[0]) if found else ""
+    return str(versions[0]) if versions else ""

@@ -80,6 +80,16 @@ def test_the_training_step_imports_no_command():
             assert not {other[1:].split(".")[0] for other in imported if other.startswith(".")} & commands, name
 
 
+def test_the_step_is_at_the_top_and_the_reference_below_the_trainers():
+    for name, found in modules("Code").items():
+        others = {other[1:].split(".")[0] for other in found if other.startswith(".")}
+        assert "step" not in others or name == "hooks", name
+        if name.startswith(("reference.", "trainers.")):
+            assert not others & {"hooks", "unpatched"}, name
+        if name.startswith("reference."):
+            assert "trainers" not in others, name
+
+
 def test_retention_loads_what_is_optional_only_when_it_is_needed():
     for name, imported in modules("Code").items():
         if name.startswith(("retention.", "toolkit.")):

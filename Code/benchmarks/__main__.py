@@ -45,7 +45,7 @@ def _file(options: argparse.Namespace) -> Path:
 
 
 def _facts(options: argparse.Namespace) -> dict[str, Any]:
-    """What the results depend on. Nothing is computed on the meta device, by whatever processor."""
+    """What the results depend on: not on the processor if the device is meta, where nothing is computed."""
     import torch
 
     facts: dict[str, Any] = {"device": "meta"}
@@ -76,17 +76,19 @@ def _time(options: argparse.Namespace) -> None:
     results = {}
     for T in options.lengths:
         arguments = (options.shape, options.layers, options.checkpointing)
-        found = measure.seconds(T, options.variants, options.rounds, *arguments)
-        for name, row in found.items():
+        measured = measure.seconds(T, options.variants, options.rounds, *arguments)
+        for name, row in measured.items():
             print(f"T={T} {name:16} {row['seconds']:7.2f} s  {row['ratio']:.3f} of stock", flush=True)
-        results[T] = found
+        results[T] = measured
         _write(results, options)
-    counted = [name for name in options.variants if name not in ("off", "cached")]  # like stock; like reference given
-    for T, found in results.items():  # last: counting replaces the attention
+    counted = [
+        name for name in options.variants if name not in ("off", "cached")
+    ]  # they have the FLOPs of stock and of reference given
+    for T, measured in results.items():  # last: counting replaces the attention
         flops = measure.flops(T, counted, options.shape, options.layers, options.checkpointing)
         for name in counted:
-            found[name]["floor"] = flops[name] / flops["stock"]
-            print(f"T={T} {name:16} {found[name]['floor']:.3f} of stock in FLOPs", flush=True)
+            measured[name]["floor"] = flops[name] / flops["stock"]
+            print(f"T={T} {name:16} {measured[name]['floor']:.3f} of stock in FLOPs", flush=True)
     _write(results, options)
 
 
@@ -120,7 +122,7 @@ def _meta(options: argparse.Namespace) -> None:
 
 
 def _shapes(options: argparse.Namespace) -> None:
-    """Adds to the cells that are there, if they are of the same torch: a whole model at 32K tokens takes minutes."""
+    """Adds to the results in the file if their torch is the same: a whole model at 32K tokens takes minutes."""
     results: dict[str, Any] = {}
     if options.results is not None and _file(options).exists():
         facts = json.loads(_file(options).read_text(encoding="utf-8"))
@@ -129,8 +131,8 @@ def _shapes(options: argparse.Namespace) -> None:
             sys.exit(f"{_file(options)} is of {facts}, this would be of {_facts(options)}: name another folder")
     for shape in options.shapes:
         for T in options.lengths:
-            found = _without_numbers(T, options.variants, shape, None, options.checkpointing)
-            results.setdefault(shape, {})[str(T)] = found
+            measured = _without_numbers(T, options.variants, shape, None, options.checkpointing)
+            results.setdefault(shape, {})[str(T)] = measured
             _write({one: results[one] for one in SHAPES if one in results}, options)
 
 
@@ -142,16 +144,16 @@ def _without_numbers(
 
     from Code.benchmarks import measure
 
-    found: dict[str, dict[str, float]] = {}
+    measured: dict[str, dict[str, float]] = {}
     for name in variants:
         peak = measure.meta_peak(name, T, shape, layers, checkpointing, torch.float32)
         flops = measure.flops(T, [name], shape, layers, checkpointing)[name]
-        found[name] = {"tensors": peak, "flops": flops}
-        found[name]["ratio"] = peak / found["stock"]["tensors"]
-        found[name]["flops_ratio"] = flops / found["stock"]["flops"]
-        row = f"{peak / 1e6:8.0f} MB, {found[name]['ratio']:.3f} of stock, FLOPs {found[name]['flops_ratio']:.3f}"
+        measured[name] = {"tensors": peak, "flops": flops}
+        measured[name]["ratio"] = peak / measured["stock"]["tensors"]
+        measured[name]["flops_ratio"] = flops / measured["stock"]["flops"]
+        row = f"{peak / 1e6:8.0f} MB, {measured[name]['ratio']:.3f} of stock, FLOPs {measured[name]['flops_ratio']:.3f}"
         print(f"{shape} T={T} {name:16} {row}", flush=True)
-    return found
+    return measured
 
 
 def _memory(options: argparse.Namespace) -> None:
@@ -167,9 +169,9 @@ def _memory(options: argparse.Namespace) -> None:
                 if name == "stock":  # there is nothing to compare the others with
                     break
                 continue
-            found = results.setdefault(T, {})[name] = json.loads(done.stdout.splitlines()[-1])
-            found["ratio"] = found["tensors"] / results[T]["stock"]["tensors"]
-            print(f"T={T} {name:16} {found['tensors'] / 1e6:8.0f} MB  {found['ratio']:.3f} of stock", flush=True)
+            row = results.setdefault(T, {})[name] = json.loads(done.stdout.splitlines()[-1])
+            row["ratio"] = row["tensors"] / results[T]["stock"]["tensors"]
+            print(f"T={T} {name:16} {row['tensors'] / 1e6:8.0f} MB  {row['ratio']:.3f} of stock", flush=True)
         _write(results, options)
 
 
@@ -228,7 +230,7 @@ def _length(word: str) -> int:
 
 
 def read(argv: list[str] | None) -> argparse.Namespace:
-    """The command line, with the variants that it stands for."""
+    """The options of the command line, with the default variants of their verb."""
     options = parser().parse_args(argv)
     options.variants = options.variants or (WITHOUT_NUMBERS if options.verb in ("meta", "shapes") else MAIN)
     if options.verb != "one-peak":

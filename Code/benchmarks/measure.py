@@ -1,5 +1,5 @@
-"""Time, interleaved in one process; floating-point operations; and the peak of the tensors alive, from torch's profiler
-or, with nothing allocated, on the meta device.
+"""Measurements of a step: its time, with the variants in turn in one process; its floating-point operations; and the
+peak memory of its tensors, by torch's profiler or, with nothing allocated, on the meta device.
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ _chunk_size = loss.auto_chunk_size
 
 
 def step(name: str, model: Any, data: dict[str, Tensor]) -> None:
-    """Forward and backward; the gradients are dropped."""
+    """Forward and backward of one variant. The gradients are dropped."""
     sliced.VARIANTS[name](model, data).backward()
     model.zero_grad(set_to_none=True)
 
 
 def seconds(T: int, names: list[str], rounds: int, shape: str, layers: int, checkpointing: bool) -> dict[str, Any]:
-    """CPU seconds of each variant's step, ``rounds`` times in turn after a first that is not counted, and the median
-    over rounds of its ratio to stock's step in the same round."""
+    """The median CPU seconds of each variant's step, and the median of its ratio to stock's step in the same round. The
+    variants take turns; a first round is not counted.
+    """
     model = sliced.model(shape, layers, checkpointing)
     data = sliced.batch(T, model.config.vocab_size)
     measured: dict[str, list[float]] = {name: [] for name in names}
@@ -58,7 +59,7 @@ def seconds(T: int, names: list[str], rounds: int, shape: str, layers: int, chec
 
 
 def shares(T: int, rounds: int, shape: str, layers: int, checkpointing: bool) -> dict[str, float]:
-    """Share of each part in the CPU time of SelfAug's step, over ``rounds`` steps after a first that is not counted."""
+    """The share of each part in the CPU time of SelfAug's step, over ``rounds`` steps. A first step is not counted."""
     model = sliced.model(shape, layers, checkpointing)
     data = sliced.batch(T, model.config.vocab_size)
     back = start = 0.0
@@ -81,8 +82,9 @@ def shares(T: int, rounds: int, shape: str, layers: int, checkpointing: bool) ->
 
 
 def chunk_speeds(T: int, sizes: list[int], rounds: int, shape: str) -> dict[int, dict[str, float]]:
-    """FLOPs per CPU second of the loss alone, forward and backward, by chunk size: best and median of ``rounds`` times
-    in turn after a first that is not counted."""
+    """FLOPs per CPU second of the loss alone, forward and backward, by chunk size: best and median of ``rounds``. The
+    sizes take turns; a first round is not counted.
+    """
     torch.manual_seed(0)
     H, V = (int(sliced.SHAPES[shape][name]) for name in ("hidden_size", "vocab_size"))
     head = nn.Linear(H, V, bias=False).requires_grad_(False)
@@ -100,7 +102,7 @@ def chunk_speeds(T: int, sizes: list[int], rounds: int, shape: str) -> dict[int,
             run(size)
             if turn:
                 spent[size].append(time.process_time() - start)
-    with FlopCounterMode(display=False) as counter:  # of any size: they make the same products
+    with FlopCounterMode(display=False) as counter:  # the products are the same for every size
         run(sizes[0])
     flops = counter.get_total_flops()
     return {size: {"best": flops / min(t), "median": flops / statistics.median(t)} for size, t in spent.items()}
@@ -126,11 +128,13 @@ def _stopwatch(module: Any, name: str) -> Iterator[list[float]]:
 
 
 def flops(T: int, names: list[str], shape: str, layers: int | None, checkpointing: bool) -> dict[str, float]:
-    """Floating-point operations of a step's matrix products, attention's among them, on the meta device: nothing is
-    computed. Attention counts as torch counts it: all of the (T, T) square, of which causality leaves half."""
+    """Floating-point operations of a step's matrix products, also in attention, on the meta device: nothing is
+    computed. Attention is counted as torch counts it: the whole (T, T) square, of which a causal kernel may leave out
+    half.
+    """
     model, data = _without_content(T, shape, layers, checkpointing, torch.float32)
     metrics.RUNNING.clear()  # sums of steps that were on another device
-    loss._BLOCK = 2**40  # elementwise work has no products: let it go by whole chunks
+    loss._BLOCK = 2**40  # elementwise work has no products, so it may take whole chunks
     counted = {}
     for name in names:
         with FlopCounterMode(display=False, custom_mapping=_ATTENTION_FLOPS) as counter:
@@ -139,7 +143,7 @@ def flops(T: int, names: list[str], shape: str, layers: int | None, checkpointin
     return counted
 
 
-# torch counts the attention of GPUs and not that of CPUs. Both get shapes, first those of the operator's tensors.
+# torch counts the attention of GPUs but not of CPUs. These functions get shapes, first those of q, k and v.
 _ATTENTION_FLOPS = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **options: sdpa_flop_count(q, k, v),
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda gradient, q, k, v, *_, **options: (
@@ -149,7 +153,7 @@ _ATTENTION_FLOPS = {
 
 
 def meta_peak(name: str, T: int, shape: str, layers: int | None, checkpointing: bool, dtype: torch.dtype) -> int:
-    """Bytes alive at once above the weights, on the meta device."""
+    """The peak of the bytes in tensors, above the weights, on the meta device."""
     model, data = _without_content(T, shape, layers, checkpointing, dtype)
     gc.collect()
     with _Alive() as alive:
@@ -158,7 +162,7 @@ def meta_peak(name: str, T: int, shape: str, layers: int | None, checkpointing: 
 
 
 def _without_content(T: int, shape: str, *options: Any) -> tuple[Any, dict[str, Tensor]]:
-    """A model without numbers. The labels are real: which positions take part is really decided."""
+    """A model and a batch without numbers. The labels have numbers, because they decide which positions take part."""
     from transformers.models.qwen2 import modeling_qwen2
 
     loss._BLOCK, loss.auto_chunk_size = loss._CPU_BLOCK, lambda V, _: _chunk_size(V, torch.device("cpu"))  # as a CPU
@@ -168,13 +172,13 @@ def _without_content(T: int, shape: str, *options: Any) -> tuple[Any, dict[str, 
     data = sliced.batch(T, sliced.SHAPES[shape]["vocab_size"])
     with torch.device("meta"):
         model = sliced.model(shape, *options)
-    # without a mask, padding is looked for among the tokens, which are not there
+    # without a mask, SelfAug looks for padding among the tokens, which have no numbers here
     mask = torch.ones_like(data["labels"])
     return model, {**data, "input_ids": data["input_ids"].to("meta"), "attention_mask": mask}
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, *_: Any, is_causal: bool = False, **options: Any) -> Tensor:
-    """The kernel that a CPU takes; the meta device would take one that keeps (T, T) matrices."""
+    """Attention by the kernel of a CPU. The meta device would choose one that keeps (T, T) matrices."""
     groups = q.shape[1] // k.shape[1]
     k, v = (x.repeat_interleave(groups, 1) if groups > 1 else x for x in (k, v))
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -183,7 +187,7 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, *_: Any, is_causal: bool = False
 
 
 class _Alive(TorchDispatchMode):
-    """Follows the storages that operators make, and how many bytes of them live at once."""
+    """Counts the bytes of the storages that operators create and that are alive, and their peak."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -215,7 +219,7 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 def real_peak(name: str, T: int, shape: str, layers: int, checkpointing: bool) -> dict[str, int]:
-    """Bytes above the weights in a process of its own: tensors by torch's profiler, and the resident set."""
+    """Peak bytes above the weights in a process of its own: those of tensors, by torch's profiler, and resident."""
     model = sliced.model(shape, layers, checkpointing)
     data = sliced.batch(T, model.config.vocab_size)
     with tempfile.TemporaryDirectory() as folder, sliced.environment(benchmark_cache=folder):

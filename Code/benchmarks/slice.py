@@ -1,4 +1,4 @@
-"""What is measured: some layers of a real Qwen2.5 with LoRA, one batch, and each way to compute the step."""
+"""What is measured: some layers of a real Qwen2.5 with LoRA, one batch, and the variants of a step."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def supervised(data: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def aligned(data: dict[str, Tensor]) -> int:
-    """How many positions are aligned."""
+    """The number of aligned positions."""
     return int((data["labels"] == -100).sum())
 
 
@@ -91,13 +91,13 @@ def stock(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
 
 
 def off(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
-    """The patched path with SELFAUG=0."""
+    """The patched packages with SELFAUG=0."""
     with environment(selfaug="0"):
         return _loss_of(peft_model(**data))
 
 
 def stock_fused(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
-    """No SelfAug: the stock loss by chunks of the head at supervised positions, as TRL's and Liger's heads make it."""
+    """No SelfAug: the stock loss in chunks of supervised positions, as TRL's and Liger's fused heads compute it."""
     inner = peft_model.base_model.model
     hidden = inner.model(data["input_ids"])[0].flatten(0, 1)
     index, next_labels = (tensor.to(hidden.device) for tensor in supervised(data))
@@ -137,7 +137,7 @@ def plain(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
 
 
 def selfaug(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
-    """What the patched packages do."""
+    """The patched packages with the default settings."""
     return _loss_of(peft_model(**data))
 
 
@@ -154,7 +154,7 @@ def cached(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
 
 
 def given(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
-    """The same loss without a reference pass: what `cached` can reach at best. The states are those of the last run."""
+    """The same loss without a reference pass: the best that `cached` can reach. The states are those of one step."""
     inner = peft_model.base_model.model
     hidden = inner.model(data["input_ids"])[0][0]
     A, N = aligned(data), len(supervised(data)[0])

@@ -1,12 +1,11 @@
-"""What a step aligns to: one object that has hidden states *and* the head that turns them into logits, both of one
-model.
+"""The reference of a step: one object with hidden states *and* the head that makes logits of them, both of one model.
 
-    LoRA trains                           LoraOff     the model with LoRA off (or as it was at the start), by a pass
-    LoRA trains, SELFAUG_CACHE is set     Cached      the same, each sample computed once and then read from disk
-    all weights train, the same set       Built       the model that a cache was built from, all from disk
+    LoRA trains                                  LoraOff   a pass of the model with LoRA off, or as it was at the start
+    LoRA trains and SELFAUG_CACHE is set         Cached    the same; each sample is computed once, then read from disk
+    all weights train and SELFAUG_CACHE is set   Built     the model that the cache was built from; all is from disk
 
-Each has ``states(arguments, chosen)``, (A, H) hidden states at the aligned positions, and ``head``, from (n, H) hidden
-states to (n, V) logits, without a gradient. ``str()`` says in words what it is.
+Each has ``states(arguments, chosen)``, which returns (A, H) hidden states at the aligned positions, and ``head``, which
+takes (n, H) hidden states and returns (n, V) logits. Neither has a gradient. ``str()`` describes the reference.
 """
 
 from __future__ import annotations
@@ -25,11 +24,12 @@ Reference = Union[LoraOff, Cached, Built]
 
 @eager
 def reference_of(model: Any, settings: config.Settings) -> Reference | None:
-    """What ``model`` aligns to in this step; None if neither LoRA nor, beside a cache, the model itself trains.
+    """The reference of ``model`` in this step. None if LoRA does not train, and the whole model does not train against
+    a cache.
 
     Raises:
         ReferenceModelError: LoRA off is not the model that training started from.
-        CacheError: the cache is not one of this model's.
+        CacheError: the cache belongs to another model.
     """
     from_disk = settings.reference_cache is not None and model.training
     layers = switch.adapter_layers(model)

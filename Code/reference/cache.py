@@ -1,10 +1,10 @@
-"""A reference whose hidden states are on disk, so that nothing is computed twice.
+"""References whose hidden states are on disk, so that no state is computed twice.
 
-    SELFAUG_CACHE=DIR python train.py               filled by the first epoch, read from the second
+    SELFAUG_CACHE=DIR python train.py               the first epoch fills DIR, later epochs read it
 
-LoRA training reads and writes a folder of its own model, DIR/FINGERPRINT: see :class:`Cached`. A cache that
-``python -m selfaug.reference_cache build`` filled before training also lets a model train in full, without LoRA: see
-:class:`Built`. Both take states and head from one model, which :mod:`.fingerprint` identifies.
+LoRA training reads and writes the folder of its own model, DIR/FINGERPRINT: see :class:`Cached`. A model can also train
+in full, without LoRA, against a cache that ``python -m selfaug.reference_cache build`` has filled: see :class:`Built`.
+In both, states and head are of one model, which :mod:`.fingerprint` identifies.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _BUILD = "Fill it with `python -m selfaug.reference_cache build` from the model 
 
 
 class CacheError(RuntimeError):
-    """The cache cannot be what the reference comes from."""
+    """The reference cannot come from this cache."""
 
 
 class Folder:
-    """The folder of one model: what model.json says, and the entries."""
+    """The folder of one model: the contents of model.json, and the entries."""
 
     def __init__(self, path: Path, about: dict[str, Any], settings: config.Settings) -> None:
         self.path = path
@@ -54,12 +54,12 @@ class Folder:
 
     @eager
     def read(self, keyed: list[tuple[bytes, Tensor]]) -> list[Tensor | None]:
-        """The (n, H) hidden states of each sample, on the CPU; None for one that is not there."""
+        """The (n, H) hidden states of each sample, on the CPU; None for a sample that is missing."""
         return [self.entries.get(key, len(index), self.hidden_size) for key, index in keyed]
 
 
 class Cached:
-    """The model that trains, with LoRA off; each sample's hidden states are computed once, and then read."""
+    """The model that trains, with LoRA off. The hidden states of each sample are computed once and then read."""
 
     def __init__(self, computed: LoraOff, folder: Folder) -> None:
         self.computed = computed
@@ -94,8 +94,8 @@ class Cached:
 
 
 class Built:
-    """Another model, or the one that training started from: its hidden states and its head as `build` wrote them.
-    Nothing is computed, and nothing is written.
+    """The model that `build` read, which may be another one than training started from: its hidden states and its head,
+    from disk. Nothing is computed, and nothing is written.
     """
 
     def __init__(self, folder: Folder, trained: Any) -> None:
@@ -110,7 +110,7 @@ class Built:
         """As :meth:`.LoraOff.states`.
 
         Raises:
-            CacheError: a sample is not there, or the batch is not one that a cache can hold.
+            CacheError: a sample is missing, or the cache cannot hold this batch.
         """
         keyed = samples(arguments, chosen, self.folder.fingerprint, fills_cache=False)  # as `build` does
         if keyed is None:
@@ -127,24 +127,23 @@ class Built:
 
 
 def _all_of(stored: list[Tensor | None]) -> Tensor | None:
-    """(N, H): the states of all samples; None if one is missing."""
-    there = [states for states in stored if states is not None]
-    return torch.cat(there) if 0 < len(there) == len(stored) else None
+    """(N, H): the states of all samples in one tensor; None if a sample is missing."""
+    present = [states for states in stored if states is not None]
+    return torch.cat(present) if 0 < len(present) == len(stored) else None
 
 
 def _sampled(chosen: Selection) -> Tensor:
-    """(A,) where in ``all_aligned`` the positions are that this step takes."""
+    """(A,) long: the places of this step's aligned positions in ``all_aligned``."""
     return torch.searchsorted(chosen.all_aligned, chosen.index[: chosen.aligned])
 
 
 @eager
 def own_folder(model: Any, settings: config.Settings) -> Folder:
-    """The folder of ``model`` itself, without its LoRA; its base weights are hashed when it is first seen and whenever
-    they have been written to or other LoRA layers are there.
+    """The folder of ``model`` itself, without its LoRA. The base weights are hashed at the first call, and again if
+    they have been written to or if there are other LoRA layers.
 
     Raises:
-        CacheError: the setting names the folder of another model; the weights are sharded; or states depend on the
-            rest of the batch.
+        CacheError: the setting names the folder of another model, or the weights are sharded.
     """
     place = str(settings.reference_cache)
     lora = next((weakref.ref(module) for module in model.modules() if switch.is_lora(module)), None)
@@ -169,14 +168,14 @@ def _find_own(model: Any, settings: config.Settings) -> Folder:
         )
     path = root if about is not None else root / name
     about = {"model": title(model), "hidden_size": model.config.hidden_size, "fingerprint": name}
-    with contextlib.suppress(OSError):  # a disk that refuses is no reason to stop: then nothing is kept
+    with contextlib.suppress(OSError):  # if the disk refuses, nothing is kept, and training goes on
         _write_about(path, about)
     return Folder(path, about, settings)
 
 
 def _hashed(model: Any) -> str:
     try:
-        if is_sharded(model):  # processes that find all their samples would leave the others alone
+        if is_sharded(model):  # a process that has all its samples would make no pass, and others wait for it
             raise ShardedWeights("this model is sharded")
         return fingerprint(model)
     except ShardedWeights as error:
@@ -188,8 +187,8 @@ def _hashed(model: Any) -> str:
 
 @eager
 def built_reference(model: Any, settings: config.Settings) -> Built:
-    """What a model that trains in full aligns to: the model that it was when it was first seen, or the one whose folder
-    the setting names. It is looked up once.
+    """The reference of a model that trains in full: the model as it was at the first call, or the model whose folder
+    the setting names. The folder is looked up once.
 
     Raises:
         CacheError: there is no such folder, `build` did not fill it, or it does not fit the model.
@@ -231,20 +230,20 @@ def _find_built(model: Any, settings: config.Settings) -> Folder:
 
 
 def _load_head(folder: Folder, model: Any) -> nn.Linear:
-    """The cached model's head, on the CPU or where it was last used."""
+    """The head of the model that `build` read, on the device of ``model``."""
     file = folder.path / "head.pt"
     try:
         weight = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever torch.load raises
         raise CacheError(f"expected the head of {folder.model} in {file}, found {error!r}. {_BUILD}. {_DOC}.") from None
-    wanted = (model.config.vocab_size, model.config.hidden_size)
-    found = tuple(weight.shape) if isinstance(weight, Tensor) else None
-    if found != wanted or folder.hidden_size != wanted[1]:
+    expected = (model.config.vocab_size, model.config.hidden_size)
+    shape = tuple(weight.shape) if isinstance(weight, Tensor) else None
+    if shape != expected or folder.hidden_size != expected[1]:
         raise CacheError(
-            f"{folder.path} was built from {folder.model}, whose head has the shape {found} (vocabulary, hidden size); "
-            f"{title(model)} needs {wanted}. A model can only align to one with the same tokens and width. {_DOC}."
+            f"{folder.path} was built from {folder.model}, whose head has the shape {shape} (vocabulary, hidden size); "
+            f"{title(model)} needs {expected}. A model can only align to one with the same tokens and width. {_DOC}."
         )
-    head = nn.Linear(wanted[1], wanted[0], bias=False, device="meta")
+    head = nn.Linear(expected[1], expected[0], bias=False, device="meta")
     head.weight = nn.Parameter(weight.to(next(model.parameters()).device), requires_grad=False)
     return head
 
@@ -254,8 +253,8 @@ def _root(settings: config.Settings) -> Path:
 
 
 def describe(folder: Path) -> dict[str, Any] | None:
-    """What model.json says: ``model`` (a name for people), ``hidden_size`` and ``fingerprint``. None if ``folder`` has
-    none, so is no folder of one model.
+    """The contents of model.json: ``model`` (a name for people), ``hidden_size`` and ``fingerprint``. None if there is
+    no such file, so ``folder`` is not that of a model.
     """
     file = folder / "model.json"
     if not file.is_file():
@@ -279,5 +278,5 @@ def _write_about(folder: Path, about: dict[str, Any]) -> None:
 
 
 def title(model: Any) -> str:
-    """A name for people."""
+    """A name of ``model`` for people."""
     return getattr(model.config, "_name_or_path", "") or type(model).__name__

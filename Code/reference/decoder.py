@@ -1,4 +1,4 @@
-"""The pass of the decoder with LoRA off: what it is called with, and how much of the batch it has to see."""
+"""The decoder pass with LoRA off: its arguments, and how many positions of the batch it has to compute."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ..eager import eager, eager_around
 from ..padding import may_attend
 from .switch import NOTHING, Kept, all_modules, switched_off
 
-# decoder arguments with a position axis, and that axis; a call with any other tensor argument is not shortened
+# the position axis of each decoder argument that has one; a call with any other tensor argument is not shortened
 _POSITION_AXES = {"input_ids": 1, "inputs_embeds": 1, "position_ids": -1, "attention_mask": -1, "cache_position": 0}
-# rotary embeddings whose frequencies do not change with the length of the batch ("dynamic" and "longrope" do)
+# rotary embeddings whose frequencies do not depend on the length of the batch; those of "dynamic" and "longrope" do
 _FIXED_ROPE = {"default", "linear", "yarn", "llama3", "proportional", "mrope"}
 
 
@@ -22,26 +22,26 @@ _FIXED_ROPE = {"default", "linear", "yarn", "llama3", "proportional", "mrope"}
 def fills_cache(decoder: Any, arguments: dict[str, Any]) -> bool:
     """Whether the pass fills a key-value cache.
 
-    Without a mask, transformers makes another one where there is a key-value cache: packed documents are told apart
-    by their position ids only where there is none. The reference has to see what the tuned pass sees, so it fills a
-    cache (of its own) if that one does.
+    Without a mask from the caller, the mask that transformers makes depends on a key-value cache: only without a cache
+    does it tell packed documents apart by their position ids. The reference has to attend as the tuned pass does, so it
+    fills a cache of its own if the tuned pass fills one.
     """
     if arguments.get("attention_mask") is not None:
         return False
     if any(calls.is_cache(value) for value in arguments.values()):
         return True
-    if getattr(decoder, "gradient_checkpointing", False) and decoder.training:  # the tuned pass goes without
+    if getattr(decoder, "gradient_checkpointing", False) and decoder.training:  # the tuned pass has no cache then
         return False
-    wanted = arguments.get("use_cache")
-    return bool(decoder.config.use_cache if wanted is None else wanted)
+    use_cache = arguments.get("use_cache")
+    return bool(decoder.config.use_cache if use_cache is None else use_cache)
 
 
 @eager
 def reads_whole_length(decoder: Any) -> bool:
-    """Whether a hidden state depends on how many positions come after it, even under a causal mask.
+    """Whether a hidden state depends on the number of positions after it, even under a causal mask.
 
-    It does where the rotary frequencies follow the length of the batch (``rope_type`` "dynamic", "longrope"; a kind
-    that is not known here is taken for one of these), and in a decoder that was made bidirectional.
+    This is so if the rotary frequencies depend on the length of the batch (``rope_type`` "dynamic" and "longrope"; an
+    unknown type counts as one of these), and in a decoder that was made bidirectional.
     """
     if getattr(decoder.config, "is_causal", True) is False:
         return True
@@ -57,20 +57,23 @@ def reads_whole_length(decoder: Any) -> bool:
 
 @eager_around
 def hidden_states(model: Any, arguments: dict[str, Any], length: int, kept: Kept = NOTHING) -> Tensor:
-    """(B, length or T, H): the decoder's last hidden states at the first ``length`` positions, by the reference.
+    """(B, length or T, H): the reference's last hidden states at the first ``length`` positions.
 
-    ``arguments`` are those of the tuned pass's decoder call; ``kept`` as in :func:`.switch.switched_off`. Later
-    positions are not computed where a causal decoder allows that and every argument can be cut. The caller's key-value
-    cache is never touched.
+    Later positions are left out if the decoder is causal and every argument can be cut. The caller's key-value cache is
+    never touched.
+
+    Args:
+        arguments: those of the tuned pass's decoder call, by name.
+        kept: see :func:`.switch.switched_off`.
     """
     decoder = model.model
     arguments = {
         **{name: value for name, value in arguments.items() if not calls.is_cache(value)},
         "use_cache": fills_cache(decoder, arguments),
     }
-    for unwanted in ("output_hidden_states", "output_attentions"):
-        if arguments.get(unwanted):
-            arguments[unwanted] = False
+    for extra_output in ("output_hidden_states", "output_attentions"):
+        if arguments.get(extra_output):
+            arguments[extra_output] = False
     if not reads_whole_length(decoder):
         arguments = _cut(arguments, length)
     with switched_off(model, kept):
@@ -79,7 +82,7 @@ def hidden_states(model: Any, arguments: dict[str, Any], length: int, kept: Kept
 
 
 def _cut(arguments: dict[str, Any], length: int) -> dict[str, Any]:
-    """The arguments of the first ``length`` positions; all, where one cannot be cut or the mask looks beyond them."""
+    """The arguments for the first ``length`` positions; all if one cannot be cut or a position attends beyond them."""
     tensors = {
         name: value
         for name, value in arguments.items()
@@ -89,7 +92,7 @@ def _cut(arguments: dict[str, Any], length: int) -> dict[str, Any]:
         return arguments
     mask = arguments.get("attention_mask")
     if mask is not None and mask.dim() == 4:
-        if bool(may_attend(mask)[..., :length, length:].any()):  # prefix LM: prompts see it all
+        if bool(may_attend(mask)[..., :length, length:].any()):  # a prefix LM: the prompt attends to all
             return arguments
         tensors["attention_mask"] = mask[..., : min(length, mask.shape[-2]), :]
     return {

@@ -1,13 +1,12 @@
-"""Hidden states on disk: one file per sample, memory-mapped, checked when read, bounded in size.
+"""Hidden states on disk: one file per sample. Files are memory-mapped and checked when read; their size is limited.
 
     DIR/FINGERPRINT/model.json     which model, for people
     DIR/FINGERPRINT/head.pt        its head, for full fine-tuning (written by `build` only)
     DIR/FINGERPRINT/built          present: `build` filled this folder, and nothing evicts from it
     DIR/FINGERPRINT/ab/KEY.ref     64 bytes of header, then (n, H) numbers in float16, bfloat16 or float32
 
-Files are written under another name and moved into place, so that a reader sees a whole entry or none, whatever else
-writes. What a file says of itself is checked against the key and a checksum; a file that fails is deleted and
-counts as missing.
+Files are written under another name and moved into place, so a reader sees a whole entry or none, whoever else writes.
+Each file is checked against its key and a checksum; a file that fails is deleted and counts as missing.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ MAGIC = b"SELFAUG1"
 HEADER = struct.Struct("<8sBBIII32s10x")  # magic, stored dtype, dtype of the states, n, H, crc32, key
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 BYTES = (2, 2, 4, 8)
-_RESCAN = 256  # entries written before the folder is measured again, for what others have written
+_RESCAN = 256  # entries that are written before the folder is measured again, because other processes write, too
 
 
 class Entries:
@@ -36,19 +35,14 @@ class Entries:
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder = folder
-        self.limit = limit  # bytes, over all models beside this one
+        self.limit = limit  # bytes, for the folders of all models together
         self.since = time.time()
         self.size: int | None = None
         self.written = 0
         self.full = False
 
-    @property
-    def built(self) -> bool:
-        """Whether `build` filled it."""
-        return (self.folder / "built").exists()
-
     def get(self, key: bytes, n: int, H: int) -> Tensor | None:
-        """(n, H) states of a sample, as they were but for rounding; None if there are none that can be trusted."""
+        """(n, H) states of a sample, as :meth:`put` has rounded them. None if the file is missing or damaged."""
         path = self._path(key)
         try:
             content = np.memmap(path, dtype=np.uint8, mode="c")
@@ -70,10 +64,10 @@ class Entries:
         return None
 
     def put(self, key: bytes, states: Tensor) -> bool:
-        """Store (n, H) states; False if there is no room that could be made, or the disk refuses.
+        """Store (n, H) states. False if the limit is reached and nothing may be evicted, or if the disk refuses.
 
-        Half precision is kept as it is. float32 is rounded to float16, which is off by 2**-11 of a number at most
-        (3e-8 for one below 6e-5), unless a number is beyond its range: then float32 is kept.
+        Half precision is stored as it is. float32 is rounded to float16, with an error of at most 2**-11 of a number
+        (3e-8 for a number below 6e-5). If a number is beyond the range of float16, float32 is stored.
         """
         stored = states.half() if states.dtype in (torch.float32, torch.float64) else states
         if not stored.isfinite().all():
@@ -103,27 +97,27 @@ class Entries:
         return self.folder / key.hex()[:2] / f"{key.hex()}.ref"
 
     def _used(self, path: Path) -> None:
-        with contextlib.suppress(OSError):  # evicted by another process since it was mapped: the mapping stays good
+        with contextlib.suppress(OSError):  # another process may have evicted it; the mapping stays valid
             if path.stat().st_mtime < self.since:
                 os.utime(path)
 
-    def _room(self, wanted: int) -> bool:
-        """Whether ``wanted`` bytes may be written, after evicting, oldest first, what no run has used since this one
-        started. What a run is using stays: in epochs, evicting the oldest would evict what comes next.
+    def _room(self, needed: int) -> bool:
+        """Whether ``needed`` bytes may be written. Evicts entries for that, the oldest first, but none that a run has
+        used since this one started: in an epoch, the oldest entry is the one that is read next.
         """
         if self.full:
             return False
-        if self.size is None or self.written % _RESCAN == 0 or self.size + wanted > self.limit:
-            found = sorted(self._files())
-            self.size = sum(size for _, size, _, _ in found)
-            for modified, size, path, evictable in found:
-                if self.size + wanted <= self.limit or modified >= self.since:
+        if self.size is None or self.written % _RESCAN == 0 or self.size + needed > self.limit:
+            files = sorted(self._files())
+            self.size = sum(size for _, size, _, _ in files)
+            for modified, size, path, evictable in files:
+                if self.size + needed <= self.limit or modified >= self.since:
                     break
                 if evictable:
                     with contextlib.suppress(OSError):
                         path.unlink()
                     self.size -= size
-        self.full = self.size + wanted > self.limit
+        self.full = self.size + needed > self.limit
         return not self.full
 
     def _files(self) -> Iterator[tuple[float, int, Path, bool]]:

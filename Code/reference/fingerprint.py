@@ -1,4 +1,4 @@
-"""Which base model is this? A hash of what answers with LoRA off, the same with and without peft around it."""
+"""A hash of the base model, that is of the model with LoRA off. It is the same with and without peft around it."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from . import guards, switch
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _SMALL = 2**16  # elements
-_COLUMNS = 4099  # prime, so that rows of a weight that change places change the sums
+_COLUMNS = 4099  # a prime, so that the sums change if two rows of a weight are swapped
 
-# what a config has that changes no hidden state, beside what is for generate(). All else enters, so that a setting that
-# a later release brings is never missing. Each weight enters with its own dtype.
+# Fields of a config that change no hidden state, those for generate() among them. Every other field enters the hash, so
+# a setting of a later release is never left out. Each weight enters with its own dtype.
 _GENERATION = GenerationConfig().to_dict()
 _NO_STATE = {*_GENERATION, "_name_or_path", "name_or_path", "architectures", "auto_map", "dtype",
              "torch_dtype", "initializer_range", "return_dict", "selfaug", "tokenizer_class", "torchscript",
              "_attn_implementation", "attn_implementation", "_attn_implementation_autoset"}  # fmt: skip
-# implementations of one and the same attention; one of another name may be anything
+# these implementations compute the same attention; an implementation of another name may compute anything
 _SAME_ATTENTION = {None, "eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3"}
 
 
@@ -33,12 +33,11 @@ class ShardedWeights(ValueError):
 
 @torch.no_grad()
 def fingerprint(model: Any) -> str:
-    """32 hex digits for what the hidden states and the head of a Qwen2ForCausalLM without LoRA depend on.
+    """32 hex digits that identify everything which the hidden states and the head of a model without LoRA depend on.
 
-    That is its config; the weights and buffers that a checkpoint would hold, quantised ones among them; the rotary
-    frequencies; and of each module the numbers that it keeps as plain attributes (scales, epsilons), and its class if
-    it is an activation or something else without weights. Dropout takes no part: the reference has none. Nor has what
-    hooks do.
+    This covers the config; the weights and buffers that a checkpoint would hold, also quantised ones; the rotary
+    frequencies; the numbers that modules keep as plain attributes (scales, epsilons); and the classes of modules
+    without weights, such as activations. It does not cover dropout, which the reference does not have, and hooks.
 
     Raises:
         ShardedWeights: the model is sharded (FSDP, ZeRO-3), or weights are offloaded.
@@ -63,7 +62,7 @@ def fingerprint(model: Any) -> str:
 
 
 def _relevant(config: dict[str, Any]) -> dict[str, Any]:
-    """What of a config, and of the configs in it, may change hidden states."""
+    """The fields of a config, and of the configs in it, that may change hidden states."""
     return {
         name: _relevant(value) if isinstance(value, dict) else value
         for name, value in config.items()
@@ -72,8 +71,8 @@ def _relevant(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _attention(config: Any) -> str:
-    """The implementation of attention, where it matters: one that is not transformers' own, and, with a sliding window,
-    all, because some releases leave the window out of some implementations.
+    """The implementation of attention if it matters, else "". It matters if it is not transformers' own. With a sliding
+    window it always matters, because some releases leave the window out of some implementations.
     """
     name = getattr(config, "_attn_implementation", None)
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
@@ -81,19 +80,19 @@ def _attention(config: Any) -> str:
 
 
 def _checkpoint(module: nn.Module) -> dict[str, Any]:
-    """What a checkpoint holds of the module itself: weights, buffers, and what quantised layers add."""
+    """What a checkpoint holds of this module without its children: weights, buffers, and what quantised layers add."""
     saved: dict[str, Any] = {}
     module._save_to_state_dict(saved, "", keep_vars=True)
     return saved
 
 
 def _frequencies(module: nn.Module) -> dict[str, Any]:
-    """Rotary frequencies, which no checkpoint holds."""
+    """The rotary frequencies of a module, which no checkpoint holds."""
     return {name: value for name, value in module._buffers.items() if name.endswith("inv_freq")}
 
 
 def _numbers(module: nn.Module) -> dict[str, Any]:
-    """Scales, epsilons, windows: the numbers among its public attributes."""
+    """The numbers among the public attributes of a module: scales, epsilons, windows."""
     return {
         name: value
         for name, value in vars(module).items()
@@ -101,12 +100,12 @@ def _numbers(module: nn.Module) -> dict[str, Any]:
     }
 
 
-_NO_NUMBER = {"max_seq_len_cached", "padding_idx"}  # how long a batch was; what takes no gradient
+_NO_NUMBER = {"max_seq_len_cached", "padding_idx"}  # the longest batch so far; the token without a gradient
 
 
 def _content(name: str, value: Any) -> Iterator[bytes]:
-    """A tensor's shape, dtype and content. The content of a large one is laid out as a table, and the sum of each
-    column enters, of bit patterns taken as integers: of every element, and exact, so the same on any device.
+    """The shape, dtype and content of a tensor, for the hash. A large tensor enters as the sums of the columns of a
+    table: its bit patterns are summed as integers, so every element counts and the sums are the same on any device.
     """
     if not isinstance(value, Tensor):
         yield repr(value).encode()
@@ -114,7 +113,7 @@ def _content(name: str, value: Any) -> Iterator[bytes]:
     if value.numel() == 0 or value.is_meta or hasattr(value, "device_mesh"):
         raise ShardedWeights(f"{name} is not whole in this process")
     yield f"{tuple(value.shape)} {value.dtype}".encode()
-    if hasattr(value, "__tensor_flatten__"):  # a quantised weight of several tensors
+    if hasattr(value, "__tensor_flatten__"):  # a quantised weight that consists of several tensors
         inner, settings = value.__tensor_flatten__()
         yield repr(settings).encode()
         for attribute in inner:
@@ -132,5 +131,5 @@ def _content(name: str, value: Any) -> Iterator[bytes]:
 
 
 def _plain(name: str) -> str:
-    """The name that a parameter has without peft."""
+    """The name of a parameter without peft."""
     return ".".join(part for part in name.split(".") if part not in ("base_layer", "original_module", "token_adapter"))

@@ -1,8 +1,8 @@
-"""Is the model with LoRA off the model that training started from? Where it is not, the reference is a wrong one.
+"""Checks that the model with LoRA off is the model that training started from. If it is not, the reference is wrong.
 
-:func:`kept` runs at every step, and examines the model at the first one and whenever adapters or what
-trains have changed. It raises :class:`ReferenceModelError` with what was found, why that matters and what to do.
-docs/reference-model.md has the table.
+:func:`kept` runs at every step. It examines the model at the first step, and again if the adapters or the parameters
+that train have changed. It raises a :class:`ReferenceModelError` that says what is wrong, why that matters and what to
+do. docs/reference-model.md has the table.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..eager import eager
 from ..head import is_sharded
 from . import switch
 
-# init_lora_weights (the part before "_") that subtract something from the base weights or replace them, by peft's names
+# values of peft's init_lora_weights (the part before "_") that change or replace the base weights
 _CHANGES_THE_BASE = {
     "pissa": "PiSSA moves the principal part of each base weight into LoRA",
     "olora": "OLoRA subtracts its first adapter from each base weight",
@@ -42,28 +42,29 @@ class ReferenceModelError(RuntimeError):
 
 @eager
 def kept(model: nn.Module, layers: list[Any], settings: config.Settings) -> switch.Kept:
-    """What stays of the adapters in the reference pass: nothing, or what the user says.
+    """What the reference keeps of the adapters: nothing, unless the user chooses it.
 
     Args:
         model: a Qwen2ForCausalLM with LoRA that trains.
         layers: its :func:`.switch.adapter_layers`.
-        settings: ``settings.reference`` decides about adapters that are frozen or had weights before training.
+        settings: ``settings.reference`` is the user's choice for adapters that are frozen or had weights before
+            training.
 
     Raises:
-        ReferenceModelError: see the module.
+        ReferenceModelError: the model with LoRA off is not the model that training started from.
     """
     facts = _facts(model, layers, settings)
     known = _SEEN.get(model)
     if known is None or known[0] != facts:
-        switch.look_around_again(model)
+        switch.forget_modules_around(model)
         known = _SEEN[model] = (facts, _examine(model, layers, settings))
     return known[1]
 
 
 def _facts(model: nn.Module, layers: list[Any], settings: config.Settings) -> tuple[Any, ...]:
-    """What the answer depends on and a script may change between two steps: which layers of adapters there are (peft's
-    unload() and get_peft_model() leave the model the same object), what is active, trains and is merged in each, and
-    which weights of the base model train.
+    """Everything that :func:`_examine` depends on and a script may change between two steps: which adapter layers there
+    are (peft's unload() and get_peft_model() keep the model object); which adapters of each layer are active, train or
+    are merged; and which weights of the base model train.
     """
     states = [
         (
@@ -102,8 +103,8 @@ def _examine(model: nn.Module, layers: list[Any], settings: config.Settings) -> 
 
 
 def _start(model: nn.Module, active: set[str]) -> switch.Kept:
-    """The adapters that were active at the first step of this process, and every parameter that trains, with a copy of
-    its value at the first step that it trained in.
+    """What SELFAUG_REFERENCE=start keeps: the adapters that were active at the first step of this process, and for
+    every parameter that trains a copy of its value at the first step in which it trained.
     """
     if is_sharded(model):
         raise ReferenceModelError(
@@ -131,8 +132,8 @@ _STARTS: weakref.WeakKeyDictionary[nn.Module, Start] = weakref.WeakKeyDictionary
 
 
 def had_weights(model: nn.Module) -> list[str]:
-    """Names of the adapters that train and have weights other than 0: at the first step, those that were loaded, and
-    those of an initialisation that nevertheless changes nothing (orthogonal, AdaLoRA).
+    """Names of the adapters that train and have weights other than 0. At the first step these are adapters that were
+    loaded, and adapters with an initialisation that changes nothing without being 0 (orthogonal, AdaLoRA).
     """
     names = set()
     for layer in switch.lora_layers(model):
@@ -148,9 +149,9 @@ _PRODUCTS = (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"))
 
 def _is_not_zero(factor: Any) -> bool:
     tensors = factor.parameters() if isinstance(factor, nn.Module) else [factor]
-    # of a weight that is spread over processes, the part that is here: comparing it takes no other process
-    here = [getattr(tensor, "_local_tensor", tensor).detach() for tensor in tensors]
-    return any(not tensor.is_meta and bool(tensor.any()) for tensor in here)  # on the meta device, offloaded: unknown
+    # if a weight is spread over processes, only the local part: a look at the whole would wait for other processes
+    local = [getattr(tensor, "_local_tensor", tensor).detach() for tensor in tensors]
+    return any(not tensor.is_meta and bool(tensor.any()) for tensor in local)  # on meta it is offloaded, so unknown
 
 
 def _check_merged(layers: list[Any]) -> None:
@@ -170,13 +171,13 @@ def _check_initialisation(model: nn.Module, active: set[str]) -> None:
         if name not in active:
             continue
         if getattr(adapter, "kasa_config", None) is not None:
-            given, found = "kasa", "kasa_config is set"
+            given, setting = "kasa", "kasa_config is set"
         else:
-            found = f"init_lora_weights={given!r}"
+            setting = f"init_lora_weights={given!r}"
         for kind, why in _CHANGES_THE_BASE.items():
             if isinstance(given, str) and (given.lower() == kind or given.lower().startswith(f"{kind}_")):
                 raise ReferenceModelError(
-                    f"adapter {name!r}: {found}",
+                    f"adapter {name!r}: {setting}",
                     f"{why}: with LoRA off, what remains is not the model that training started from",
                     "set SELFAUG_REFERENCE=start (the model as it is at the first step, that adapter on), or take an "
                     "initialisation that leaves the base weights alone (init_lora_weights=True, 'gaussian', "
@@ -185,8 +186,8 @@ def _check_initialisation(model: nn.Module, active: set[str]) -> None:
 
 
 def _configs(model: nn.Module) -> list[tuple[str, Any]]:
-    """(name, config) of the adapters of every PEFT model around ``model``: of one inside another, both may be named
-    "default", and the model itself shows those of the outer one.
+    """(name, config) of the adapters of every PEFT model around ``model``. If one PEFT model is inside another, both
+    may have an adapter "default", and the model itself shows the adapters of the outer one.
     """
     owners = [model, *switch.modules_around(model)]
     by_owner = [vars(owner).get("peft_config") for owner in owners]
@@ -194,7 +195,7 @@ def _configs(model: nn.Module) -> list[tuple[str, Any]]:
 
 
 def _check_base_weights(model: nn.Module, active: set[str]) -> None:
-    # FSDP1 shows views that are no parameters during a step; they take a gradient if anything in their unit does
+    # during a step FSDP1 shows views that are no Parameter; they have a gradient if anything in their unit has one
     trained = [name for name, p in base_parameters(model) if p.requires_grad and isinstance(p, nn.Parameter)]
     if not trained:
         return
@@ -214,12 +215,12 @@ def _check_base_weights(model: nn.Module, active: set[str]) -> None:
 
 
 def trains_in_full(model: nn.Module) -> bool:
-    """Whether weights of the base model train."""
+    """Whether any weight of the base model trains."""
     return any(parameter.requires_grad for _, parameter in base_parameters(model))
 
 
 def base_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Parameters that no adapter owns, with their names."""
+    """(name, parameter) of every parameter that belongs to no adapter."""
     for prefix, module in base_modules(model):
         for name, parameter in module._parameters.items():
             if parameter is not None:
@@ -227,9 +228,9 @@ def base_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def base_modules(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """(name with a dot at its end, module) of every module that no adapter owns. Adapter layers keep the base model's
-    under ``base_layer``, wrappers of whole modules under ``original_module`` or ``token_adapter``; peft 0.6's LoRA
-    layers are the base layer themselves.
+    """(name with a dot at its end, module) of every module that belongs to no adapter. An adapter layer has the base
+    model's module as ``base_layer``, a wrapper of a whole module as ``original_module`` or ``token_adapter``. In peft
+    0.6 a LoRA layer is the base layer itself.
     """
     yield prefix, module
     adapter = switch.is_adapter(module)
@@ -240,7 +241,7 @@ def base_modules(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.
 
 @eager
 def unpatched_peft(model: nn.Module) -> type | None:
-    """The ``LoraLayer`` without SelfAug's switch that ``model`` trains layers of; None if there is none."""
+    """The class ``LoraLayer`` if it is not patched and a layer of it trains in ``model``; None otherwise."""
     for module in model.modules():
         if not switch.is_lora(module) and any(parameter.requires_grad for parameter in module.parameters()):
             for cls in type(module).__mro__:

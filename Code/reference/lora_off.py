@@ -1,4 +1,4 @@
-"""The model that trains, with LoRA off: its hidden states from a pass of their own, and its head."""
+"""The reference that LoRA training computes: hidden states from an extra pass with LoRA off, and the model's head."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from . import decoder, switch
 
 
 class LoraOff:
-    """What LoRA training aligns to: the same network with the same weights, and every adapter off but for what is
-    ``kept``. ``note``: what else is to be said of it.
+    """The model that trains, with every adapter off except what is ``kept``.
+
+    Args:
+        note: is appended to ``str()``, such as why a cache is not used.
     """
 
     def __init__(self, model: Any, kept: switch.Kept, note: str = "") -> None:
@@ -43,8 +45,7 @@ class LoraOff:
     def states_at(self, index: Tensor, arguments: dict[str, Any], T: int) -> Tensor:
         """(n, H) hidden states at ``index`` (n,) of the flattened (B * T) batch.
 
-        Without any position the pass is made all the same: other processes may wait for this one's part in gathering
-        weights.
+        The pass runs even if ``index`` is empty: other processes may be waiting for this one to gather weights.
         """
         row, column = index // T, index % T
         length = int(column.max()) + 1 if len(column) else 1
@@ -57,14 +58,16 @@ class LoraOff:
 
     @property
     def head(self) -> Callable[[Tensor], Tensor]:
-        """From hidden states (n, H) to logits (n, V). The model's own head itself where that is a frozen matrix and
-        nothing else, or a sharded one, which lets the loss compute both logits in one product or one call.
+        """From hidden states (n, H) to logits (n, V).
+
+        It is the model's head itself if that is a frozen matrix or a sharded ``nn.Linear``: then the loss computes
+        tuned and base logits in one product or one call.
         """
         head = self.model.lm_head
-        moved = {id(parameter) for parameter, _ in self.kept.weights}
-        own = is_frozen_matrix(head) or sharded_linear(head) is not None
-        own = own and not any(id(parameter) in moved for parameter in head.parameters())
-        return head if own else self._head_with_lora_off
+        changed = {id(parameter) for parameter, _ in self.kept.weights}
+        same = is_frozen_matrix(head) or sharded_linear(head) is not None
+        same = same and not any(id(parameter) in changed for parameter in head.parameters())
+        return head if same else self._head_with_lora_off
 
     def _head_with_lora_off(self, states: Tensor) -> Tensor:
         with switch.switched_off(self.model.lm_head, self.kept):

@@ -1,5 +1,5 @@
-"""What a sample is known by in a cache: the model, its tokens up to the last aligned position, which positions are
-aligned, and their numbering if it is unusual. Padding and the rest of the batch do not matter.
+"""The key of a sample in a cache: a hash of the model's fingerprint, the tokens up to the last aligned position, which
+positions are aligned, and the position ids if they are unusual. Padding and the other rows of the batch do not matter.
 """
 
 from __future__ import annotations
@@ -13,22 +13,24 @@ from torch import Tensor
 from ..eager import eager
 from ..positions import Selection
 
-# arguments of the decoder that a key accounts for; any other tensor makes a batch uncacheable
-_ACCOUNTED = {"input_ids", "attention_mask", "position_ids", "cache_position"}
+# decoder arguments that the key covers; a batch with any other tensor cannot be cached
+_COVERED = {"input_ids", "attention_mask", "position_ids", "cache_position"}
 
 
 @eager
 def samples(
     arguments: dict[str, Any], chosen: Selection, fingerprint: str, fills_cache: bool
 ) -> list[tuple[bytes, Tensor]] | None:
-    """(key, flat indices of the aligned positions) of each row that has any, in the order of the rows. None for a
-    batch that cannot be cached: inputs that are no tokens, masks with four dimensions or by type of layer.
+    """(key, flat indices of the aligned positions) of each row that has aligned positions, in the order of the rows.
+    None for a batch that cannot be cached: embeddings for tokens, masks with four dimensions or by type of layer.
 
-    fills_cache: whether the decoder fills a key-value cache, see :func:`.decoder.fills_cache`.
+    Args:
+        arguments: those of the decoder call, by name.
+        fills_cache: whether the decoder fills a key-value cache, see :func:`.decoder.fills_cache`.
     """
     ids, mask, numbers = (arguments.get(name) for name in ("input_ids", "attention_mask", "position_ids"))
     tensors = {k for k, v in arguments.items() if v is not None and not isinstance(v, (bool, int, float, str))}
-    if ids is None or not tensors <= _ACCOUNTED or not (mask is None or (isinstance(mask, Tensor) and mask.dim() == 2)):
+    if ids is None or not tensors <= _COVERED or not (mask is None or (isinstance(mask, Tensor) and mask.dim() == 2)):
         return None
     if numbers is not None and numbers.dim() != 2:
         return None
@@ -49,7 +51,7 @@ def samples(
         own = own - own[0]
         if not torch.equal(own, torch.arange(len(own))):
             parts.append(own)
-            if unmasked:  # then transformers takes restarts for documents, but where it fills a key-value cache
+            if unmasked:  # then transformers takes restarts for documents, unless it fills a key-value cache
                 parts.append(torch.tensor([fills_cache]))
         digest = hashlib.sha256(fingerprint.encode())
         for part in parts:

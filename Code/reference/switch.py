@@ -1,8 +1,8 @@
-"""LoRA switched off, and on again: which modules that is, and what of them is set.
+"""Switch LoRA off and on again: which modules are switched, and which of their attributes.
 
-LoRA layers are known by the attribute ``selfaug_reference``, which the patch adds to peft's ``LoraLayer`` and which its
-``disable_adapters`` obeys. Nothing here imports peft, merges weights or touches ``requires_grad`` (peft's
-``disable_adapter()`` does the latter: it breaks FSDP and unfreezes adapters that were loaded frozen, peft#1442 and
+LoRA layers are recognised by the attribute ``selfaug_reference``: the patch adds it to peft's ``LoraLayer``, and
+``disable_adapters`` obeys it. Nothing here imports peft, merges weights or changes ``requires_grad``. Peft's own
+``disable_adapter()`` changes it, which breaks FSDP and unfreezes adapters that were loaded frozen (peft#1442 and
 peft#3447).
 """
 
@@ -22,8 +22,8 @@ from ..eager import eager
 
 
 def all_modules(model: nn.Module) -> list[nn.Module]:
-    """``model`` and every module in it, each once. ``model.modules()`` takes several times as long, because it is
-    recursive and makes every name; a model of 80 layers with LoRA has thousands of modules.
+    """``model`` and every module in it, each once. ``model.modules()`` gives the same and takes several times as long,
+    which counts at every step: a model of 80 layers with LoRA has thousands of modules.
     """
     modules, seen = [model], {id(model)}
     for module in modules:  # the list grows on the way
@@ -42,10 +42,9 @@ def adapter_layers(model: nn.Module) -> list[Any]:
 
 @eager
 def lora_layers(model: nn.Module) -> list[Any]:
-    """The LoRA layers of ``model`` that are training: an active adapter has a parameter that takes a gradient.
+    """The LoRA layers of ``model`` that train: an active adapter has a parameter with a gradient.
 
-    Empty for a plain model, for full fine-tuning, for other tuners than LoRA, and where the user disabled or merged
-    the adapters.
+    Empty for a plain model, for full fine-tuning, for other tuners than LoRA, and if adapters are disabled or merged.
     """
     return [layer for layer in adapter_layers(model) if lora_trains(layer)]
 
@@ -56,22 +55,22 @@ def is_lora(module: nn.Module) -> bool:
 
 
 def is_adapter(module: nn.Module) -> bool:
-    """Whether ``module`` is any tuner layer or wrapper of peft, which answers as the original while it is disabled."""
+    """Whether ``module`` is a tuner layer or a wrapper of peft. While disabled, it computes what the original does."""
     return "_disable_adapters" in vars(module) or hasattr(type(module), "_disable_adapters")
 
 
 def trains(layer: Any, adapter: str) -> bool:
-    """Whether a parameter of ``adapter`` in this LoRA layer takes a gradient."""
+    """Whether a parameter of ``adapter`` in this layer has a gradient."""
     return any(parameter.requires_grad for parameter in _parameters(layer, adapter))
 
 
 def holds(layer: Any, adapter: str) -> bool:
-    """Whether this LoRA layer has weights of ``adapter``."""
+    """Whether this layer has weights of ``adapter``."""
     return any(True for _ in _parameters(layer, adapter))
 
 
 def has_lora_on(model: nn.Module) -> bool:
-    """Whether a LoRA layer of ``model`` answers with LoRA."""
+    """Whether a LoRA layer of ``model`` computes with LoRA."""
     return any(is_lora(module) and _is_on(module) for module in all_modules(model))
 
 
@@ -87,22 +86,22 @@ def lora_trains(layer: Any) -> bool:
 def _parameters(layer: Any, adapter: str) -> Iterator[Tensor]:
     for name in getattr(layer, "adapter_layer_names", None) or ("modules_to_save",):  # peft 0.6's wrapper has no list
         adapters: Any = layer
-        for part in name.split("."):  # a wrapper names what the layer in it holds
+        for part in name.split("."):  # a wrapper gives paths into the layer inside it
             adapters = getattr(adapters, part, None) or {}
         if adapter in adapters:
-            found = adapters[adapter]
-            if isinstance(found, nn.Module):
-                yield from found.parameters()
+            weights = adapters[adapter]
+            if isinstance(weights, nn.Module):
+                yield from weights.parameters()
             else:
-                yield found
+                yield weights
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What the reference keeps of the adapters.
+    """The adapters that the reference keeps on, and the values that it restores.
 
-    adapters: names of those that stay on.
-    weights: parameters that go back to the values that they had when training started, with these values.
+    adapters: names of the adapters that stay on.
+    weights: (parameter, its value when training started), for each parameter that is restored.
     """
 
     adapters: frozenset[str] = frozenset()
@@ -117,24 +116,24 @@ NOTHING = Kept()
 
 @contextmanager
 def switched_off(model: nn.Module, kept: Kept = NOTHING) -> Iterator[None]:
-    """Within: every adapter of ``model`` is off but for what is ``kept``, every module in eval mode, no gradient.
-    After: everything as it was.
+    """Within: every adapter of ``model`` is off except what is ``kept``, every module is in eval mode, and there is no
+    gradient. After: everything is as it was.
 
-    Eval mode means no dropout, no NEFTune noise, and gradient checkpointing not engaged. The modules around ``model``
-    (PeftModel, DDP, …) are in eval mode, too: a hook may ask one of them for its mode. Beside LoRA layers, all tuner
-    layers and wrappers of peft are switched (``modules_to_save``, trainable tokens, other tuners of a mixed model).
-    They answer with the original module while ``_disable_adapters`` is True, which some hold as an attribute of the
-    class until it is changed.
+    In eval mode there is no dropout, no NEFTune noise and no gradient checkpointing. The modules around ``model``
+    (PeftModel, DDP, …) are in eval mode, too, because a hook may read the mode of one of them. All tuner layers and
+    wrappers of peft are switched, not only LoRA layers (``modules_to_save``, trainable tokens, other tuners of a mixed
+    model). They compute with the original module while ``_disable_adapters`` is True. Some have it as an attribute of
+    the class until it is changed.
     """
-    changes: list[tuple[dict[str, Any], str, Any]] = []  # attributes of the modules themselves, and what to set
+    changes: list[tuple[dict[str, Any], str, Any]] = []  # (attributes of a module, name, new value)
     around = modules_around(model)
     for module in (*all_modules(model), *around):
         own = vars(module)
-        if own.get("training"):  # what torch.compile returns answers for the module inside
+        if own.get("training"):  # not by getattr: a compiled module has that of the module inside
             changes.append((own, "training", False))
         if is_adapter(module):
             changes += _switch(module, kept.adapters)
-    if not kept:  # layers of X-LoRA ask the tuner around the model instead
+    if not kept:  # layers of X-LoRA obey the tuner around the model instead
         changes += [(vars(tuner), "disabled", True) for tuner in around if vars(tuner).get("disabled") is False]
     before = [own.get(name, _MISSING) for own, name, _ in changes]
     try:
@@ -155,13 +154,13 @@ _MISSING = object()
 
 @contextmanager
 def _values(model: nn.Module, weights: tuple[tuple[nn.Parameter, Tensor], ...]) -> Iterator[None]:
-    """Within: these parameters, as far as ``model`` has them, have the given values."""
+    """Within: these parameters have the given values, if they are in ``model``."""
     if not weights:
         yield
         return
     of_model = {id(parameter) for parameter in model.parameters()}
     changed = [(p, p.data, value) for p, value in weights if id(p) in of_model]
-    torch.clear_autocast_cache()  # autocast keeps what it made of a parameter by its identity, not by its values
+    torch.clear_autocast_cache()  # it holds casts of parameters by identity, so it would miss the new values
     try:
         for parameter, _, value in changed:
             parameter.data = value.to(parameter.device)
@@ -173,12 +172,12 @@ def _values(model: nn.Module, weights: tuple[tuple[nn.Parameter, Tensor], ...]) 
 
 
 def _switch(adapter: Any, keep: frozenset[str]) -> list[tuple[dict[str, Any], str, Any]]:
-    """The changes that leave only the adapters in ``keep`` on."""
+    """The changes after which only the adapters in ``keep`` are on: (attributes of the module, name, new value)."""
     own = vars(adapter)
     kept = [name for name in sorted(keep) if holds(adapter, name)]
     if kept:
         same = set(kept) == set(active(adapter))
-        # wrappers of whole modules have one active adapter, in old releases as a text
+        # a wrapper of a whole module has one active adapter, which old releases hold as a str
         return [] if same else [(own, "_active_adapter", kept[0] if isinstance(adapter._active_adapter, str) else kept)]
     if is_lora(adapter):
         return [(own, "selfaug_reference", True)]
@@ -186,17 +185,17 @@ def _switch(adapter: Any, keep: frozenset[str]) -> list[tuple[dict[str, Any], st
 
 
 def active(adapter: Any) -> list[str]:
-    """Names of the active adapters of a tuner layer or wrapper."""
+    """The names of the active adapters of a tuner layer or wrapper."""
     names = getattr(adapter, "_active_adapter", None) or []  # wrappers of peft 0.6 have no `active_adapters`
     return [names] if isinstance(names, str) else list(names)
 
 
 @eager
 def modules_around(model: nn.Module) -> list[nn.Module]:
-    """The modules that contain ``model``, as they were when ``model`` was first seen.
+    """The modules that contain ``model``, from the first call on this model or since :func:`forget_modules_around`.
 
-    PyTorch keeps no pointer from a module to the one around it, so every module of the process is looked at, once, and
-    again after :func:`look_around_again`.
+    A module of PyTorch has no pointer to the module that contains it, so the first call looks at every module of the
+    process.
     """
     known = _AROUND.get(model)
     if known is None:
@@ -206,18 +205,18 @@ def modules_around(model: nn.Module) -> list[nn.Module]:
                 for child in (vars(candidate).get("_modules") or {}).values():
                     parents.setdefault(id(child), []).append(candidate)
         around: dict[int, nn.Module] = {}
-        found = [model]
-        while found:
-            for parent in parents.get(id(found.pop()), []):
+        inner = [model]
+        while inner:
+            for parent in parents.get(id(inner.pop()), []):
                 if id(parent) not in around:
                     around[id(parent)] = parent
-                    found.append(parent)
+                    inner.append(parent)
         known = _AROUND[model] = [weakref.ref(module) for module in around.values()]
     return [module for module in (reference() for reference in known) if module is not None]
 
 
-def look_around_again(model: nn.Module) -> None:
-    """``model`` has got other adapters: then it may be in another PeftModel."""
+def forget_modules_around(model: nn.Module) -> None:
+    """Call this when the adapters of ``model`` have changed: it may be in another PeftModel now."""
     _AROUND.pop(model, None)
 
 

@@ -1,12 +1,13 @@
-"""What a step shares with the training run around it: the HF Trainer's call, the logs, and the warnings.
+"""The training run around a step: the HF Trainer's call, the logs, and the warnings.
 
     attach      the Trainer's methods with SelfAug around them; the call of the Trainer that a step is a part of
     metrics     both terms in the Trainer's logs
     bypass      warnings that training goes past SelfAug
-    announce    what a run says at its first step
+    announce    the lines that a run prints at its first step
     runs        what is remembered for one run
 
-A step calls :func:`.attach.to_trainer`, :func:`.attach.current_call`, :func:`.bypass.of` and :func:`record`.
+A step calls :func:`.attach.to_trainer`, :func:`.attach.kept_labels`, :func:`.attach.current_call`, :func:`.bypass.of`
+and :func:`record`.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from . import announce, attach, bypass, metrics
 def record(
     model: Any, settings: config.Settings, reference: Reference, nll_sum: Tensor, kl_sum: Tensor, chosen: Selection
 ) -> None:
-    """Note that a step has its term: for the Trainer's call that it is a part of and, in training, for the logs, the
-    warnings and what the run says at its first step.
+    """Note that a step has its term: for the Trainer's call around it, the logs, the warnings, and the lines that a run
+    prints at its first step.
 
     Args:
         nll_sum: () nats, over the supervised tokens of this step.
@@ -36,6 +37,7 @@ def record(
     call = attach.current_call()
     if call is not None:
         call.acted = True
+    announce.unknown_padding(model, chosen.tail)
     if model.training:
         metrics.RUNNING.of(model).add(nll_sum, chosen.supervised, kl_sum, chosen.aligned, settings.alpha)
         announce.first_step(model, settings, reference, kl_sum, chosen.aligned)

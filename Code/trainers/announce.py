@@ -1,5 +1,5 @@
-"""What a run says at its first step, in transformers' log: that SelfAug is on, and what the user should know of the
-reference and of padding.
+"""The lines that a run prints at its first step, in transformers' log: that SelfAug is on, and warnings about the
+reference and about padding.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def first_step(model: Any, settings: config.Settings, reference: Reference, kl_s
     resumed_at = 0 if call is None else call.trainer.state.global_step
     if settings.reference == "start" and resumed_at:
         raise guards.ReferenceModelError(
-            f"SELFAUG_REFERENCE=start in a run that was resumed at step {resumed_at}",
+            f"SELFAUG_REFERENCE=start in a run that was resumed at optimizer step {resumed_at}",
             "the weights at the first step of this process are not those that training started from",
             "set SELFAUG_REFERENCE=base, or start anew",
         )

@@ -121,6 +121,12 @@ def current_call() -> TrainerCall | None:
 
 
 @eager
+def kept_labels() -> Tensor | None:
+    """The labels that the current call of a Trainer keeps from the model, in either form; None if it keeps none."""
+    return current.labels if current is not None and current.keeps_labels else None
+
+
+@eager
 def to_trainer() -> None:
     """Make this process's ``Trainer`` return its methods with SelfAug around them. Does nothing if that is done or if
     the Trainer is not imported.
@@ -207,7 +213,7 @@ def _argument(position: int, name: str, args: tuple[Any, ...], kwargs: dict[str,
 
 def _check_acted(model: nn.Module, call: TrainerCall) -> None:
     if call.labels is not None and not call.acted:
-        bypass.count_trainer_step(model, call.trainer)
+        bypass.count_missed_call(model, call.trainer)
 
 
 def _maybe_log_save_evaluate(trainer: Any, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -25,7 +25,7 @@ from ..reference import guards, switch
 from .runs import PerRun
 
 UNUSED = 8  # losses that were returned and not backpropagated, before a warning
-MISSED = 1  # steps of a trainer without the term, before a warning
+MISSED = 1  # trainer calls without the term, before a warning
 ROWS, BATCHES = 16, 4  # without an aligned token, before a warning; both must be reached
 STATE = {False: "The model trains on its stock loss.", True: "SELFAUG_STRICT=1 makes this an error."}
 DO = "Switch off what replaces the loss or the forward (a fused kernel, a custom loss, unsloth; see docs/trainers.md)"
@@ -57,7 +57,7 @@ class Bypass:
         self.warned = False
         self.used = False  # a loss with the term was backpropagated
         self.unused = 0  # losses with the term that were not
-        self.missed = 0  # steps of a trainer without the term
+        self.missed = 0  # trainer calls without the term
         self.rows = self.batches = 0  # without a token to align
         self.aligned = False  # some token was aligned
 
@@ -73,7 +73,7 @@ class Bypass:
         loss.register_hook(_BackwardHook(self))
 
     def missed_by(self, trainer: Any, model: nn.Module, strict: bool) -> None:
-        """An HF Trainer made a step on labels, and SelfAug had no part in it."""
+        """A call of an HF Trainer trained on labels, and SelfAug had no part in it."""
         self.missed += 1
         if self.missed > MISSED:
             what = f"{type(trainer).__name__} computed its loss without it"
@@ -178,8 +178,8 @@ def should_act(model: nn.Module, settings: config.Settings) -> bool:
     return settings.reference_cache is not None and model.training and guards.trains_in_full(model)
 
 
-def count_trainer_step(model: nn.Module, trainer: Any) -> None:
-    """Count a step of an HF Trainer on labels without the term, for each model that should have had it."""
+def count_missed_call(model: nn.Module, trainer: Any) -> None:
+    """Count a trainer call on labels without the term, for each model that should have had the term."""
     for module, settings in models_on(model):
         if should_act(module, settings):
             of(module).missed_by(trainer, module, settings.strict)

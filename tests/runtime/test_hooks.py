@@ -16,7 +16,7 @@ from tiny import base, batch, settings, taken_gradients, with_lora, worst_error
 from transformers import Qwen2ForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from selfaug import hooks
+from selfaug import config, hooks
 from selfaug.trainers import metrics
 
 
@@ -241,3 +241,12 @@ def test_inference_compiles_whole(lora):
         expected = inner(input_ids=ids, use_cache=False).logits
         compiled = torch.compile(inner, backend="eager", fullgraph=True)
         assert torch.equal(compiled(input_ids=ids, use_cache=False).logits, expected)
+
+
+@pytest.mark.parametrize(("labelled", "reads"), [(True, 1), (False, 0)])
+def test_a_training_step_reads_the_settings_once_and_a_forward_without_labels_never(monkeypatch, labelled, reads):
+    model, data, read = with_lora(base()), batch(), []
+    real = config.read
+    monkeypatch.setattr(config, "read", lambda *args: read.append(args) or real(*args))
+    model(**{name: value for name, value in data.items() if labelled or name != "labels"})
+    assert len(read) == reads

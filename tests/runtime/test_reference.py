@@ -382,3 +382,11 @@ def test_a_decoder_that_is_compiled_by_itself_gets_its_arguments():
     answer, _ = expected(tuned, data, reference=logits_of_the_base(untouched, data))
     model.model = torch.compile(model.model, backend="eager")
     assert kl_of(tuned, data) == pytest.approx(answer.kl, rel=1e-4)
+
+
+def test_the_modules_of_a_model_are_those_that_torch_finds_a_shared_one_once():
+    model = with_lora(base())
+    model.shared = model.get_base_model().model.layers[0]
+    modules = switch.all_modules(model)
+    assert len(modules) == len(list(model.modules()))
+    assert {id(module) for module in modules} == {id(module) for module in model.modules()}

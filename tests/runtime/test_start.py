@@ -215,5 +215,5 @@ def test_a_run_that_is_resumed_has_no_start(tmp_path):
         return Trainer(with_lora(base()), arguments, train_dataset=rows)
 
     trainer(1).train()
-    with settings(SELFAUG_REFERENCE="start"), pytest.raises(ReferenceModelError, match="resumed at step 1"):
+    with settings(SELFAUG_REFERENCE="start"), pytest.raises(ReferenceModelError, match="resumed at optimizer step 1"):
         trainer(2).train(resume_from_checkpoint=True)

@@ -60,8 +60,8 @@ def test_the_loss_and_the_gradient_stay_those_of_a_model_without_the_look(said, 
     loss = model(**batch()).loss
     loss.backward()
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    monkeypatch.setattr(unpatched, "look", None)
-    monkeypatch.setattr(unpatched, "_LOOKS", False)
+    monkeypatch.setattr(unpatched, "check_model", None)
+    monkeypatch.setattr(unpatched, "_CAN_CHECK", False)
     other = llama()
     expected = other(**batch()).loss
     expected.backward()
@@ -168,8 +168,8 @@ def test_one_model_being_quiet_does_not_hide_another(said):
 
 def test_one_layer_of_a_model_looks_once_per_forward_and_none_of_a_patched_one(monkeypatch, said):
     asked = []
-    real = unpatched.look
-    monkeypatch.setattr(unpatched, "look", lambda layer: asked.append(layer) or real(layer))
+    real = unpatched.check_model
+    monkeypatch.setattr(unpatched, "check_model", lambda layer: asked.append(layer) or real(layer))
     model = llama()
     for _ in range(3):
         model(batch()["input_ids"])

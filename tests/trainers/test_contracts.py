@@ -359,7 +359,7 @@ def test_a_replica_without_lora_or_with_lora_off_is_told_nothing(said):
 def test_a_trainer_that_goes_past_the_replicas_too_is_told(said):
     model = torch.nn.DataParallel(with_lora(base()))
     for _ in range(bypass.MISSED + 1):
-        bypass.count_trainer_step(model, object.__new__(OwnLoss))
+        bypass.count_missed_call(model, object.__new__(OwnLoss))
     assert len(said) == 1
     assert "OwnLoss computed its loss without it" in said[0]
 
