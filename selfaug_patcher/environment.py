@@ -9,20 +9,65 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .commands import Commands
 from .errors import USAGE, PatcherError, Problem
+from .families import targets
 
 OLDEST = (3, 9)
 
 # "-c" puts the working directory first on the path; a training script has its own folder there instead.
 _AS_A_SCRIPT = "import sys; sys.path[:] = [entry for entry in sys.path if entry]"
+
+AGAIN = ("--force-reinstall", "--no-deps")  # in place of what is there, and nothing else with it
+
+
+@dataclass(frozen=True)
+class Commands:
+    """Commands for the user to type, complete: with the interpreter that has selfaug_patcher, with the environment that
+    is meant, and with the installer of that environment.
+
+    Args:
+        python: its interpreter.
+        named: whether the user named that with ``--python``; else it is the running one.
+        flags: switches of the running interpreter that decide what is imported.
+        uv: whether uv filled the environment, which then may have no pip.
+    """
+
+    python: str
+    named: bool = False
+    flags: tuple[str, ...] = ()
+    uv: bool = False
+
+    def patcher(self, verb: str, arguments: str = "") -> str:
+        """This patcher, for this environment."""
+        here = self._here("python") or shlex.quote(sys.executable)
+        option = ["--python", shlex.quote(self.python)] if self.named else []
+        return " ".join([here, *self.flags, "-m", "selfaug_patcher", verb, *option, *filter(None, [arguments])])
+
+    def install(self, requirement: str, *options: str) -> str:
+        """Its installer, say with `AGAIN`."""
+        return " ".join([self.installer, *options, f'"{requirement}"'])
+
+    @property
+    def installer(self) -> str:
+        """What stands before a requirement."""
+        python = shlex.quote(self.python)
+        if self.uv:
+            return f"uv pip install --python {python}"
+        return "pip install" if not self.named and self._here("pip") else f"{python} -m pip install"
+
+    def _here(self, name: str) -> str:
+        """The name of a program, where the shell would find the one of the running interpreter's environment."""
+        program = shutil.which(name)
+        here = program and os.path.dirname(os.path.abspath(program)) == os.path.dirname(sys.executable)
+        return name if here else ""
 
 
 @dataclass(frozen=True)
@@ -34,8 +79,7 @@ class Package:
         version: of the distribution that owns it; empty where there is no metadata.
         site: the folder on ``sys.path`` that it lies in; None where it is not installed as a plain folder.
         installer: what the distribution's metadata calls its installer: ``pip``, ``uv``, ``conda``, ...
-        has_record: whether the distribution lists its files.
-        record_sha256: what that list says of the target file, if anything.
+        record: what the distribution's list of files says of those that SelfAug patches: path to sha256.
         copies: every folder of ``sys.path`` that has this package, the imported one first.
         problems: why this copy must not be patched.
     """
@@ -44,8 +88,7 @@ class Package:
     version: str = ""
     site: Path | None = None
     installer: str = ""
-    has_record: bool = False
-    record_sha256: str = ""
+    record: Mapping[str, str] = field(default_factory=dict)
     copies: tuple[Path, ...] = ()
     problems: tuple[Problem, ...] = ()
 
@@ -61,6 +104,12 @@ class Environment:
     commands: Commands
     conda: bool = False
     flags: tuple[str, ...] = ()
+    torch: str = ""
+
+    def versions(self) -> dict[str, str]:
+        """What a proof depends on: the versions of the packages and of Python; empty texts for what is not there."""
+        packages = {name: package.version for name, package in self.packages.items()}
+        return {**packages, "torch": self.torch, "python": ".".join(map(str, self.version))}
 
     def run_code(self, code: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a piece of code in this interpreter (`sys` is imported), with what a training script would import.
@@ -91,7 +140,7 @@ def discover(python: str | None = None) -> Environment:
     python = sys.executable if python is None else python
     probe = Path(__file__).with_name("probe.py").read_text(encoding="utf-8")
     try:
-        result = _run([python, *flags, "-c", probe], timeout=120)
+        result = _run([python, *flags, "-c", probe, json.dumps(asked_about())], timeout=120)
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
         raise _no_interpreter(f"cannot run {shlex.quote(python)}", str(error)) from None
     try:
@@ -114,6 +163,14 @@ def discover(python: str | None = None) -> Environment:
     return from_probe(answer, python, flags, named)
 
 
+def asked_about() -> dict[str, list[str]]:
+    """What the probe is asked about: the files of each package that SelfAug patches."""
+    files: dict[str, list[str]] = {}
+    for target in targets():
+        files.setdefault(target.package, []).append(target.path)
+    return files
+
+
 def from_probe(answer: dict[str, Any], python: str, flags: tuple[str, ...] = (), named: bool = False) -> Environment:
     """The environment that a probe's answer describes."""
     installers = {found["installer"] for package in answer["packages"].values() for found in package["distributions"]}
@@ -126,6 +183,7 @@ def from_probe(answer: dict[str, Any], python: str, flags: tuple[str, ...] = (),
         commands=commands,
         conda=answer["conda"],
         flags=flags,
+        torch=answer["torch"],
     )
 
 
@@ -149,8 +207,7 @@ def _package(name: str, found: dict[str, Any], answer: dict[str, Any], commands:
         version=source.get("version", ""),
         site=site,
         installer=source.get("installer", ""),
-        has_record=bool(source.get("has_record")),
-        record_sha256=source.get("record_sha256") or "",
+        record=source.get("record", {}),
         copies=_distinct(found["copies"]),
     )
     return _with_problems(package, origin, found["loader"], owner, editable, answer, commands)

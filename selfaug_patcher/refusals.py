@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from .commands import AGAIN, Commands
 from .difference import explain
+from .environment import AGAIN, Commands
 from .errors import MODIFIED as EXIT_MODIFIED
 from .errors import UNSUPPORTED as EXIT_UNSUPPORTED
 from .errors import PatcherError, Problem
+from .families import LAYER
 from .payload import installed
-from .state import MISSING, MODIFIED, UNSUPPORTED, State, TargetState
+from .state import MISSING, MODIFIED, UNPINNED, UNSUPPORTED, State, TargetState
 from .store import RUNTIME, Store
 
 # Reasons not to write into a package; none of them speaks against another text in memory.
 _ONLY_ON_DISK = {"editable", "externally-managed"}
 
 
-def refusals(state: State, targets: Sequence[TargetState] | None = None, *, in_memory: bool = False) -> list[Problem]:
-    """Why these targets (default: all) must not be patched: by `install`, or ``in_memory`` by `run`."""
+def refusals(
+    state: State, chosen: Sequence[TargetState] | None = None, *, in_memory: bool = False, pinned_only: bool = False
+) -> list[Problem]:
+    """Why these targets must not be patched: by `install`, or ``in_memory`` by `run`. Default: those in use, and the
+    runtime."""
     problems: list[Problem] = []
-    for target in state.targets if targets is None else targets:
+    for target in state.in_use() if chosen is None else chosen:
         blocking = [p for p in target.package.problems if not (in_memory and p.id in _ONLY_ON_DISK)]
         problems += blocking
         if blocking:
@@ -30,15 +35,31 @@ def refusals(state: State, targets: Sequence[TargetState] | None = None, *, in_m
                 target.store.place(target.target.path)
             except PatcherError as error:
                 problems += error.problems
-        if target.state == MISSING and (target is state.model or target.path is not None):
+        if target.state == MISSING and (target.target != LAYER or target.path is not None):
             problems.append(_missing(target, state))
-        elif target.state == UNSUPPORTED:
+        elif target.state == UNSUPPORTED or (pinned_only and target.state == UNPINNED):
             problems.append(_unsupported(target, state))
         elif target.state == MODIFIED:
             problems.append(_modified(target, state))
-    if targets is None and not in_memory and state.site is not None and state.runtime_state == "modified":
-        problems.append(_foreign_runtime(state))
-    return problems
+    if chosen is None and not in_memory:
+        problems += runtime_refusals(state)
+    return list(dict.fromkeys(problems))  # what speaks against a package speaks against each of its files
+
+
+def runtime_refusals(state: State) -> list[Problem]:
+    """Why the runtime must not be put beside transformers."""
+    return [_foreign_runtime(state)] if state.site is not None and state.runtime_state == "modified" else []
+
+
+def nearest_releases(state: State, targets: Sequence[TargetState]) -> str:
+    """The command for the nearest pinned releases of these targets' packages."""
+    commands = dict.fromkeys(
+        state.environment.commands.install(
+            f"{t.package.name}=={state.table.nearest(t.target.name, t.package.version).version}"
+        )
+        for t in targets
+    )
+    return f"{' && '.join(commands)}, then the same command again"
 
 
 def changed_modules(state: State) -> list[str]:
@@ -77,14 +98,19 @@ def _unsupported(target: TargetState, state: State) -> Problem:
     name, package, table = target.target.name, target.package, state.table
     pins = table.of(name)
     nearest = table.nearest(name, package.version)
-    found = f"{target.path}, sha256 {target.sha256} (not in the pin table)" if target.sha256 else f"no {target.path}"
+    if target.why is not None:
+        return replace(target.why, do=nearest_releases(state, [target]))
+    what = "not in the pin table"
+    if target.state != UNPINNED:
+        what += ", and no RECORD tells whether pip installed this file"
+    actual = f"{target.path}, sha256 {target.sha256} ({what})" if target.sha256 else f"no {target.path}"
     pin = f"python -m selfaug_patcher pin {package.name} {package.version or 'VERSION'}"
     return Problem(
         id="unpinned-release",
         what=f"no verified patch for {package.name} {package.version or '(version unknown)'}",
         expected=f"a pinned release ({pins[0].version} ... {pins[-1].version}); the nearest is {nearest.version}",
-        found=found,
-        do=f"{state.environment.commands.install(f'{package.name}=={nearest.version}')}, then the same command again; "
+        found=actual,
+        do=f"{nearest_releases(state, [target])}; "
         f"or, in a checkout of SelfAug, pin this release: {pin} (docs/rebasing.md there)",
         exit_code=EXIT_UNSUPPORTED,
     )
@@ -93,13 +119,14 @@ def _unsupported(target: TargetState, state: State) -> Problem:
 def _modified(target: TargetState, state: State) -> Problem:
     package, table, commands = target.package, state.table, state.environment.commands
     pin = table.by_version(target.target.name, package.version)
+    expected = pin.stock_sha256 if pin else package.record.get(target.target.path)
     do = f"{commands.install(f'{package.name}=={package.version}', *AGAIN)} (this discards the edits)"
     if target.edited_after_install():
         do = f"{commands.patcher('revert', '--keep-edits DIR')} (saves the edited file, restores stock), then install"
     return Problem(
         id="modified-file",
         what=f"the file of {package.name} {package.version} that SelfAug patches was changed by someone else",
-        expected=f"sha256 {pin.stock_sha256}" if pin else "the file that SelfAug left",
+        expected=f"sha256 {expected}" if expected else "the file that SelfAug left",
         found=explain(target, table),
         do=do,
         exit_code=EXIT_MODIFIED,
@@ -107,8 +134,8 @@ def _modified(target: TargetState, state: State) -> Problem:
 
 
 def _foreign_runtime(state: State) -> Problem:
-    path = state.model.store.site / RUNTIME
-    if state.model.store.receipt() is None:
+    path = state.store.site / RUNTIME
+    if state.store.receipt() is None:
         what = "there is a package 'selfaug' that SelfAug did not install"
         expected, do = "none of this name, or SelfAug's", "move it away"
         return Problem("foreign-package", what, expected, str(path), do, exit_code=EXIT_MODIFIED)

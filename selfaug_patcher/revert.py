@@ -11,10 +11,9 @@ from .environment import Environment, Package
 from .errors import MODIFIED as EXIT_MODIFIED
 from .errors import PatcherError, Problem, from_os_error, leaving
 from .families import targets as known_targets
-from .outcome import Outcome, without_lock
 from .payload import Runtime, installed, subfolders
 from .pins import PinTable
-from .plan import Plan, restore_stock
+from .plan import Outcome, Plan, restore_stock, without_lock
 from .receipt import MODULE, encode
 from .refusals import lost_original
 from .state import PATCHED, TargetState, inspect, look_again, of_package
