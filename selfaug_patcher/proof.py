@@ -54,17 +54,17 @@ def prove(state: State, models: Sequence[TargetState], patched: Sources, stock: 
     checks = trial(state.environment, patched, stock, packages, classes, report)
     failed = [check for check in checks if not check.ok]
     if failed or not checks:
-        problems = [_refused(state, check) for check in failed or [Check("trial", False, "no check was made")]]
+        problems = [_refused(state, models, check) for check in failed or [Check("trial", False, "no check was made")]]
         raise PatcherError(*problems[:_SHOWN])
     return checks
 
 
-def _refused(state: State, check: Check) -> Problem:
+def _refused(state: State, models: Sequence[TargetState], check: Check) -> Problem:
     """The refusal for a check that does not hold; its detail says what was expected, and what was found."""
     expected, _, actual = check.detail.removeprefix("expected: ").partition("\nfound:")
     if not actual:
         expected, actual = "a check that holds", check.detail
-    unpinned = [target for target in state.in_use() if target.pin is None] or [state.layer]
+    unpinned = [target for target in (*models, state.layer) if target.pin is None]
     names = ", ".join(dict.fromkeys(f"{t.package.name} {t.package.version}" for t in unpinned))
     what = f"SelfAug does not do what it should with {names}: {check.name}"
     do = nearest_releases(state, unpinned)

@@ -29,6 +29,8 @@ class Qwen2ForCausalLM(Qwen2Config):
     def forward(self):
         return "stock"
 """
+# A second family, which SelfAug knows in tests only.
+OTHER = families.model("other", "OtherForCausalLM", "1.0")
 LAYER_TEXT = """class BaseTunerLayer:
     _disable_adapters = False
 
@@ -166,6 +168,9 @@ def package_files(name: str, version: str) -> dict[str, str]:
             "transformers/models/qwen2/__init__.py": "",
             "transformers/models/qwen2/configuration_qwen2.py": "class Qwen2Config:\n    pass\n",
             MODEL: MODEL_TEXT.format(version=version),
+            "transformers/models/other/__init__.py": "",
+            "transformers/models/other/configuration_other.py": "class OtherConfig:\n    pass\n",
+            OTHER.path: MODEL_TEXT.format(version=version).replace("qwen2", "other").replace("Qwen2", "Other"),
         }
     return {
         "peft/__init__.py": f'__version__ = "{version}"\n',

@@ -153,7 +153,10 @@ def test_an_editable_install_is_refused_with_how_to_go_on(place, tmp_path):
 def test_in_an_environment_that_uv_filled_the_advice_is_uvs(make_place):
     place = make_place(transformers="1.7")
     (place.site / "transformers-1.7.dist-info" / "INSTALLER").write_text("uv\n")
-    assert 'do:       uv pip install --python PYTHON "transformers==1.1", then' in refuse(place, "install")[1]
+    assert (
+        'do:       uv pip install --python PYTHON "transformers==1.1", then'
+        in refuse(place, "install", "--pinned-only")[1]
+    )
 
 
 def test_an_empty_folder_of_an_uninstalled_package_is_refused_with_what_to_do(make_place):

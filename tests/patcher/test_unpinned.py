@@ -10,6 +10,7 @@ import subprocess
 import pytest
 from stand_ins import forget_record, put_package
 from test_install_and_revert import outcome_of_import
+from test_run import launch
 
 from selfaug_patcher import proof
 from selfaug_patcher.check import Check
@@ -286,8 +287,6 @@ sys.exit(cli.main(["run", {options}"script.py", "all"]))
 
 
 def run_script(place, ok: bool, options: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
-    from test_run import launch
-
     return launch(place, "-c", TRIED.format(ok=ok, options=options), **variables)
 
 
@@ -323,8 +322,6 @@ def test_run_with_pinned_only_tries_nothing(equipped_new):
 
 
 def test_a_child_that_nobody_proved_anything_to_is_refused(equipped_new):
-    from test_run import launch
-
     inherit = str(equipped_new.site / "selfaug_patcher" / "inherit")
     result = launch(equipped_new, "-c", "import transformers.models.qwen2.modeling_qwen2", PYTHONPATH=inherit)
     assert "error[unpinned-release]" in result.stderr
