@@ -1,4 +1,4 @@
-"""Checks: their form, and the proof by importing: a child process of the environment loads the patched files."""
+"""What a check is; and the first one, by importing: a child process of the environment loads the patched files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from . import memory
 from .environment import Environment
 from .errors import PatcherError, Problem
 from .pins import PinTable
-from .plan import Patch
+from .plan import Patch, texts
 
 TIMEOUT_SECONDS = 600
 
@@ -91,10 +91,14 @@ def check_import(environment: Environment, patches: Sequence[Patch], table: PinT
     if patched.returncode == 0:
         return ""
     complaint = patched.stderr.strip().splitlines()[-6:]
-    stock = {patch.target.target.module: (str(patch.target.path), patch.stock) for patch in patches}
     if patched.returncode == _STALE:
         complaint = ["Python loaded other code than that of the patched files: is there bytecode in another folder?"]
-    elif _run(environment, f"{SERVE}\n{_IMPORT_STOCK}", input=request(stock, {}, classes=classes)).returncode != 0:
+    elif (
+        _run(
+            environment, f"{SERVE}\n{_IMPORT_STOCK}", input=request(texts(patches, "stock"), {}, classes=classes)
+        ).returncode
+        != 0
+    ):
         return f"transformers and peft do not import together here, patched or not: {''.join(complaint[-1:])}"
     raise PatcherError(
         Problem(

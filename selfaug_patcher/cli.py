@@ -18,7 +18,7 @@ from .families import targets
 from .payload import Runtime
 from .pins import PinTable
 from .plan import Outcome
-from .refusals import refusals
+from .refusals import ALL, all_refusals
 from .state import PATCHED, STOCK, UNPINNED, State, inspect
 
 _EXIT_CODES = "exit codes: 0 done, 1 failed, 2 usage, 3 unsupported release, 4 modified file, 5 not writable"
@@ -122,7 +122,7 @@ def _progress() -> Iterator[Callable[[str], None]]:
 
 def _diff(options: argparse.Namespace, setup: Setup) -> int:
     state = inspect(*setup())
-    problems = refusals(state)
+    problems = all_refusals(state)
     if problems:
         raise PatcherError(*problems)
     text = _diff_text(state)
@@ -149,7 +149,7 @@ def _names(options: argparse.Namespace, names: Sequence[str]) -> Sequence[str]:
         raise PatcherError(
             Problem("usage", "families are named, and --all", "one of the two", " ".join(names), "leave one out", USAGE)
         )
-    return install.ALL if options.all else names
+    return ALL if options.all else names
 
 
 def _pins(options: argparse.Namespace, setup: Setup) -> int:

@@ -148,8 +148,8 @@ def discover(python: str | None = None) -> Environment:
         answer = json.loads(result.stdout.strip().splitlines()[-1])
         version = tuple(answer["version"])
     except (IndexError, ValueError, KeyError, TypeError):
-        found = (result.stderr.strip() or result.stdout.strip() or f"exit code {result.returncode}")[-400:]
-        raise _no_interpreter(f"{shlex.quote(python)} did not say what it would import", found) from None
+        said = (result.stderr.strip() or result.stdout.strip() or f"exit code {result.returncode}")[-400:]
+        raise _no_interpreter(f"{shlex.quote(python)} did not say what it would import", said) from None
     if version < OLDEST:
         raise PatcherError(
             Problem(
@@ -173,13 +173,13 @@ def asked_about() -> dict[str, list[str]]:
 
 def from_probe(answer: dict[str, Any], python: str, flags: tuple[str, ...] = (), named: bool = False) -> Environment:
     """The environment that a probe's answer describes."""
-    installers = {found["installer"] for package in answer["packages"].values() for found in package["distributions"]}
+    installers = {each["installer"] for package in answer["packages"].values() for each in package["distributions"]}
     commands = Commands(python, named, flags, uv="uv" in installers)
     return Environment(
         python=python,
         version=tuple(answer["version"]),
         path=_distinct(answer["path"]),
-        packages={name: _package(name, found, answer, commands) for name, found in answer["packages"].items()},
+        packages={name: _package(name, one, answer, commands) for name, one in answer["packages"].items()},
         commands=commands,
         conda=answer["conda"],
         flags=flags,
@@ -187,16 +187,16 @@ def from_probe(answer: dict[str, Any], python: str, flags: tuple[str, ...] = (),
     )
 
 
-def _package(name: str, found: dict[str, Any], answer: dict[str, Any], commands: Commands) -> Package:
-    origin = Path(found["origin"]) if found["origin"] else None
+def _package(name: str, answered: dict[str, Any], answer: dict[str, Any], commands: Commands) -> Package:
+    origin = Path(answered["origin"]) if answered["origin"] else None
     # Stable: of several, one that says its version; a folder that an uninstall left half empty says none.
-    distributions = sorted(found["distributions"], key=lambda distribution: not distribution["version"])
+    distributions = sorted(answered["distributions"], key=lambda distribution: not distribution["version"])
     if origin is None:
         problems: tuple[Problem, ...] = ()
-        if found["namespace"]:
+        if answered["namespace"]:
             what = f"{name} is an empty folder, left over from an uninstalled one"
             do = f"remove that folder, or {commands.install(name)}"
-            problems = (Problem("leftover-package", what, "a package", ", ".join(found["namespace"]), do),)
+            problems = (Problem("leftover-package", what, "a package", ", ".join(answered["namespace"]), do),)
         return Package(name, problems=problems)
     site = origin.parent.parent
     owner = next((d for d in distributions if d["site"] and _same(Path(d["site"]), site)), None)
@@ -208,9 +208,9 @@ def _package(name: str, found: dict[str, Any], answer: dict[str, Any], commands:
         site=site,
         installer=source.get("installer", ""),
         record=source.get("record", {}),
-        copies=_distinct(found["copies"]),
+        copies=_distinct(answered["copies"]),
     )
-    return _with_problems(package, origin, found["loader"], owner, editable, answer, commands)
+    return _with_problems(package, origin, answered["loader"], owner, editable, answer, commands)
 
 
 def _with_problems(
@@ -244,19 +244,19 @@ def _with_problems(
 def _distinct(entries: Iterable[str]) -> tuple[Path, ...]:
     """The folders among these, each under the first of its names: on Fedora an environment's lib64, a link to its lib,
     is on ``sys.path`` beside that."""
-    found: dict[object, Path] = {}
+    folders: dict[object, Path] = {}
     for entry in entries:
         try:
             information = os.stat(entry)
-            found.setdefault((information.st_dev, information.st_ino), Path(entry))
+            folders.setdefault((information.st_dev, information.st_ino), Path(entry))
         except OSError:
-            found.setdefault(entry, Path(entry))
-    return tuple(found.values())
+            folders.setdefault(entry, Path(entry))
+    return tuple(folders.values())
 
 
-def _no_interpreter(what: str, found: str) -> PatcherError:
+def _no_interpreter(what: str, seen: str) -> PatcherError:
     do = "name the interpreter of the environment that has transformers with --python"
-    return PatcherError(Problem("no-interpreter", what, "a Python interpreter", found, do, exit_code=USAGE))
+    return PatcherError(Problem("no-interpreter", what, "a Python interpreter", seen, do, exit_code=USAGE))
 
 
 def _same(left: Path, right: Path) -> bool:

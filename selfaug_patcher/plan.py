@@ -11,20 +11,45 @@ from .environment import Commands, Environment
 from .errors import NOT_WRITABLE, PatcherError, Problem
 from .families import LAYER
 from .receipt import BYTECODE
-from .state import State, TargetState
-from .store import Store, digest, names, read, sha256_of
+from .refusals import lost_original
+from .state import STOCK, UNPINNED, State, TargetState
+from .store import Store, content_of, digest, names, read, sha256_of
 from .transaction import MakeFolder, Operation, Put, RemoveFolder
 
 
 @dataclass(frozen=True)
 class Patch:
-    """A target that is to be patched. ``kept`` is the stock file as content or as the path of a kept original."""
+    """A target that is to be patched: its stock file, as content and as the kept original where there is one, and the
+    patched file."""
 
     target: TargetState
     kept: bytes | Path
     stock: bytes
     patched: bytes
     pinned: bool
+
+    @property
+    def family(self) -> str:
+        return self.target.target.family
+
+
+def patch(target: TargetState, state: State) -> Patch:
+    """The target with its stock and its patched content.
+
+    Raises:
+        PatcherError: an older SelfAug patched the target, and the original is lost.
+    """
+    kept = target.content if target.state in (STOCK, UNPINNED) else target.stock_content(state.table)
+    if kept is None:
+        raise PatcherError(lost_original(target, state.environment.commands))
+    stock = content_of(kept)
+    pinned = state.table.by_stock(target.target.name, digest(stock)) is not None
+    return Patch(target, kept, stock, target.patched_content(state.table, stock), pinned)
+
+
+def texts(patches: Iterable[Patch], kind: str) -> dict[str, tuple[str, bytes]]:
+    """The ``stock`` or ``patched`` texts, as `memory.install` takes them: module name to path and text."""
+    return {each.target.target.module: (str(each.target.path), getattr(each, kind)) for each in patches}
 
 
 @dataclass
@@ -33,8 +58,8 @@ class Plan:
 
     Args:
         changes: pairs of a word (patch, restore, add, update, remove) and a path.
-        patches: what `install` patches; ``unproved``: those of them that need the trial; ``may``: the families that
-            are left out if they do not stand it.
+        patches: what `install` patches; ``unproved``: those of them that need the trial; ``optional``: the families
+            that are left out if they do not stand it.
         stays: SelfAug is left in a site directory, for another environment.
     """
 
@@ -44,13 +69,13 @@ class Plan:
     notes: list[str] = field(default_factory=list)
     patches: list[Patch] = field(default_factory=list)
     unproved: list[Patch] = field(default_factory=list)
-    may: list[str] = field(default_factory=list)
+    optional: list[str] = field(default_factory=list)
     stays: bool = False
     _present: dict[Path, str] = field(default_factory=dict)
 
     @property
     def models(self) -> list[Patch]:
-        return [patch for patch in self.patches if patch.target.target != LAYER]
+        return [each for each in self.patches if each.target.target != LAYER]
 
     def put(self, store: Store, path: str, content: bytes | Path | None, like: Path | None = None) -> bool:
         """Plan a file's new content, and say whether it differs from what is there. Two plans for one file are carried
@@ -117,7 +142,7 @@ def restore_stock(plan: Plan, target: TargetState, content: bytes | Path, like: 
     for name, sha256 in (target.original.bytecode if target.original else {}).items():
         kept = store.original(sha256)
         cache = (store.site / path).parent / "__pycache__"
-        if kept is not None and isinstance(content, Path) and cache.is_dir():  # a purged cache stays purged
+        if kept is not None and isinstance(content, Path) and cache.is_dir():  # don't recreate a deleted `__pycache__`
             plan.put(store, beside(path, name), kept)
 
 
@@ -150,13 +175,11 @@ def without_lock(
     stores: Sequence[Store],
     dry_run: bool,
 ) -> Plan | None:
-    """The plan, made without the lock: a dry run, and a user who may not write and has nothing to do, need none.
-
-    None where the lock is needed first: an earlier run has to be undone, or another patcher may be at work.
+    """Make the plan without the lock: neither a dry run needs the lock, nor a user without write permission who has
+    nothing to do. None where the lock is needed: an earlier run has to be undone, or another patcher may be at work.
 
     Args:
-        make_plan: makes it.
-        changed: whether the environment is another than the one that was looked at before.
+        changed: whether the environment has changed since it was inspected.
     """
     if any(store.interrupted() for store in stores):
         if dry_run:
@@ -167,14 +190,14 @@ def without_lock(
     try:
         return make_plan()
     except PatcherError:
-        # What was read may be another patcher's work half done: then it differs now, or that one's files are there.
+        # Another patcher may be mid-install. If so, retry under the lock.
         if dry_run or not (any(store.needs_tidying() for store in stores) or changed()):
             raise
         return None
 
 
 def _interrupted(environment: Environment, stores: Sequence[Store]) -> PatcherError:
-    """For runs that must not write, and therefore cannot undo what an earlier one left."""
+    """For a dry run, which must not write and therefore cannot undo what an earlier run left."""
     return PatcherError(
         Problem(
             id="interrupted-run",

@@ -89,13 +89,13 @@ def decode(content: bytes, path: str) -> Receipt:
         raise damaged(path, str(error)[:200]) from None
 
 
-def damaged(path: str, found: str) -> PatcherError:
+def damaged(path: str, seen: str) -> PatcherError:
     return PatcherError(
         Problem(
             id="damaged-receipt",
             what="SelfAug's own record of this environment cannot be trusted",
             expected="a file written by selfaug_patcher",
-            found=f"{path}: {found}",
+            found=f"{path}: {seen}",
             do="move that folder away, then run revert: it needs the record only for files that were edited",
         )
     )

@@ -1,31 +1,80 @@
-"""Why files must not be patched: all reasons at once, each with what to do about it."""
+"""Which files a command is about, and why they must not be patched: all reasons at once, each with what to do."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from .difference import explain
 from .environment import AGAIN, Commands
 from .errors import MODIFIED as EXIT_MODIFIED
 from .errors import UNSUPPORTED as EXIT_UNSUPPORTED
-from .errors import PatcherError, Problem
+from .errors import USAGE, PatcherError, Problem
 from .families import LAYER
 from .payload import installed
-from .state import MISSING, MODIFIED, UNPINNED, UNSUPPORTED, State, TargetState
+from .state import MISSING, MODIFIED, PATCHED, UNPINNED, UNSUPPORTED, State, TargetState
 from .store import RUNTIME, Store
+
+# In place of names: every family.
+ALL = ("--all",)
 
 # Reasons not to write into a package; none of them speaks against another text in memory.
 _ONLY_ON_DISK = {"editable", "externally-managed"}
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What a command is about: the targets, what speaks against them, and which models were left out, and why.
+    ``optional`` are the families among the targets that the user did not name."""
+
+    targets: list[TargetState]
+    problems: list[Problem]
+    left_out: dict[str, Problem]
+    optional: list[str]
+
+
+def choose(state: State, names: Sequence[str], *, in_memory: bool = False, pinned_only: bool = False) -> Choice:
+    """The targets of `install` or, ``in_memory``, of `run`.
+
+    They are the families that are named (or the default one), those that are patched, and peft's layer; and, where
+    nothing speaks against them, the other families if `ALL` are asked for, and those that pip has replaced since they
+    were patched.
+
+    Raises:
+        PatcherError: there is no such family.
+    """
+    known = [model.target.family for model in state.models]
+    unknown = [name for name in names if name not in known and tuple(names) != ALL]
+    if unknown:
+        what, do = f"there is no family {', '.join(unknown)}", "name one of these, or say --all"
+        raise PatcherError(Problem("usage", what, ", ".join(known), ", ".join(unknown), do, exit_code=USAGE))
+    named = names or known[:1]
+    chosen = Choice([], [], {}, [])
+    for model in state.models:
+        family = model.target.family
+        problems = refusals(state, [model], in_memory=in_memory, pinned_only=pinned_only)
+        if family in named or model.state == PATCHED or model.edited_after_install():
+            chosen.targets.append(model)
+            chosen.problems.extend(problems)
+        elif tuple(names) == ALL or model.original is not None:
+            if problems:
+                chosen.left_out[family] = problems[0]
+            else:
+                chosen.targets.append(model)
+                chosen.optional.append(family)
+    if not chosen.targets:
+        chosen.problems.extend(chosen.left_out.values())
+    chosen.targets.append(state.layer)
+    chosen.problems.extend(refusals(state, [state.layer], in_memory=in_memory, pinned_only=pinned_only))
+    return chosen
+
+
 def refusals(
-    state: State, chosen: Sequence[TargetState] | None = None, *, in_memory: bool = False, pinned_only: bool = False
+    state: State, targets: Sequence[TargetState], *, in_memory: bool = False, pinned_only: bool = False
 ) -> list[Problem]:
-    """Why these targets must not be patched: by `install`, or ``in_memory`` by `run`. Default: those in use, and the
-    runtime."""
+    """Why these targets must not be patched: by `install`, or ``in_memory`` by `run`."""
     problems: list[Problem] = []
-    for target in state.in_use() if chosen is None else chosen:
+    for target in targets:
         blocking = [p for p in target.package.problems if not (in_memory and p.id in _ONLY_ON_DISK)]
         problems += blocking
         if blocking:
@@ -41,14 +90,17 @@ def refusals(
             problems.append(_unsupported(target, state))
         elif target.state == MODIFIED:
             problems.append(_modified(target, state))
-    if chosen is None and not in_memory:
-        problems += runtime_refusals(state)
     return list(dict.fromkeys(problems))  # what speaks against a package speaks against each of its files
+
+
+def all_refusals(state: State) -> list[Problem]:
+    """Why what is in use, the runtime included, must not be patched."""
+    return refusals(state, state.in_use()) + runtime_refusals(state)
 
 
 def runtime_refusals(state: State) -> list[Problem]:
     """Why the runtime must not be put beside transformers."""
-    return [_foreign_runtime(state)] if state.site is not None and state.runtime_state == "modified" else []
+    return [_foreign_runtime(state)] if state.runtime_state == "modified" else []
 
 
 def nearest_releases(state: State, targets: Sequence[TargetState]) -> str:
@@ -67,10 +119,10 @@ def changed_modules(state: State) -> list[str]:
     receipt = Store(state.site).receipt() if state.site is not None else None
     if receipt is None or state.site is None:
         return []
-    found = installed(state.site)
-    lines = [f"missing: {name}" for name in receipt.runtime if name not in found]
-    lines += [f"changed: {name}" for name, sha256 in found.items() if receipt.runtime.get(name, sha256) != sha256]
-    return lines + [f"not SelfAug's: {name}" for name in found if name not in receipt.runtime]
+    present = installed(state.site)
+    lines = [f"missing: {name}" for name in receipt.runtime if name not in present]
+    lines += [f"changed: {name}" for name, sha256 in present.items() if receipt.runtime.get(name, sha256) != sha256]
+    return lines + [f"not SelfAug's: {name}" for name in present if name not in receipt.runtime]
 
 
 def lost_original(target: TargetState, commands: Commands) -> Problem:
@@ -88,8 +140,8 @@ def _missing(target: TargetState, state: State) -> Problem:
     package, commands = target.package, state.environment.commands
     if package.site is None:
         newest = state.table.of(target.target.name)[-1].version
-        found, do = f"none in {state.environment.python}", commands.install(f"{package.name}<={newest}")
-        return Problem("not-installed", f"{package.name} is not installed", "a pinned release", found, do)
+        seen, do = f"none in {state.environment.python}", commands.install(f"{package.name}<={newest}")
+        return Problem("not-installed", f"{package.name} is not installed", "a pinned release", seen, do)
     do = commands.install(f"{package.name}=={package.version}", *AGAIN)
     return Problem("missing-file", f"{package.name} lacks a file that it should have", str(target.path), "no file", do)
 

@@ -23,11 +23,11 @@ from . import memory, payload, pins, probe, proof
 from .environment import Environment, asked_about, discover, from_probe
 from .errors import USAGE, PatcherError, Problem
 from .families import LAYER
-from .install import choose
 from .payload import Runtime
 from .pins import PinTable
+from .plan import Patch, patch, texts
 from .proof import Report
-from .refusals import refusals
+from .refusals import choose, refusals
 from .state import STOCK, UNPINNED, State, TargetState, inspect
 from .store import RUNTIME, digest
 
@@ -74,10 +74,10 @@ def prepare(
         sys.path[0] = folder
     serve(table, modules, names, pinned_only=pinned_only, report=report)
     try:
-        found = not as_module or _exists(target)
+        exists = not as_module or _exists(target)
     except BaseException as error:  # of a package that the module is in: the user's code, as the module itself
         return functools.partial(_raise, error)
-    if not found:
+    if not exists:
         do = f"check its name, and that it is installed for {sys.executable}"
         raise _usage("there is no such module to run", "what `python -m` runs", target, do)
     os.environ["PYTHONPATH"] = _inherited()
@@ -114,15 +114,16 @@ def serve(
         PatcherError: one of the targets is unsupported, modified or missing, or does not stand the trial.
     """
     state = inspect(_this_process(), table, modules)
-    chosen, problems = _chosen(state, names, pinned_only)
+    choice = choose(state, names, in_memory=True, pinned_only=pinned_only)
+    problems = choice.problems + [_older(t, state.environment) for t in choice.targets if t.older]
     if problems:
         raise PatcherError(*problems, state=NOTHING_RUN)
-    to_serve = [target for target in chosen if target.state in (STOCK, UNPINNED)]
-    sources = {t.target.module: (str(t.path), t.patched_content(table, t.content)) for t in to_serve}
-    _prove(state, to_serve, sources, in_child, report)
-    families = [target.target.family for target in chosen if target.target != LAYER]
-    os.environ[TOLD] = json.dumps({"families": families, "proved": _proof(state, to_serve)})
-    memory.install(sources, {} if state.runtime_state == "installed" else {RUNTIME: str(modules.root)})
+    patches = [patch(target, state) for target in choice.targets if target.state in (STOCK, UNPINNED)]
+    _prove(state, patches, in_child, report)
+    families = [target.target.family for target in choice.targets if target.target != LAYER]
+    os.environ[TOLD] = json.dumps({"families": families, "proved": _proof(state, patches)})
+    runtime = {} if state.runtime_state == "installed" else {RUNTIME: str(modules.root)}
+    memory.install(texts(patches, "patched"), runtime)
     return state
 
 
@@ -136,42 +137,27 @@ def serve_child() -> None:
         serve(pins.load(), payload.load(), _told().get("families", ()), in_child=True)
 
 
-def _chosen(state: State, names: Sequence[str], pinned_only: bool) -> tuple[list[TargetState], list[Problem]]:
-    """The targets to serve or to find patched, and what speaks against that."""
-    must, may = choose(state, names)
-    against = {id(m): refusals(state, [m], in_memory=True, pinned_only=pinned_only) for m in may}
-    chosen = must + [model for model in may if not against[id(model)]]
-    problems = refusals(state, must, in_memory=True, pinned_only=pinned_only)
-    problems += [_older(target, state.environment) for target in chosen if target.older]
-    if len(chosen) == 1:  # peft alone
-        problems += [problem for model in may for problem in against[id(model)]]
-    return chosen, problems
-
-
-def _prove(
-    state: State, to_serve: Sequence[TargetState], sources: proof.Sources, in_child: bool, report: Report
-) -> None:
+def _prove(state: State, patches: Sequence[Patch], in_child: bool, report: Report) -> None:
     """Try what is not pinned."""
-    unproved, told = proof.needed(state, to_serve), _told()
-    if not unproved or told.get("proved") == _proof(state, to_serve):
+    unproved, told = proof.needed(state, patches), _told()
+    if not unproved or told.get("proved") == _proof(state, patches):
         return
     if told or in_child:
-        problems = refusals(state, unproved, in_memory=True, pinned_only=True)
+        problems = refusals(state, [each.target for each in unproved], in_memory=True, pinned_only=True)
         raise PatcherError(*problems, state=NOTHING_RUN)
-    all_models = [target for target in to_serve if target.target != LAYER]
-    models = [target for target in unproved if target.target != LAYER] or all_models
-    stock = {target.target.module: (str(target.path), target.content) for target in to_serve}
+    models = [each for each in unproved if each.target.target != LAYER]
+    models = models or [each for each in patches if each.target.target != LAYER]
     try:
-        checks = proof.prove(state, models, sources, stock, report)
+        checks = proof.prove(state, patches, models, report)
     except PatcherError as error:
         raise PatcherError(*error.problems, state=NOTHING_RUN) from None
-    names = ", ".join(f"{t.package.name} {t.package.version}" for t in unproved)
+    names = ", ".join(f"{each.target.package.name} {each.target.package.version}" for each in unproved)
     print(f"SelfAug: not pinned, proved here, {len(checks)} checks: {names}", file=sys.stderr, flush=True)
 
 
-def _proof(state: State, to_serve: Sequence[TargetState]) -> str:
+def _proof(state: State, patches: Sequence[Patch]) -> str:
     """What stands for these files with these versions."""
-    files = {target.target.name: target.sha256 for target in to_serve}
+    files = {each.target.target.name: each.target.sha256 for each in patches}
     return digest(json.dumps([files, state.environment.versions()], sort_keys=True).encode())
 
 
@@ -200,9 +186,9 @@ def _exists(module: str) -> bool:
     if module.startswith("."):
         return False
     try:
-        found = importlib.util.find_spec(module)
-        is_package = found is not None and found.submodule_search_locations is not None
-        return importlib.util.find_spec(f"{module}.__main__") is not None if is_package else found is not None
+        spec = importlib.util.find_spec(module)
+        is_package = spec is not None and spec.submodule_search_locations is not None
+        return importlib.util.find_spec(f"{module}.__main__") is not None if is_package else spec is not None
     except (ModuleNotFoundError, ValueError) as error:
         if getattr(error, "name", None) in (None, *_parents(module)):
             return False
@@ -230,8 +216,8 @@ def _run_script(path: str) -> None:
     exec(compile(content, path, "exec", dont_inherit=True), main.__dict__)
 
 
-def _usage(what: str, expected: str, found: str, do: str) -> PatcherError:
-    return PatcherError(Problem("usage", what, expected, found or "nothing", do, exit_code=USAGE))
+def _usage(what: str, expected: str, seen: str, do: str) -> PatcherError:
+    return PatcherError(Problem("usage", what, expected, seen or "nothing", do, exit_code=USAGE))
 
 
 def _older(target: TargetState, environment: Environment) -> Problem:

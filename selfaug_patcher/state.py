@@ -77,8 +77,8 @@ class TargetState:
         return _pinned(patched, pin.patched_sha256) if pin else patched
 
     def edited_after_install(self) -> bool:
-        """Modified, and what was modified is a file that SelfAug had patched (rather than one that pip has put there
-        since: that one has the content that RECORD says, or another version)."""
+        """Whether someone edited the patched file. A file that pip has put there since `install` does not count: it has
+        the content that RECORD says, or is of another version."""
         if self.state not in (MODIFIED, UNSUPPORTED) or self.original is None or not self.sha256:
             return False
         return not self.as_pip_installed() and self.package.version in ("", self.original.version)
@@ -147,7 +147,7 @@ def inspect(environment: Environment, table: PinTable, runtime: Runtime) -> Stat
 
 
 def look_again(environment: Environment, table: PinTable, runtime: Runtime, done: str) -> State:
-    """The state after a run; if it cannot be told, the error begins with what was ``done`` all the same."""
+    """The state after a run. If inspecting fails, the error still says what was ``done``."""
     try:
         return inspect(environment, table, runtime)
     except PatcherError as error:

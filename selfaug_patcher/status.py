@@ -15,7 +15,7 @@ from .install import plan
 from .payload import Runtime
 from .pins import PinTable
 from .proof import changed
-from .refusals import changed_modules, refusals
+from .refusals import all_refusals, changed_modules, refusals
 from .revert import sites
 from .state import MODIFIED, PATCHED, STOCK, UNPINNED, UNSUPPORTED, State, TargetState, inspect
 from .store import Store
@@ -30,17 +30,17 @@ _EXIT = {MODIFIED: EXIT_MODIFIED, UNSUPPORTED: EXIT_UNSUPPORTED}
 def status(environment: Environment, table: PinTable, runtime: Runtime) -> tuple[State, list[str]]:
     """The state of the environment, and notes; undoes an interrupted run first, if there was one and this user may."""
     untidy = [store for store in sites(environment) if store.needs_tidying()]
-    found = [
+    lines = [
         f"{store.root} has the journal of a run that has not ended: it is at work, or whoever may write there undoes "
         f"it with {environment.commands.patcher('status')}."
         for store in untidy
         if not store.writable()
     ]
-    if untidy and not found:
+    if untidy and not lines:
         with locked(untidy, wait=0) as recovered:
-            found = recovered or ["Temporary files of an interrupted run were removed."]
+            lines = recovered or ["Temporary files of an interrupted run were removed."]
     state = inspect(environment, table, runtime)
-    return state, found + install_notes(state) + _notes(state)
+    return state, lines + install_notes(state) + _notes(state)
 
 
 def exit_code(state: State) -> int:
@@ -109,7 +109,7 @@ def next_steps(state: State) -> tuple[dict[str, str], str]:
     except PatcherError as error:
         refused = error.problems
     steps = dict.fromkeys((target.target.name for target in state.targets), "")
-    others = refusals(state)  # that the steps so far do not remove
+    others = all_refusals(state)  # that the steps so far do not remove
     for target in state.in_use():
         name = target.target.name
         own = refusals(state, [target])
@@ -138,7 +138,7 @@ def _other_release(target: TargetState, state: State, own: list[Problem]) -> str
 def _step(target: TargetState, state: State, own: list[Problem], refused: tuple[Problem, ...]) -> str:
     if own:
         return own[0].do
-    if refusals(state) or not (target.state in (STOCK, UNPINNED) or target.older):
+    if all_refusals(state) or not (target.state in (STOCK, UNPINNED) or target.older):
         return ""
     return refused[0].do if refused else state.environment.commands.patcher("install")
 
@@ -188,7 +188,7 @@ def _notes(state: State) -> list[str]:
         if store not in sites(state.environment):
             notes.append(f"SelfAug is also in {store.site}, hidden by other copies of the packages.")
     if patched and state.environment.conda:
-        notes.append("`conda doctor` will list the patched files as altered; that is meant, and revert ends it.")
+        notes.append("`conda doctor` will list the patched files as altered; this is expected; revert undoes it.")
     if patched:
         for process in older_than(patched[0].store.receipt_path):
             notes.append(
@@ -200,8 +200,8 @@ def _notes(state: State) -> list[str]:
 def older_than(receipt: Path) -> list[str]:
     """Processes that use this site directory and started before its receipt was written: ``PID (command)``.
 
-    Only those of the same user are seen, and only where they have a compiled library of that directory mapped, as
-    everything that imported torch has. A process that started earlier but imports later is named too.
+    Only processes of the same user are seen, and only if they have a compiled library of that directory mapped, as all
+    that imported torch have. A process that started earlier but imports later is named, too.
     """
     processes = []
     try:
