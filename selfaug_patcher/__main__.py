@@ -3,9 +3,9 @@
 import sys
 
 
-def _stop(name, what, expected, found, do):
+def _stop(name, what, expected, seen, do):
     sys.stderr.write("error[" + name + "]: " + what + "\n")
-    for label, text in (("expected: ", expected), ("found:    ", found), ("do:       ", do)):
+    for label, text in (("expected: ", expected), ("found:    ", seen), ("do:       ", do)):
         sys.stderr.write("  " + label + text + "\n")
     sys.stderr.write("Nothing was changed.\n")
     sys.exit(1)

@@ -1,29 +1,40 @@
-"""Checks: their form, and the proof by importing: a child process of the environment loads the patched files."""
+"""What a check is; and the first one, by importing: a child process of the environment loads the patched files."""
 
 from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from . import memory
 from .environment import Environment
 from .errors import PatcherError, Problem
+from .pins import PinTable
+from .plan import Patch, texts
 
 TIMEOUT_SECONDS = 600
 
 _STALE = 42
 _IMPORT = """
 import importlib, importlib.util
-module = importlib.import_module("transformers.models.qwen2.modeling_qwen2")
-patched = "SelfAligned" in [base.__name__ for base in module.Qwen2ForCausalLM.__mro__]
-if importlib.util.find_spec("peft"):
-    layer = importlib.import_module("peft.tuners.lora.layer")
-    patched = patched and hasattr(layer.LoraLayer, "selfaug_reference")
+patched = True
+for name, cls, base in request["classes"]:
+    if importlib.util.find_spec(name.split(".")[0]):
+        bases = getattr(importlib.import_module(name), cls).__mro__
+        patched = patched and getattr(importlib.import_module("selfaug.hooks"), base) in bases
 """
-_PATCHED = f"""{_IMPORT}
+_IMPORT_STOCK = """
+import importlib, importlib.util
+for name, cls, base in request["classes"]:
+    if importlib.util.find_spec(name.split(".")[0]):
+        importlib.import_module(name)
+"""
+_PATCHED = f"""
+import json
+request = json.load(sys.stdin)
+{_IMPORT}
 if not patched:
     sys.exit({_STALE})
 """
@@ -60,11 +71,12 @@ def request(sources: Mapping[str, tuple[str, bytes]], packages: Mapping[str, str
     return json.dumps({"loader": loader, "modules": memory.encode(sources, packages), **more})
 
 
-def check_import(environment: Environment, stock: Mapping[str, tuple[str, bytes]]) -> str:
-    """Import both patched files in a child process.
+def check_import(environment: Environment, patches: Sequence[Patch], table: PinTable) -> str:
+    """Import the patched files in a child process.
 
     Args:
-        stock: module name to path and stock text, to tell a fault of the patch from one that was there before.
+        patches: the files; their stock texts tell a fault of the patch from one that was there before.
+        table: of the seams, which name the base classes.
 
     Returns:
         A note for the user where the packages do not import here, patched or not; else nothing.
@@ -72,13 +84,21 @@ def check_import(environment: Environment, stock: Mapping[str, tuple[str, bytes]
     Raises:
         PatcherError: the import fails and that of the stock files does not, or what it loads is not the patched code.
     """
-    patched = _run(environment, _PATCHED)
+    targets = [patch.target.target for patch in patches]
+    classes = [(target.module, target.class_name, table.seams[target.package].base) for target in targets]
+    order = json.dumps({"classes": classes})
+    patched = _run(environment, _PATCHED, input=order)
     if patched.returncode == 0:
         return ""
     complaint = patched.stderr.strip().splitlines()[-6:]
     if patched.returncode == _STALE:
         complaint = ["Python loaded other code than that of the patched files: is there bytecode in another folder?"]
-    elif _run(environment, f"{SERVE}\n{_IMPORT}", input=request(stock, {})).returncode != 0:
+    elif (
+        _run(
+            environment, f"{SERVE}\n{_IMPORT_STOCK}", input=request(texts(patches, "stock"), {}, classes=classes)
+        ).returncode
+        != 0
+    ):
         return f"transformers and peft do not import together here, patched or not: {''.join(complaint[-1:])}"
     raise PatcherError(
         Problem(

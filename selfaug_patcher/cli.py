@@ -13,13 +13,13 @@ from typing import Any
 
 from . import difference, install, payload, pins, revert, run, status, verify
 from .environment import Environment, discover
-from .errors import DONE, FAILED, PatcherError, Problem, from_os_error, leaving, state_of
+from .errors import DONE, FAILED, USAGE, PatcherError, Problem, from_os_error, leaving, state_of
 from .families import targets
-from .outcome import Outcome
 from .payload import Runtime
 from .pins import PinTable
-from .refusals import refusals
-from .state import PATCHED, STOCK, State, inspect
+from .plan import Outcome
+from .refusals import ALL, all_refusals
+from .state import PATCHED, STOCK, UNPINNED, State, inspect
 
 _EXIT_CODES = "exit codes: 0 done, 1 failed, 2 usage, 3 unsupported release, 4 modified file, 5 not writable"
 
@@ -65,7 +65,12 @@ Setup = Callable[[], "tuple[Environment, PinTable, Runtime]"]
 
 
 def _install(options: argparse.Namespace, setup: Setup) -> int:
-    return _print_outcome(install.install(*setup(), dry_run=options.dry_run), options)
+    names = _names(options, options.names)
+    with _progress() as report:
+        outcome = install.install(
+            *setup(), names, pinned_only=options.pinned_only, dry_run=options.dry_run, report=report
+        )
+    return _print_outcome(outcome, options)
 
 
 def _revert(options: argparse.Namespace, setup: Setup) -> int:
@@ -117,7 +122,7 @@ def _progress() -> Iterator[Callable[[str], None]]:
 
 def _diff(options: argparse.Namespace, setup: Setup) -> int:
     state = inspect(*setup())
-    problems = refusals(state)
+    problems = all_refusals(state)
     if problems:
         raise PatcherError(*problems)
     text = _diff_text(state)
@@ -127,8 +132,24 @@ def _diff(options: argparse.Namespace, setup: Setup) -> int:
 
 def _run(options: argparse.Namespace, setup: Setup) -> Callable[[], None]:
     if options.python is not None:
-        return run.elsewhere(options.python, options.command, options.json)
-    return run.prepare(options.command, options.table(), options.runtime())
+        flags = [("--json", options.json), ("--all", options.all), ("--pinned-only", options.pinned_only)]
+        own = [flag for flag, on in flags if on]
+        own += ["--families", options.families] if options.families else []
+        return run.elsewhere(options.python, options.command, own)
+    names = _names(options, [name for name in (options.families or "").split(",") if name])
+    with _progress() as report:
+        return run.prepare(
+            options.command, options.table(), options.runtime(), names, pinned_only=options.pinned_only, report=report
+        )
+
+
+def _names(options: argparse.Namespace, names: Sequence[str]) -> Sequence[str]:
+    """The families that a command is about."""
+    if options.all and names:
+        raise PatcherError(
+            Problem("usage", "families are named, and --all", "one of the two", " ".join(names), "leave one out", USAGE)
+        )
+    return ALL if options.all else names
 
 
 def _pins(options: argparse.Namespace, setup: Setup) -> int:
@@ -146,11 +167,11 @@ def _pin(options: argparse.Namespace, setup: Setup) -> int:
 
 
 def _diff_text(state: State) -> str:
-    """What `install` would change, or has changed, in the two targets."""
+    """What `install` would change, or has changed."""
     texts = []
-    for target in state.targets:
+    for target in state.in_use():
         path = target.target.path
-        if target.state == STOCK:
+        if target.state in (STOCK, UNPINNED):
             texts.append(difference.unified(target.content, target.patched_content(state.table, target.content), path))
         elif target.state == PATCHED:
             stock = target.stock_content(state.table)
@@ -162,7 +183,7 @@ def _diff_text(state: State) -> str:
 def _print_outcome(outcome: Outcome, options: argparse.Namespace) -> int:
     plan, state = outcome.plan, outcome.state
     changed = bool(plan.operations) and not options.dry_run
-    notes = outcome.found + plan.notes
+    notes = outcome.recovered + plan.notes
     data = {
         "verb": outcome.verb,
         "changed": changed,
@@ -171,7 +192,7 @@ def _print_outcome(outcome: Outcome, options: argparse.Namespace) -> int:
         **status.as_json(state, notes),
         "exit_code": DONE,
     }
-    lines = list(outcome.found)
+    lines = list(outcome.recovered)
     would = "would " if options.dry_run else ""
     lines += [f"{would + action:<14}{path}" for action, path in plan.changes]
     lines += [f"note: {note}" for note in plan.notes]
@@ -228,14 +249,22 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(call=call)
         return added
 
-    verb("install", _install, "patch transformers and peft, and install the runtime beside them", writing)
+    trusting = argparse.ArgumentParser(add_help=False)
+    trusting.add_argument("--all", action="store_true", help="every model family whose file can be patched")
+    trusting.add_argument("--pinned-only", action="store_true", help="refuse a release that is not pinned; try nothing")
+    installing = verb(
+        "install", _install, "patch transformers and peft, and install the runtime beside them", writing, trusting
+    )
+    installing.add_argument("names", nargs="*", metavar="FAMILY", help="model families (default: qwen2)")
     taken_out = verb("revert", _revert, "restore the stock files and remove all that install added", writing)
     taken_out.add_argument("--keep-edits", type=Path, metavar="DIR", help="save files edited since install in DIR")
     verb("status", _status, "say what is patched, and what to do next")
     verb("verify", _verify, "check hashes, and try SelfAug on tiny models against stock (20 seconds)")
     verb("diff", _diff, "print the diff that install would make, or has made")
-    running = verb("run", _run, "run a script with the patches in memory, here and in child processes; write nothing")
-    running.usage = "%(prog)s [--python PATH] [--json] SCRIPT|-m MODULE ARGUMENTS..."
+    run_text = "run a script with the patches in memory, here and in child processes; write nothing"
+    running = verb("run", _run, run_text, trusting)
+    running.usage = "%(prog)s [--python PATH] [--families F,G | --all] ... SCRIPT|-m MODULE ARGUMENTS..."
+    running.add_argument("--families", metavar="F,G", help="model families (default: qwen2)")
     verb("pins", _pins, "print the table of pinned releases")
     pinning = verb("pin", _pin, "for maintainers, in a checkout: pin one more release")
     pinning.add_argument("package", choices=sorted({target.package for target in targets()}))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 
+from .errors import PatcherError
 from .pins import PinTable
 from .state import TargetState
 from .store import digest, read
@@ -40,8 +42,7 @@ def explain(target: TargetState, table: PinTable) -> str:
             return f"{target.path}\nonly {what} differ" + ("s" if what.startswith(("a ", "the ")) else "")
     reference, of = stock_file(target), "stock"
     if reference is not None and target.edited_after_install():
-        pin = table.by_stock(target.target.name, digest(reference))
-        if pin is not None:
+        with contextlib.suppress(PatcherError):
             reference, of = target.patched_content(table, reference), "patched"
     if reference is None:
         return f"{target.path}\nsha256 {target.sha256}"
@@ -52,4 +53,5 @@ def explain(target: TargetState, table: PinTable) -> str:
 
 def _known(target: TargetState, table: PinTable, sha256: str) -> bool:
     name = target.target.name
-    return (table.by_stock(name, sha256) or table.by_patched(name, sha256)) is not None
+    listed = target.package.record.get(target.target.path) == sha256
+    return listed or (table.by_stock(name, sha256) or table.by_patched(name, sha256)) is not None

@@ -9,20 +9,65 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .commands import Commands
 from .errors import USAGE, PatcherError, Problem
+from .families import targets
 
 OLDEST = (3, 9)
 
 # "-c" puts the working directory first on the path; a training script has its own folder there instead.
 _AS_A_SCRIPT = "import sys; sys.path[:] = [entry for entry in sys.path if entry]"
+
+AGAIN = ("--force-reinstall", "--no-deps")  # in place of what is there, and nothing else with it
+
+
+@dataclass(frozen=True)
+class Commands:
+    """Commands for the user to type, complete: with the interpreter that has selfaug_patcher, with the environment that
+    is meant, and with the installer of that environment.
+
+    Args:
+        python: its interpreter.
+        named: whether the user named that with ``--python``; else it is the running one.
+        flags: switches of the running interpreter that decide what is imported.
+        uv: whether uv filled the environment, which then may have no pip.
+    """
+
+    python: str
+    named: bool = False
+    flags: tuple[str, ...] = ()
+    uv: bool = False
+
+    def patcher(self, verb: str, arguments: str = "") -> str:
+        """This patcher, for this environment."""
+        here = self._here("python") or shlex.quote(sys.executable)
+        option = ["--python", shlex.quote(self.python)] if self.named else []
+        return " ".join([here, *self.flags, "-m", "selfaug_patcher", verb, *option, *filter(None, [arguments])])
+
+    def install(self, requirement: str, *options: str) -> str:
+        """Its installer, say with `AGAIN`."""
+        return " ".join([self.installer, *options, f'"{requirement}"'])
+
+    @property
+    def installer(self) -> str:
+        """What stands before a requirement."""
+        python = shlex.quote(self.python)
+        if self.uv:
+            return f"uv pip install --python {python}"
+        return "pip install" if not self.named and self._here("pip") else f"{python} -m pip install"
+
+    def _here(self, name: str) -> str:
+        """The name of a program, where the shell would find the one of the running interpreter's environment."""
+        program = shutil.which(name)
+        here = program and os.path.dirname(os.path.abspath(program)) == os.path.dirname(sys.executable)
+        return name if here else ""
 
 
 @dataclass(frozen=True)
@@ -34,8 +79,7 @@ class Package:
         version: of the distribution that owns it; empty where there is no metadata.
         site: the folder on ``sys.path`` that it lies in; None where it is not installed as a plain folder.
         installer: what the distribution's metadata calls its installer: ``pip``, ``uv``, ``conda``, ...
-        has_record: whether the distribution lists its files.
-        record_sha256: what that list says of the target file, if anything.
+        record: what the distribution's list of files says of those that SelfAug patches: path to sha256.
         copies: every folder of ``sys.path`` that has this package, the imported one first.
         problems: why this copy must not be patched.
     """
@@ -44,8 +88,7 @@ class Package:
     version: str = ""
     site: Path | None = None
     installer: str = ""
-    has_record: bool = False
-    record_sha256: str = ""
+    record: Mapping[str, str] = field(default_factory=dict)
     copies: tuple[Path, ...] = ()
     problems: tuple[Problem, ...] = ()
 
@@ -61,6 +104,12 @@ class Environment:
     commands: Commands
     conda: bool = False
     flags: tuple[str, ...] = ()
+    torch: str = ""
+
+    def versions(self) -> dict[str, str]:
+        """What a proof depends on: the versions of the packages and of Python; empty texts for what is not there."""
+        packages = {name: package.version for name, package in self.packages.items()}
+        return {**packages, "torch": self.torch, "python": ".".join(map(str, self.version))}
 
     def run_code(self, code: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a piece of code in this interpreter (`sys` is imported), with what a training script would import.
@@ -91,7 +140,7 @@ def discover(python: str | None = None) -> Environment:
     python = sys.executable if python is None else python
     probe = Path(__file__).with_name("probe.py").read_text(encoding="utf-8")
     try:
-        result = _run([python, *flags, "-c", probe], timeout=120)
+        result = _run([python, *flags, "-c", probe, json.dumps(asked_about())], timeout=120)
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
         raise _no_interpreter(f"cannot run {shlex.quote(python)}", str(error)) from None
     try:
@@ -99,8 +148,8 @@ def discover(python: str | None = None) -> Environment:
         answer = json.loads(result.stdout.strip().splitlines()[-1])
         version = tuple(answer["version"])
     except (IndexError, ValueError, KeyError, TypeError):
-        found = (result.stderr.strip() or result.stdout.strip() or f"exit code {result.returncode}")[-400:]
-        raise _no_interpreter(f"{shlex.quote(python)} did not say what it would import", found) from None
+        said = (result.stderr.strip() or result.stdout.strip() or f"exit code {result.returncode}")[-400:]
+        raise _no_interpreter(f"{shlex.quote(python)} did not say what it would import", said) from None
     if version < OLDEST:
         raise PatcherError(
             Problem(
@@ -114,31 +163,40 @@ def discover(python: str | None = None) -> Environment:
     return from_probe(answer, python, flags, named)
 
 
+def asked_about() -> dict[str, list[str]]:
+    """What the probe is asked about: the files of each package that SelfAug patches."""
+    files: dict[str, list[str]] = {}
+    for target in targets():
+        files.setdefault(target.package, []).append(target.path)
+    return files
+
+
 def from_probe(answer: dict[str, Any], python: str, flags: tuple[str, ...] = (), named: bool = False) -> Environment:
     """The environment that a probe's answer describes."""
-    installers = {found["installer"] for package in answer["packages"].values() for found in package["distributions"]}
+    installers = {each["installer"] for package in answer["packages"].values() for each in package["distributions"]}
     commands = Commands(python, named, flags, uv="uv" in installers)
     return Environment(
         python=python,
         version=tuple(answer["version"]),
         path=_distinct(answer["path"]),
-        packages={name: _package(name, found, answer, commands) for name, found in answer["packages"].items()},
+        packages={name: _package(name, one, answer, commands) for name, one in answer["packages"].items()},
         commands=commands,
         conda=answer["conda"],
         flags=flags,
+        torch=answer["torch"],
     )
 
 
-def _package(name: str, found: dict[str, Any], answer: dict[str, Any], commands: Commands) -> Package:
-    origin = Path(found["origin"]) if found["origin"] else None
+def _package(name: str, answered: dict[str, Any], answer: dict[str, Any], commands: Commands) -> Package:
+    origin = Path(answered["origin"]) if answered["origin"] else None
     # Stable: of several, one that says its version; a folder that an uninstall left half empty says none.
-    distributions = sorted(found["distributions"], key=lambda distribution: not distribution["version"])
+    distributions = sorted(answered["distributions"], key=lambda distribution: not distribution["version"])
     if origin is None:
         problems: tuple[Problem, ...] = ()
-        if found["namespace"]:
+        if answered["namespace"]:
             what = f"{name} is an empty folder, left over from an uninstalled one"
             do = f"remove that folder, or {commands.install(name)}"
-            problems = (Problem("leftover-package", what, "a package", ", ".join(found["namespace"]), do),)
+            problems = (Problem("leftover-package", what, "a package", ", ".join(answered["namespace"]), do),)
         return Package(name, problems=problems)
     site = origin.parent.parent
     owner = next((d for d in distributions if d["site"] and _same(Path(d["site"]), site)), None)
@@ -149,11 +207,10 @@ def _package(name: str, found: dict[str, Any], answer: dict[str, Any], commands:
         version=source.get("version", ""),
         site=site,
         installer=source.get("installer", ""),
-        has_record=bool(source.get("has_record")),
-        record_sha256=source.get("record_sha256") or "",
-        copies=_distinct(found["copies"]),
+        record=source.get("record", {}),
+        copies=_distinct(answered["copies"]),
     )
-    return _with_problems(package, origin, found["loader"], owner, editable, answer, commands)
+    return _with_problems(package, origin, answered["loader"], owner, editable, answer, commands)
 
 
 def _with_problems(
@@ -187,19 +244,19 @@ def _with_problems(
 def _distinct(entries: Iterable[str]) -> tuple[Path, ...]:
     """The folders among these, each under the first of its names: on Fedora an environment's lib64, a link to its lib,
     is on ``sys.path`` beside that."""
-    found: dict[object, Path] = {}
+    folders: dict[object, Path] = {}
     for entry in entries:
         try:
             information = os.stat(entry)
-            found.setdefault((information.st_dev, information.st_ino), Path(entry))
+            folders.setdefault((information.st_dev, information.st_ino), Path(entry))
         except OSError:
-            found.setdefault(entry, Path(entry))
-    return tuple(found.values())
+            folders.setdefault(entry, Path(entry))
+    return tuple(folders.values())
 
 
-def _no_interpreter(what: str, found: str) -> PatcherError:
+def _no_interpreter(what: str, seen: str) -> PatcherError:
     do = "name the interpreter of the environment that has transformers with --python"
-    return PatcherError(Problem("no-interpreter", what, "a Python interpreter", found, do, exit_code=USAGE))
+    return PatcherError(Problem("no-interpreter", what, "a Python interpreter", seen, do, exit_code=USAGE))
 
 
 def _same(left: Path, right: Path) -> bool:

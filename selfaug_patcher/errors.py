@@ -48,7 +48,7 @@ class Problem:
 
 
 class PatcherError(Exception):
-    """A refusal or a failure, with all of its problems; its text is what the user reads."""
+    """A refusal or a failure, with all problems. The text of the exception is what the user reads."""
 
     def __init__(self, *problems: Problem, state: str = NOTHING_CHANGED) -> None:
         self.problems = problems
@@ -57,7 +57,7 @@ class PatcherError(Exception):
 
     @property
     def exit_code(self) -> int:
-        """The highest code of all problems: the one that most limits what the user can do about it."""
+        """The highest exit code of all problems."""
         return max((problem.exit_code for problem in self.problems), default=FAILED)
 
     def as_json(self) -> dict[str, object]:

@@ -1,155 +1,205 @@
-"""`install`: check everything, then patch both files and put the runtime beside transformers."""
+"""`install`: check everything, then patch the files and put the runtime beside transformers."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from . import families, proof
 from .check import check_import
 from .environment import Environment
 from .errors import PatcherError, leaving
-from .families import targets
-from .outcome import Outcome, without_lock
+from .families import LAYER
 from .pairs import warnings
 from .payload import Runtime, installed, packages
 from .pins import PinTable
-from .plan import Plan, beside, bytecode, not_writable
+from .plan import Outcome, Patch, Plan, beside, bytecode, not_writable, patch, without_lock
 from .receipt import Original, Receipt, encode
-from .refusals import lost_original, refusals
-from .state import PATCHED, STOCK, State, TargetState, inspect, look_again
-from .store import RUNTIME, Store, content_of, digest
+from .refusals import choose, runtime_refusals
+from .state import PATCHED, STOCK, UNPINNED, State, TargetState, inspect, look_again, stores
+from .store import RUNTIME, Store, digest
 from .transaction import DONE, execute, locked
 
 
-def install(environment: Environment, table: PinTable, runtime: Runtime, *, dry_run: bool = False) -> Outcome:
+def install(
+    environment: Environment,
+    table: PinTable,
+    runtime: Runtime,
+    names: Sequence[str] = (),
+    *,
+    pinned_only: bool = False,
+    dry_run: bool = False,
+    report: proof.Report = lambda line: None,
+) -> Outcome:
     """Patch this environment, or say that it is patched already.
+
+    Args:
+        names: of the model families; `ALL`; or empty, for the default one. Those that are patched already stay so.
+        pinned_only: refuse a release that is not pinned, without a trial.
+        report: told how far the trial is.
 
     Raises:
         PatcherError: a refusal, or a failure; in both cases the environment is as it was.
     """
     state = inspect(environment, table, runtime)
-    stores = state.stores()
 
     def changed() -> bool:
         return inspect(environment, table, runtime) != state
 
-    early = without_lock(lambda: plan(state), changed, environment, stores, dry_run)
+    sites = stores(state.in_use())
+    early = without_lock(lambda: plan(state, names, pinned_only=pinned_only), changed, environment, sites, dry_run)
     if early is not None and (dry_run or not early.operations):
+        early.notes += [
+            f"{each.family} is not pinned: install tries it first, in memory, and refuses it if a check does not hold."
+            for each in early.unproved
+        ]
         return Outcome("install", state, early)
     with contextlib.ExitStack() as afterwards:
-        with locked(stores) as found:
+        with locked(sites) as recovered:
             state = inspect(environment, table, runtime)
-            planned = plan(state)
+            planned = _proved(plan(state, names, pinned_only=pinned_only), state, names, report)
             if planned.operations:
-                execute("install", planned.operations, planned.keep, lambda: _check(environment, planned))
+                execute("install", planned.operations, planned.keep, lambda: _check(state, planned))
                 afterwards.enter_context(leaving(DONE["install"]))
-        return Outcome("install", look_again(environment, table, runtime, DONE["install"]), planned, found)
+        return Outcome("install", look_again(environment, table, runtime, DONE["install"]), planned, recovered)
 
 
-def plan(state: State) -> Plan:
+def plan(state: State, names: Sequence[str] = (), *, without: Sequence[str] = (), pinned_only: bool = False) -> Plan:
     """What `install` has to do here; no operations if all is in place.
+
+    Args:
+        without: families that did not stand the trial, and are left out.
 
     Raises:
         PatcherError: naming every reason why it must not.
     """
-    problems = refusals(state)
+    choice = choose(state, names, pinned_only=pinned_only)
+    chosen = [target for target in choice.targets if target.target.family not in without]
+    problems = [*choice.problems, *runtime_refusals(state)]
     if problems:
-        raise PatcherError(*problems, *not_writable(state.folders(), state.environment.commands))
-    result = Plan(notes=notes(state))
-    present = [target for target in state.targets if target.path is not None]
-    stock = {target.target.name: _stock(target, state) for target in present}
-    result.stock = {t.target.module: (str(t.path), content_of(stock[t.target.name])) for t in present}
-    found = installed(state.model.store.site)
-    if found and found != state.runtime.hashes():
+        raise PatcherError(*problems, *not_writable(_folders(chosen), state.environment.commands))
+    result = Plan(notes=notes(state), optional=choice.optional)
+    result.notes += [f"{name} is left out: {p.what}; found: {p.found}" for name, p in choice.left_out.items()]
+    result.patches = [patch(target, state) for target in chosen if target.path is not None]
+    result.unproved = proof.needed(state, result.patches)
+    runtime = installed(state.store.site)
+    if runtime and runtime != state.runtime.hashes():
         # By way of stock: at no moment does a patched file import a runtime that is half one and half another version.
-        for target in present:
-            if target.state == PATCHED:
-                result.put(target.store, target.target.path, stock[target.target.name], like=target.path)
-    _put_runtime(result, state)
+        for each in result.patches:
+            if each.target.state == PATCHED:
+                result.put(each.target.store, each.target.target.path, each.kept, like=each.target.path)
+    like = result.models[0].target.path
+    _put_runtime(result, state, like)
     receipts: dict[Store, dict[str, Original]] = {}
-    for target in reversed(present):  # transformers last: it is what calls the rest
-        original = _put_patched(result, target, state.table, stock[target.target.name])
-        receipts.setdefault(target.store, {})[target.target.name] = original
+    # transformers last: it is what calls the rest
+    for each in sorted(result.patches, key=lambda each: each.target.target != LAYER):
+        original = _put_patched(result, each, state.environment)
+        receipts.setdefault(each.target.store, {})[each.target.target.name] = original
     for store, originals in receipts.items():
-        receipt = _merged(store, Receipt(state.runtime.version, originals, {}))
-        if store == state.model.store:
+        receipt = _merged(state, store, Receipt(state.runtime.version, originals, {}))
+        if store == state.store:
             receipt = replace(receipt, runtime=state.runtime.hashes())
-        result.put(store, ".selfaug/receipt.json", encode(receipt), like=state.model.path)
+        result.put(store, ".selfaug/receipt.json", encode(receipt), like=like)
     problems = result.not_writable(state.environment.commands)
     if problems:
         raise PatcherError(*problems)
     return result
 
 
-def _merged(store: Store, receipt: Receipt) -> Receipt:
+def _proved(planned: Plan, state: State, names: Sequence[str], report: proof.Report) -> Plan:
+    """The plan, where the trial of all that is not pinned holds; without the families that fail and nobody named."""
+    models = [each for each in planned.unproved if each.target.target != LAYER]
+    models = models or (planned.models if planned.unproved else [])
+    told, failed = [], {}
+    for optional in (True, False):
+        tried = [each for each in models if (each.family in planned.optional) == optional]
+        for group in [[each] for each in tried] if optional else [tried] if tried else []:
+            try:
+                checks = proof.prove(state, planned.patches, group, report)
+            except PatcherError as error:
+                if not optional or len(planned.models) == 1:
+                    raise
+                failed[group[0].family] = error.problems[0].what
+                continue
+            told.append(f"{', '.join(each.family for each in group)}: not pinned, proved here, {len(checks)} checks.")
+    if failed:
+        planned = plan(state, names, without=list(failed))
+        told += [f"{family} is left out: {what}" for family, what in failed.items()]
+    planned.notes += told
+    return planned
+
+
+def _folders(chosen: Sequence[TargetState]) -> list[Path]:
+    """The folders that hold something to change."""
+    return [f for t in chosen if t.path and t.package.site for f in (t.package.site, t.path.parent)]
+
+
+def _merged(state: State, store: Store, receipt: Receipt) -> Receipt:
     """With what the site directory's receipt says of packages and of a runtime there that are another environment's."""
     before = store.receipt()
     if before is None:
         return receipt
-    others = {target.name for target in targets() if target.name not in receipt.targets and store.has(target.package)}
+    sites = {name: package.site for name, package in state.environment.packages.items()}
+    others = {t.name for t in families.targets() if sites[t.package] != store.site and store.has(t.package)}
     kept = {name: original for name, original in before.targets.items() if name in others}
     return replace(receipt, targets={**kept, **receipt.targets}, runtime=before.runtime)
 
 
-def _check(environment: Environment, planned: Plan) -> None:
-    note = check_import(environment, planned.stock)
+def _check(state: State, planned: Plan) -> None:
+    note = check_import(state.environment, planned.patches, state.table)
     planned.notes += [note] if note else []
 
 
-def _put_runtime(result: Plan, state: State) -> None:
-    store = state.model.store
-    found = installed(store.site)
+def _put_runtime(result: Plan, state: State, like: Path | None) -> None:
+    store = state.store
+    present = installed(store.site)
     modules = state.runtime.files
     for folder in [RUNTIME, *(f"{RUNTIME}/{package}" for package in packages(modules))]:
         result.make_folder(store, folder)
     before = len(result.operations)
     for name, content in modules.items():
-        result.put(store, f"{RUNTIME}/{name}", content, like=state.model.path)
-    for name in found:
+        result.put(store, f"{RUNTIME}/{name}", content, like=like)
+    for name in present:
         if name not in modules:
             result.put(store, f"{RUNTIME}/{name}", None)
-    for package in packages(found):
+    for package in packages(present):
         if package not in packages(modules):
             result.remove_folder(store, f"{RUNTIME}/{package}")
     if len(result.operations) > before:
-        result.changes.append(("update" if found else "add", store.site / RUNTIME))
+        result.changes.append(("update" if present else "add", store.site / RUNTIME))
 
 
-def _put_patched(result: Plan, target: TargetState, table: PinTable, stock: bytes | Path) -> Original:
+def _put_patched(result: Plan, each: Patch, environment: Environment) -> Original:
     """Plan the patched file; returns what the receipt has to say about it."""
+    target = each.target
     assert target.path is not None
     store, path = target.store, target.target.path
-    stock_content = content_of(stock)
-    content = target.patched_content(table, stock_content)
     kept = target.original.bytecode if target.original and target.state == PATCHED else {}
-    if target.state == STOCK:
+    if target.state in (STOCK, UNPINNED):
         kept = bytecode(store, path)
         result.keep += [(store, path), *((store, beside(path, name)) for name in kept)]
-    if digest(content) != target.sha256:
+    if digest(each.patched) != target.sha256:
         result.changes.append(("patch", target.path))
-    if result.put(store, path, content, like=target.path):  # else it is that of the patched file
+    if result.put(store, path, each.patched, like=target.path):  # else it is that of the patched file
         result.remove_bytecode(store, path)
-    return Original(target.package.version, digest(stock_content), digest(content), kept)
-
-
-def _stock(target: TargetState, state: State) -> bytes | Path:
-    content = target.content if target.state == STOCK else target.stock_content(state.table)
-    if content is None:
-        raise PatcherError(lost_original(target, state.environment.commands))
-    return content
+    proved = {} if each.pinned else environment.versions()
+    return Original(target.package.version, digest(each.stock), digest(each.patched), kept, proved)
 
 
 def notes(state: State) -> list[str]:
     """What is worth knowing about this environment, though it is no reason to refuse."""
-    found = []
-    for target in state.targets:
+    lines = []
+    for target in state.in_use():
         package, pin = target.package, target.pin
-        if package.site is None and target is not state.model:
-            found.append(f"{package.name} is not installed: SelfAug stays idle until it is (then run install again).")
+        if package.site is None and target.target == LAYER:
+            lines.append(f"{package.name} is not installed: SelfAug stays idle until it is (then run install again).")
         elif pin is not None and state.table.by_version(target.target.name, package.version) is None:
-            found.append(f"{package.name} {package.version} is not pinned; its file is the one of {pin.version}.")
+            lines.append(f"{package.name} {package.version} is not pinned; its file is the one of {pin.version}.")
+    for package in state.environment.packages.values():
         for copy in package.copies[1:]:
-            found.append(f"Another {package.name} in {copy} is hidden by the one in {package.site}, and is left alone.")
-    transformers, peft = (target.package.version for target in state.targets)
-    return found + (warnings(transformers, peft, state.environment.commands.installer) if transformers and peft else [])
+            lines.append(f"Another {package.name} in {copy} is hidden by the one in {package.site}, and is left alone.")
+    versions = state.environment.versions()
+    transformers, peft = versions["transformers"], versions["peft"]
+    return lines + (warnings(transformers, peft, state.environment.commands.installer) if transformers and peft else [])

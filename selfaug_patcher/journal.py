@@ -28,7 +28,7 @@ class Entry:
 
 
 def write(store: Store, verb: str, entries: Sequence[Entry]) -> None:
-    """From here on, until it is removed, the run is undone by whoever finds it."""
+    """Write the journal. Until it is removed, whichever patcher finds it undoes the run."""
     new = store.root / "journal.json.new"
     files.write(new, json.dumps({"verb": verb, "entries": [vars(entry) for entry in entries]}).encode())
     files.sync(store.stage)

@@ -1,7 +1,7 @@
 """One patcher at a time in a site directory.
 
-The operating system drops the lock with its process, so a killed patcher leaves a file behind but never a lock. The
-file itself is removed under the lock; whoever was waiting for it notices that it is gone, and makes its own.
+The operating system releases the lock when the process ends, so a killed patcher leaves a file behind, but no lock. The
+file is removed under the lock; a waiting process sees that the file is gone, and makes a new one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ WAIT_SECONDS = 60.0
 
 @contextlib.contextmanager
 def hold(folder: Path, wait: float = WAIT_SECONDS) -> Iterator[None]:
-    """Hold the lock of ``folder`` (made for it where missing, and removed after if empty).
+    """Hold the lock of ``folder`` (which is made if missing, and removed afterwards if empty).
 
     Raises:
         PatcherError: another patcher holds it for longer than ``wait`` seconds, or the folder cannot be written to.
@@ -42,8 +42,8 @@ def hold(folder: Path, wait: float = WAIT_SECONDS) -> Iterator[None]:
         yield
     finally:
         _release(descriptor, path)
-        # Only now: on NFS, a file that was removed while it is open stays in the folder under another name until then.
-        # Nobody is harmed by it: who has the lock by now has its file in there, and who lost the folder makes another.
+        # Only now: NFS keeps a file that was removed while open in the folder, under another name, until it is closed.
+        # Safe: rmdir fails if another process holds the lock; a waiter recreates the folder.
         with contextlib.suppress(OSError):
             os.rmdir(folder)
 
@@ -68,10 +68,10 @@ def _acquire(folder: Path, path: Path, wait: float) -> int:
         except FileNotFoundError:
             if not folder.parent.is_dir():
                 raise
-            continue  # whoever held the lock has just removed the folder
+            continue  # the last holder has just removed the folder
         try:
             if _try_lock(descriptor) and _is_at(descriptor, path):
-                with contextlib.suppress(OSError):  # only for the message of whoever waits
+                with contextlib.suppress(OSError):  # only for the error message of a waiting process
                     os.truncate(descriptor, 0)
                     os.write(descriptor, str(os.getpid()).encode())
                 return descriptor

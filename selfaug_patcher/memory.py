@@ -1,8 +1,8 @@
 """Modules served from memory: an import hook that replaces the source of named modules, and writes nothing.
 
 A module's file stays where it is and keeps its name (tracebacks, ``inspect`` and transformers' own reading of source
-paths go on working); only its text is another one. This file imports nothing of selfaug_patcher, since it is also run
-as plain text by child processes whose interpreter may not have it.
+paths go on working); only the text that Python loads is another. This file imports nothing of selfaug_patcher, since
+child processes, whose interpreter may not have it, run this file as plain text.
 """
 
 from __future__ import annotations

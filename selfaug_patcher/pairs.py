@@ -14,7 +14,7 @@ from packaging.version import InvalidVersion, Version
 
 @dataclass(frozen=True)
 class BadPair:
-    """Releases by PEP 440 specifiers; ``{peft}`` and ``{transformers}`` in the texts stand for the versions found."""
+    """Releases by PEP 440 specifiers; ``{peft}`` and ``{transformers}`` in the texts stand for what is installed."""
 
     peft: str
     transformers: str
@@ -82,12 +82,12 @@ BAD_PAIRS = (
 
 def warnings(transformers_version: str, peft_version: str | None, installer: str = "pip install") -> list[str]:
     """What is known to fail with these two, each with the release to take. ``None``: peft is not installed."""
-    found = []
+    texts = []
     for pair in BAD_PAIRS:
         if _in(transformers_version, pair.transformers) and (not pair.peft or _in(peft_version, pair.peft)):
             what = pair.what.format(peft=peft_version, transformers=transformers_version)
-            found.append(f"{what}\n  do:       {pair.do.replace('pip install', installer)}")
-    return found
+            texts.append(f"{what}\n  do:       {pair.do.replace('pip install', installer)}")
+    return texts
 
 
 def _in(version: str | None, specifiers: str) -> bool:

@@ -1,5 +1,5 @@
 """The runtime: the modules of ``Code/`` and of the packages in it, which `install` puts beside transformers as the
-package ``selfaug``. A folder without ``__init__.py`` is no package, and stays where it is."""
+package ``selfaug``. A folder without ``__init__.py`` is not a package, and is not installed."""
 
 from __future__ import annotations
 
@@ -54,22 +54,22 @@ def load(root: Path | None = None) -> Runtime:
 def installed(site: Path) -> dict[str, str]:
     """What is in ``selfaug/`` of a site directory and in the packages there, and the sha256 of each file; an empty text
     for what is no file. Empty where there is no such folder."""
-    folder, found = site / RUNTIME, {}
+    folder, files = site / RUNTIME, {}
     if folder.is_symlink() or not folder.is_dir():
         return {}
     inside = subfolders(site)
     for package in ["", *inside]:
         for name in names(folder / package):
             if name != "__pycache__" and (package or name not in inside):
-                found[f"{package}/{name}".lstrip("/")] = sha256_of(folder / package / name)
-    return found
+                files[f"{package}/{name}".lstrip("/")] = sha256_of(folder / package / name)
+    return files
 
 
 def subfolders(site: Path) -> list[str]:
     """The plain folders in ``selfaug/`` of a site directory that could be packages."""
     folder = site / RUNTIME
-    found = [name for name in names(folder) if PACKAGE.fullmatch(name)]
-    return [name for name in found if (folder / name).is_dir() and not (folder / name).is_symlink()]
+    folders = [name for name in names(folder) if PACKAGE.fullmatch(name)]
+    return [name for name in folders if (folder / name).is_dir() and not (folder / name).is_symlink()]
 
 
 def packages(files: Iterable[str]) -> list[str]:
@@ -81,9 +81,9 @@ def state(site: Path | None, runtime: Runtime, receipt: Receipt | None) -> str:
     """``missing``, ``installed``, ``older`` (another SelfAug's, untouched) or ``modified`` (anything else)."""
     if site is None or not os.path.lexists(site / RUNTIME):
         return "missing"
-    found = installed(site)
-    if found and found == runtime.hashes():
+    present = installed(site)
+    if present and present == runtime.hashes():
         return "installed"
-    if not found and (site / RUNTIME).is_dir() and not (site / RUNTIME).is_symlink():
+    if not present and (site / RUNTIME).is_dir() and not (site / RUNTIME).is_symlink():
         return "missing"  # an empty folder, or one with nothing but bytecode in it
-    return "older" if receipt is not None and found and found == dict(receipt.runtime) else "modified"
+    return "older" if receipt is not None and present and present == dict(receipt.runtime) else "modified"

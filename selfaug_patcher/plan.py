@@ -1,35 +1,81 @@
-"""A plan: every file operation of a run, worked out before the first of them."""
+"""A plan: every file operation of a run, worked out before the first of them; and what came of it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .commands import Commands
-from .errors import NOT_WRITABLE, Problem
+from .environment import Commands, Environment
+from .errors import NOT_WRITABLE, PatcherError, Problem
+from .families import LAYER
 from .receipt import BYTECODE
-from .state import TargetState
-from .store import Store, digest, names, read, sha256_of
+from .refusals import lost_original
+from .state import STOCK, UNPINNED, State, TargetState
+from .store import Store, content_of, digest, names, read, sha256_of
 from .transaction import MakeFolder, Operation, Put, RemoveFolder
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A target that is to be patched: its stock file, as content and as the kept original where there is one, and the
+    patched file."""
+
+    target: TargetState
+    kept: bytes | Path
+    stock: bytes
+    patched: bytes
+    pinned: bool
+
+    @property
+    def family(self) -> str:
+        return self.target.target.family
+
+
+def patch(target: TargetState, state: State) -> Patch:
+    """The target with its stock and its patched content.
+
+    Raises:
+        PatcherError: an older SelfAug patched the target, and the original is lost.
+    """
+    kept = target.content if target.state in (STOCK, UNPINNED) else target.stock_content(state.table)
+    if kept is None:
+        raise PatcherError(lost_original(target, state.environment.commands))
+    stock = content_of(kept)
+    pinned = state.table.by_stock(target.target.name, digest(stock)) is not None
+    return Patch(target, kept, stock, target.patched_content(state.table, stock), pinned)
+
+
+def texts(patches: Iterable[Patch], kind: str) -> dict[str, tuple[str, bytes]]:
+    """The ``stock`` or ``patched`` texts, as `memory.install` takes them: module name to path and text."""
+    return {each.target.target.module: (str(each.target.path), getattr(each, kind)) for each in patches}
 
 
 @dataclass
 class Plan:
     """Operations in their order, with what they need; and the same in words, for people.
 
-    ``changes`` are pairs of a word (patch, restore, add, update, remove) and a path; ``stock`` maps the name of each
-    target's module to its path and stock text. ``stays``: SelfAug is left in a site directory, for another environment.
+    Args:
+        changes: pairs of a word (patch, restore, add, update, remove) and a path.
+        patches: what `install` patches; ``unproved``: those of them that need the trial; ``optional``: the families
+            that are left out if they do not stand it.
+        stays: SelfAug is left in a site directory, for another environment.
     """
 
     operations: list[Operation] = field(default_factory=list)
     keep: list[tuple[Store, str]] = field(default_factory=list)
     changes: list[tuple[str, Path]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    stock: dict[str, tuple[str, bytes]] = field(default_factory=dict)
+    patches: list[Patch] = field(default_factory=list)
+    unproved: list[Patch] = field(default_factory=list)
+    optional: list[str] = field(default_factory=list)
     stays: bool = False
     _present: dict[Path, str] = field(default_factory=dict)
+
+    @property
+    def models(self) -> list[Patch]:
+        return [each for each in self.patches if each.target.target != LAYER]
 
     def put(self, store: Store, path: str, content: bytes | Path | None, like: Path | None = None) -> bool:
         """Plan a file's new content, and say whether it differs from what is there. Two plans for one file are carried
@@ -96,7 +142,7 @@ def restore_stock(plan: Plan, target: TargetState, content: bytes | Path, like: 
     for name, sha256 in (target.original.bytecode if target.original else {}).items():
         kept = store.original(sha256)
         cache = (store.site / path).parent / "__pycache__"
-        if kept is not None and isinstance(content, Path) and cache.is_dir():  # a purged cache stays purged
+        if kept is not None and isinstance(content, Path) and cache.is_dir():  # don't recreate a deleted `__pycache__`
             plan.put(store, beside(path, name), kept)
 
 
@@ -110,3 +156,54 @@ def _why_not(folder: Path) -> str:
     owner = f", owner {information.st_uid}" if hasattr(os, "geteuid") and information.st_uid != os.geteuid() else ""
     read_only = hasattr(os, "statvfs") and os.statvfs(folder).f_flag & os.ST_RDONLY
     return f"{folder} ({'read-only file system' if read_only else 'no permission' + owner})"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """``state`` is the environment after the run, or before a dry run; ``recovered`` is what a recovery reported."""
+
+    verb: str
+    state: State
+    plan: Plan
+    recovered: list[str] = field(default_factory=list)
+
+
+def without_lock(
+    make_plan: Callable[[], Plan],
+    changed: Callable[[], bool],
+    environment: Environment,
+    stores: Sequence[Store],
+    dry_run: bool,
+) -> Plan | None:
+    """Make the plan without the lock: neither a dry run needs the lock, nor a user without write permission who has
+    nothing to do. None where the lock is needed: an earlier run has to be undone, or another patcher may be at work.
+
+    Args:
+        changed: whether the environment has changed since it was inspected.
+    """
+    if any(store.interrupted() for store in stores):
+        if dry_run:
+            raise _interrupted(environment, stores)
+        return None
+    if not dry_run and any(store.needs_tidying() for store in stores):
+        return None
+    try:
+        return make_plan()
+    except PatcherError:
+        # Another patcher may be mid-install. If so, retry under the lock.
+        if dry_run or not (any(store.needs_tidying() for store in stores) or changed()):
+            raise
+        return None
+
+
+def _interrupted(environment: Environment, stores: Sequence[Store]) -> PatcherError:
+    """For a dry run, which must not write and therefore cannot undo what an earlier run left."""
+    return PatcherError(
+        Problem(
+            id="interrupted-run",
+            what="an earlier run was interrupted, and has to be undone first",
+            expected="no files of an unfinished run",
+            found=", ".join(str(store.root) for store in stores if store.interrupted()),
+            do=f"{environment.commands.patcher('status')} (which undoes it), then the same command again",
+        )
+    )

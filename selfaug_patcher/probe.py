@@ -10,20 +10,18 @@ import json
 import os
 import sys
 
-PACKAGES = {"transformers": "transformers/models/qwen2/modeling_qwen2.py", "peft": "peft/tuners/lora/layer.py"}
 
-
-def record_hash(distribution, path):
-    """(has a RECORD, its sha256 of one file in hexadecimal or None)."""
+def record(distribution, paths):
+    """What the list of installed files says of these: path to sha256, in hexadecimal."""
     import base64
 
-    text = distribution.read_text("RECORD")
-    for line in (text or "").splitlines():
+    hashes = {}
+    for line in (distribution.read_text("RECORD") or "").splitlines():
         fields = line.split(",")
-        if fields[0] == path and len(fields) > 1 and fields[1].startswith("sha256="):
+        if fields[0] in paths and len(fields) > 1 and fields[1].startswith("sha256="):
             digest = fields[1][len("sha256=") :]
-            return True, base64.urlsafe_b64decode(digest + "=" * (-len(digest) % 4)).hex()
-    return text is not None, None
+            hashes[fields[0]] = base64.urlsafe_b64decode(digest + "=" * (-len(digest) % 4)).hex()
+    return hashes
 
 
 def version(distribution):
@@ -34,29 +32,27 @@ def version(distribution):
         return ""
 
 
-def distributions(name, path):
+def distributions(name, paths):
     from importlib import metadata
 
-    found = []
+    answers = []
     for distribution in metadata.distributions(name=name):
         folder = getattr(distribution, "_path", None)
-        has_record, sha256 = record_hash(distribution, path)
         direct = json.loads(distribution.read_text("direct_url.json") or "{}")
-        found.append(
+        answers.append(
             {
                 "version": version(distribution),
                 "site": os.path.dirname(os.path.abspath(str(folder))) if folder is not None else "",
                 "installer": (distribution.read_text("INSTALLER") or "").strip(),
-                "has_record": has_record,
-                "record_sha256": sha256,
+                "record": record(distribution, paths),
                 "editable": bool(direct.get("dir_info", {}).get("editable")),
                 "url": direct.get("url", ""),
             }
         )
-    return found
+    return answers
 
 
-def package(name, path, entries):
+def package(name, paths, entries):
     import importlib.util
 
     try:
@@ -68,26 +64,38 @@ def package(name, path, entries):
         "loader": type(spec.loader).__name__ if spec is not None else "",
         "namespace": list(spec.submodule_search_locations or []) if spec is not None and spec.origin is None else [],
         "copies": [entry for entry in entries if os.path.isfile(os.path.join(entry, name, "__init__.py"))],
-        "distributions": distributions(name, path),
+        "distributions": distributions(name, paths),
     }
 
 
-def answer():
-    found = {"executable": sys.executable, "version": list(sys.version_info[:3])}
+def torch():
+    """The version of torch; empty where there is none."""
+    from importlib import metadata
+
+    try:
+        return version(metadata.distribution("torch"))
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def answer(packages):
+    """``packages`` maps the names asked about to paths of files in them."""
+    answers = {"executable": sys.executable, "version": list(sys.version_info[:3])}
     if sys.version_info >= (3, 9):  # noqa: UP036
         import sysconfig
 
         entries = [os.path.abspath(entry) for entry in sys.path if entry]
         marker = os.path.join(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED")
         managed = sys.prefix == sys.base_prefix and os.path.isfile(marker)
-        found["path"] = entries
-        found["externally_managed"] = marker if managed else ""
-        found["conda"] = os.path.isdir(os.path.join(sys.prefix, "conda-meta"))
-        found["packages"] = {name: package(name, path, entries) for name, path in PACKAGES.items()}
-    return found
+        answers["path"] = entries
+        answers["externally_managed"] = marker if managed else ""
+        answers["conda"] = os.path.isdir(os.path.join(sys.prefix, "conda-meta"))
+        answers["packages"] = {name: package(name, paths, entries) for name, paths in packages.items()}
+        answers["torch"] = torch()
+    return answers
 
 
 if __name__ == "__main__":
     # "-c" puts the working directory first on the path; a training script has its own folder there instead.
     sys.path[:] = [entry for entry in sys.path if entry]
-    print(json.dumps(answer()))
+    print(json.dumps(answer(json.loads(sys.argv[1]))))

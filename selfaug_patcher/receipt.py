@@ -23,17 +23,22 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 PACKAGE = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,60}")  # a folder in selfaug/; not __pycache__
 MODULE = re.compile(rf"(?:{PACKAGE.pattern}/)?[A-Za-z_][A-Za-z0-9_]{{0,60}}\.py")
 BYTECODE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,60}\.[A-Za-z0-9_.-]{1,60}\.pyc")
+PROVED_WITH = ("transformers", "peft", "torch", "python")
 _VERSION = re.compile(r"[A-Za-z0-9_.!+-]{0,80}")
 
 
 @dataclass(frozen=True)
 class Original:
-    """One patched target: the release it was, the hashes before and after, and the bytecode that lay beside it."""
+    """One patched target: its release, the hashes before and after, and the bytecode that lay beside it.
+
+    ``proved``, where the release is not pinned: the versions with which the target was proved on this machine.
+    """
 
     version: str
     stock_sha256: str
     patched_sha256: str
     bytecode: Mapping[str, str] = field(default_factory=dict)
+    proved: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,10 @@ class Receipt:
 
 
 def encode(receipt: Receipt) -> bytes:
-    data = {"format": FORMAT, **asdict(receipt)}
+    data: dict[str, Any] = {"format": FORMAT, **asdict(receipt)}
+    for target in data["targets"].values():
+        if not target["proved"]:
+            del target["proved"]  # an earlier SelfAug, which knows only pinned releases, then reads it, too
     return (json.dumps(data, indent=2, sort_keys=True) + "\n").encode()
 
 
@@ -81,30 +89,34 @@ def decode(content: bytes, path: str) -> Receipt:
         raise damaged(path, str(error)[:200]) from None
 
 
-def damaged(path: str, found: str) -> PatcherError:
+def damaged(path: str, seen: str) -> PatcherError:
     return PatcherError(
         Problem(
             id="damaged-receipt",
             what="SelfAug's own record of this environment cannot be trusted",
             expected="a file written by selfaug_patcher",
-            found=f"{path}: {found}",
+            found=f"{path}: {seen}",
             do="move that folder away, then run revert: it needs the record only for files that were edited",
         )
     )
 
 
 def _original(entry: Any) -> Original:
-    _keys(entry, {"version", "stock_sha256", "patched_sha256", "bytecode"})
+    _keys(entry, {"version", "stock_sha256", "patched_sha256", "bytecode"}, optional="proved")
+    proved = entry.get("proved", {})
+    if not isinstance(proved, dict) or not set(proved) <= set(PROVED_WITH):
+        raise ValueError(f"proved with {proved!r:.80}")
     return Original(
         version=_text(entry["version"], _VERSION),
         stock_sha256=_text(entry["stock_sha256"], SHA256),
         patched_sha256=_text(entry["patched_sha256"], SHA256),
         bytecode=_hashes(entry["bytecode"], BYTECODE),
+        proved={name: _text(proved[name], _VERSION) for name in PROVED_WITH if name in proved},
     )
 
 
-def _keys(data: Any, keys: set[str]) -> None:
-    if not isinstance(data, dict) or set(data) != keys:
+def _keys(data: Any, keys: set[str], optional: str = "") -> None:
+    if not isinstance(data, dict) or set(data) - {optional} != keys:
         raise ValueError(f"not an object with the keys {', '.join(sorted(keys))}")
 
 

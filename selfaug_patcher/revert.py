@@ -11,10 +11,9 @@ from .environment import Environment, Package
 from .errors import MODIFIED as EXIT_MODIFIED
 from .errors import PatcherError, Problem, from_os_error, leaving
 from .families import targets as known_targets
-from .outcome import Outcome, without_lock
 from .payload import Runtime, installed, subfolders
 from .pins import PinTable
-from .plan import Plan, restore_stock
+from .plan import Outcome, Plan, restore_stock, without_lock
 from .receipt import MODULE, encode
 from .refusals import lost_original
 from .state import PATCHED, TargetState, inspect, look_again, of_package
@@ -65,7 +64,8 @@ def revert(
 def sites(environment: Environment) -> list[Store]:
     """The site directories to revert: those of the two packages, and those where only SelfAug is left of them.
 
-    One whose copy of the packages is hidden by another copy is not among them: it is some other environment's.
+    A site directory whose copy of the packages is hidden by another copy is left out: it belongs to another
+    environment.
     """
     imported = {package.site for package in environment.packages.values() if package.site}
     stores = []
@@ -89,7 +89,7 @@ def plan(
     problems = []
     edits = edited(environment, stores, table, runtime)
     if keep_edits is None:
-        problems += [_edited(path, found, environment) for path, _, found in edits]
+        problems += [_edited(path, how, environment) for path, _, how in edits]
     runtime_edited = {path for path, _, _ in edits}
     for store in stores:
         for target in _targets(environment, store, table):
@@ -121,12 +121,12 @@ def edited(
     environment: Environment, stores: list[Store], table: PinTable, runtime: Runtime
 ) -> list[tuple[Path, bytes, str]]:
     """Files of SelfAug's that someone changed after `install`: path, content, and how it differs, in words."""
-    found = []
+    edits = []
     for store in stores:
         for target in _targets(environment, store, table):
             if target.edited_after_install():
                 assert target.path is not None
-                found.append((target.path, target.content, explain(target, table)))
+                edits.append((target.path, target.content, explain(target, table)))
         receipt = store.receipt()
         ours = {} if receipt is None or hidden(environment, store, "transformers") else receipt.runtime
         current = runtime.hashes()
@@ -136,29 +136,29 @@ def edited(
                 content = read(path)
                 if content is not None:
                     theirs = f"{path}\n" + unified(runtime.files.get(name, b""), content, f"{RUNTIME}/{name}")
-                    found.append((path, content, theirs.rstrip()))
-    return found
+                    edits.append((path, content, theirs.rstrip()))
+    return edits
 
 
 def _targets(environment: Environment, store: Store, table: PinTable) -> list[TargetState]:
-    found = []
+    targets = []
     for target in known_targets():
         package = environment.packages[target.package]
         if package.site == store.site:
-            found.append(of_package(target, package, table))
+            targets.append(of_package(target, package, table))
         elif store.exists and not hidden(environment, store, target.package):
-            found.append(of_package(target, replace(Package(target.package), site=store.site), table))
-    return found
+            targets.append(of_package(target, replace(Package(target.package), site=store.site), table))
+    return targets
 
 
 def hidden(environment: Environment, store: Store, package: str) -> bool:
-    """Whether the site directory has a copy of this package, and the one that is imported is another: whatever
-    SelfAug did to such a copy, it did for some other environment."""
+    """Whether the site directory has a copy of this package while another copy is imported. What SelfAug did to a
+    hidden copy belongs to another environment."""
     return store.has(package) and environment.packages[package].site not in (None, store.site)
 
 
 def _others(environment: Environment, store: Store) -> bytes | None:
-    """What the receipt goes on saying of hidden copies; None if there is nothing to say."""
+    """The receipt of the hidden copies, which stays; None if there are none."""
     receipt = store.receipt()
     if receipt is None:
         return None
@@ -176,10 +176,10 @@ def _remove_runtime(result: Plan, store: Store, runtime: Runtime, edits: set[Pat
     receipt = store.receipt()
     ours = {} if receipt is None else receipt.runtime
     current = runtime.hashes()
-    found, folder = installed(store.site), store.site / RUNTIME
+    present, folder = installed(store.site), store.site / RUNTIME
     names = [
         name
-        for name, sha256 in found.items()
+        for name, sha256 in present.items()
         if sha256 in (ours.get(name), current.get(name)) or folder / name in edits
     ]
     if not names and not ours:
@@ -192,7 +192,7 @@ def _remove_runtime(result: Plan, store: Store, runtime: Runtime, edits: set[Pat
         result.remove_folder(store, f"{RUNTIME}/{package}")
     result.remove_folder(store, RUNTIME)
     result.changes.append(("remove", folder))
-    result.notes += [f"{folder / name} is not SelfAug's, and stays." for name in found if name not in names]
+    result.notes += [f"{folder / name} is not SelfAug's, and stays." for name in present if name not in names]
 
 
 def _already_stock(target: TargetState) -> str:
@@ -207,12 +207,12 @@ def _already_stock(target: TargetState) -> str:
     return f"{package.name} was reinstalled since: its file is left as it is ({target.state})."
 
 
-def _edited(path: Path, found: str, environment: Environment) -> Problem:
+def _edited(path: Path, how: str, environment: Environment) -> Problem:
     return Problem(
         id="modified-file",
         what="a file was changed by someone else after SelfAug patched it",
         expected="the file as SelfAug left it",
-        found=found,
+        found=how,
         do=f"{environment.commands.patcher('revert', '--keep-edits DIR')} (saves the file in DIR, then restores stock)",
         exit_code=EXIT_MODIFIED,
     )

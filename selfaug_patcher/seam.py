@@ -10,6 +10,7 @@ Of the syntax tree only line numbers are used, so that every version of Python p
 from __future__ import annotations
 
 import ast
+import functools
 import io
 import re
 import tokenize
@@ -74,6 +75,7 @@ def parse(text: str, name: str) -> Seam:
 _PARTS = ("import", "before", "after")
 
 
+@functools.lru_cache(maxsize=64)  # each file is asked about several times in a run
 def place(seam: Seam, target: Target, stock: bytes) -> bytes:
     """The stock file with the seam in it.
 
@@ -106,6 +108,7 @@ def place(seam: Seam, target: Target, stock: bytes) -> bytes:
     return patched
 
 
+@functools.lru_cache(maxsize=64)
 def remove(seam: Seam, target: Target, patched: bytes) -> bytes:
     """The stock file of a file that `place` has made.
 

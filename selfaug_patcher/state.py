@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import payload
 from .environment import Environment, Package
 from .errors import PatcherError, Problem
-from .families import Target
-from .families import targets as known_targets
+from .families import LAYER, Target, targets
 from .payload import Runtime
 from .pins import Pin, PinTable
 from .receipt import Original
 from .store import Store, digest, read
 
 STOCK, PATCHED, MODIFIED, MISSING, UNSUPPORTED = "stock", "patched", "modified", "missing", "unsupported"
+UNPINNED = "unpinned"
+
+PINNED, PROVED_HERE = "pinned", "proved here"
 
 
 @dataclass(frozen=True)
@@ -23,9 +25,12 @@ class TargetState:
     """One target as it is now.
 
     Args:
-        state: stock, patched, modified, missing or unsupported.
-        pin: the release whose stock or patched content this is; None for an older SelfAug's, and for all other states.
+        state: stock, patched, unpinned (as pip installed it, of a release that nobody has pinned), modified, missing or
+            unsupported.
+        pin: the release whose stock or patched content this is; None in all other cases.
         original: what the receipt of this site directory says of the target.
+        older: patched by a SelfAug with other seams.
+        why: the refusal of the seam, where an unpinned file has no place for it.
     """
 
     target: Target
@@ -36,6 +41,8 @@ class TargetState:
     sha256: str = ""
     pin: Pin | None = None
     original: Original | None = None
+    older: bool = False
+    why: Problem | None = None
 
     @property
     def store(self) -> Store:
@@ -43,16 +50,14 @@ class TargetState:
         return Store(self.package.site)
 
     @property
-    def older(self) -> bool:
-        """Patched by a SelfAug whose patches are no longer in the table."""
-        return self.state == PATCHED and self.pin is None
+    def proved(self) -> dict[str, str]:
+        """The versions with which a patched file was proved on this machine; empty for a pinned one."""
+        return dict(self.original.proved) if self.original and self.pin is None and self.state == PATCHED else {}
 
-    def edited_after_install(self) -> bool:
-        """Modified, and what was modified is a file that SelfAug had patched (rather than one that pip has put there
-        since: that one has the content that RECORD says, or another version)."""
-        if self.state not in (MODIFIED, UNSUPPORTED) or self.original is None or not self.sha256:
-            return False
-        return self.sha256 != self.package.record_sha256 and self.package.version in ("", self.original.version)
+    @property
+    def trust(self) -> str:
+        """Why the file may be patched: ``pinned``, ``proved here``, or empty where neither is so."""
+        return PINNED if self.pin else PROVED_HERE if self.proved else ""
 
     def stock_content(self, table: PinTable) -> bytes | Path | None:
         """The stock file of a target that SelfAug has patched: the kept original where it is intact, else computed."""
@@ -61,15 +66,26 @@ class TargetState:
             kept = self.store.original(original.stock_sha256)
             if kept is not None:
                 return kept
-        if self.pin is not None and self.state == PATCHED:
-            return _pinned(table.stock(self.target, self.content), self.pin.stock_sha256)
-        return None
+        if self.state != PATCHED or self.older:
+            return None
+        stock = table.stock(self.target, self.content)
+        return _pinned(stock, self.pin.stock_sha256) if self.pin else stock
 
     def patched_content(self, table: PinTable, stock: bytes) -> bytes:
-        """The patched file for this stock content. Its hash is the pinned one, of a file that is known to compile."""
-        pin = table.by_stock(self.target.name, digest(stock))
-        assert pin is not None
-        return _pinned(table.patched(self.target, stock), pin.patched_sha256)
+        """The patched file for this stock content; where the stock content is pinned, so is the hash of the result."""
+        patched, pin = table.patched(self.target, stock), table.by_stock(self.target.name, digest(stock))
+        return _pinned(patched, pin.patched_sha256) if pin else patched
+
+    def edited_after_install(self) -> bool:
+        """Whether someone edited the patched file. A file that pip has put there since `install` does not count: it has
+        the content that RECORD says, or is of another version."""
+        if self.state not in (MODIFIED, UNSUPPORTED) or self.original is None or not self.sha256:
+            return False
+        return not self.as_pip_installed() and self.package.version in ("", self.original.version)
+
+    def as_pip_installed(self) -> bool:
+        """Whether the content is the one that the package's list of files gives."""
+        return self.sha256 == self.package.record.get(self.target.path)
 
 
 @dataclass(frozen=True)
@@ -83,46 +99,55 @@ class State:
     runtime_state: str
 
     @property
-    def model(self) -> TargetState:
-        return self.targets[0]
+    def models(self) -> tuple[TargetState, ...]:
+        return tuple(target for target in self.targets if target.target != LAYER)
+
+    @property
+    def layer(self) -> TargetState:
+        return next(target for target in self.targets if target.target == LAYER)
+
+    def in_use(self) -> list[TargetState]:
+        """The targets that matter to this environment: the models that SelfAug patched, else the default one; peft."""
+        models = [model for model in self.models if model.state == PATCHED or model.original is not None]
+        return [*(models or self.models[:1]), self.layer]
 
     @property
     def site(self) -> Path | None:
         """Where the runtime belongs: beside transformers."""
-        return self.model.package.site
+        return self.models[0].package.site
 
-    def stores(self) -> list[Store]:
-        """The site directories that `install` would change: one, or two where the packages lie apart."""
-        return [
-            Store(site) for site in dict.fromkeys(t.package.site for t in self.targets if t.path is not None) if site
-        ]
-
-    def folders(self) -> list[Path]:
-        """The folders that hold something to change."""
-        return [f for t in self.targets if t.path and t.package.site for f in (t.package.site, t.path.parent)]
+    @property
+    def store(self) -> Store:
+        """The record of the site directory with transformers."""
+        return self.models[0].store
 
     @property
     def runtime_path(self) -> Path | None:
         return self.site / "selfaug" if self.site else None
 
 
+def stores(chosen: list[TargetState]) -> list[Store]:
+    """The site directories of these targets: one, or two where the packages lie apart."""
+    return [Store(site) for site in dict.fromkeys(t.package.site for t in chosen if t.path is not None) if site]
+
+
 def inspect(environment: Environment, table: PinTable, runtime: Runtime) -> State:
-    """Read both targets, the receipts and the runtime. Writes nothing.
+    """Read all targets, the receipts and the runtime. Writes nothing.
 
     Raises:
         PatcherError: a receipt is damaged.
     """
-    targets = tuple(of_package(target, environment.packages[target.package], table) for target in known_targets())
-    site = targets[0].package.site
-    receipt = Store(site).receipt() if site else None
-    found = payload.state(site, runtime, receipt)
-    if found in ("installed", "older") and targets[0].state != PATCHED:
-        found = "leftover"
-    return State(environment, table, runtime, targets, found)
+    states = tuple(of_package(target, environment.packages[target.package], table) for target in targets())
+    site = states[0].package.site
+    runtime_state = payload.state(site, runtime, Store(site).receipt() if site else None)
+    patched = any(target.state == PATCHED for target in states if target.target != LAYER)
+    if runtime_state in ("installed", "older") and not patched:
+        runtime_state = "leftover"
+    return State(environment, table, runtime, states, runtime_state)
 
 
 def look_again(environment: Environment, table: PinTable, runtime: Runtime, done: str) -> State:
-    """The state after a run; if it cannot be told, the error begins with what was ``done`` all the same."""
+    """The state after a run. If inspecting fails, the error still says what was ``done``."""
     try:
         return inspect(environment, table, runtime)
     except PatcherError as error:
@@ -134,36 +159,48 @@ def of_package(target: Target, package: Package, table: PinTable) -> TargetState
     if package.site is None:
         return TargetState(target, package, MISSING)
     path = package.site / target.path
-    receipt = Store(package.site).receipt()
+    store = Store(package.site)
+    receipt = store.receipt()
     original = receipt.targets.get(target.name) if receipt else None
-    pinned = table.by_version(target.name, package.version) if package.version else None
+    pinned = bool(package.version) and table.by_version(target.name, package.version) is not None
     content = read(path)
     if content is None:
-        state = MISSING if pinned else UNSUPPORTED
-        return TargetState(target, package, state, path, original=original)
-    sha256 = digest(content)
-    stock, patched = table.by_stock(target.name, sha256), table.by_patched(target.name, sha256)
-    if stock:
-        state = STOCK
-    elif patched or (original and original.patched_sha256 == sha256):
-        state = PATCHED
-    else:
-        ours = original is not None and package.version in ("", original.version)
-        state = MODIFIED if pinned or ours else UNSUPPORTED
-    return TargetState(target, package, state, path, content, sha256, stock or patched, original)
+        return TargetState(target, package, MISSING if pinned else UNSUPPORTED, path, original=original)
+    here = TargetState(target, package, MODIFIED, path, content, digest(content), original=original)
+    stock, patched = table.by_stock(target.name, here.sha256), table.by_patched(target.name, here.sha256)
+    if stock or patched:
+        return replace(here, state=STOCK if stock else PATCHED, pin=stock or patched)
+    computed = _without_seam(target, content, table)
+    if original is not None and original.patched_sha256 == here.sha256:
+        return replace(here, state=PATCHED, older=computed != original.stock_sha256)
+    if computed and computed == package.record.get(target.path):  # patched, and the record of that is lost
+        return replace(here, state=PATCHED)
+    if here.as_pip_installed():
+        return _unpinned(here, table)
+    ours = original is not None and package.version in ("", original.version)
+    return here if pinned or ours or target.path in package.record else replace(here, state=UNSUPPORTED)
+
+
+def _unpinned(here: TargetState, table: PinTable) -> TargetState:
+    """A file of a release that nobody has pinned: to be tried, where the seam has its place."""
+    try:
+        table.patched(here.target, here.content)
+    except PatcherError as error:
+        return replace(here, state=UNSUPPORTED, why=error.problems[0])
+    return replace(here, state=UNPINNED)
+
+
+def _without_seam(target: Target, content: bytes, table: PinTable) -> str:
+    """The sha256 of the file without this SelfAug's seam; empty where the seam is not in the file."""
+    try:
+        return digest(table.stock(target, content))
+    except PatcherError:
+        return ""
 
 
 def _pinned(content: bytes, sha256: str) -> bytes:
     if digest(content) != sha256:
-        raise PatcherError(wrong_result(sha256, digest(content)))
+        do = "take the patches/ folder from a fresh checkout of SelfAug"
+        what = "a seam gave a file other than the pinned one"
+        raise PatcherError(Problem("bad-pins", what, sha256, digest(content), do))
     return content
-
-
-def wrong_result(expected: str, found: str) -> Problem:
-    return Problem(
-        id="bad-pins",
-        what="a patch gave a file other than the pinned one",
-        expected=expected,
-        found=found,
-        do="take the patches/ folder from a fresh checkout of SelfAug",
-    )

@@ -65,8 +65,8 @@ class Store:
         if not self.exists:
             return False
         self.check()
-        found = set(names(self.root))
-        untidy = "receipt.json" not in found or not found <= {"receipt.json", "originals"}
+        inside = set(names(self.root))
+        untidy = "receipt.json" not in inside or not inside <= {"receipt.json", "originals"}
         return untidy and (self.writable() or self.interrupted())
 
     def writable(self) -> bool:
@@ -173,13 +173,13 @@ def sha256_of(path: Path) -> str:
 _REINSTALL = "reinstall the package, so that its folders are plain folders"
 
 
-def _outside(path: str, found: str, do: str = _REINSTALL) -> PatcherError:
+def _outside(path: str, seen: str, do: str = _REINSTALL) -> PatcherError:
     return PatcherError(
         Problem(
             id="outside-package",
             what="a file lies where SelfAug must not write",
             expected="plain folders below the site directory",
-            found=f"{path}: {found}",
+            found=f"{path}: {seen}",
             do=do,
         )
     )

@@ -2,10 +2,10 @@
 
 Everything that a run needs, the old files (as hard links, where the file system has them) and the new ones, lies in
 ``.selfaug/stage`` before the first target is touched, and the journal says how to put the old ones back. From then on
-there are only renames, so that neither a full disk nor a killed process can leave half a file. Removing the journal is
-the moment at which the run has happened; a journal that is still there is undone, by this run or by the next one.
+there are only renames, so that neither a full disk nor a killed process can leave half a file. Removing the journal
+commits the run; a journal that is still there is undone, by this run or by the next one.
 
-Two site directories (transformers in one, peft in the other) have a journal each, and neither needs the other's.
+Two site directories (transformers in one, peft in the other) have a journal each, and each is undone without the other.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ Operation = Union[Put, MakeFolder, RemoveFolder]
 
 @contextlib.contextmanager
 def locked(stores: Sequence[Store], wait: float = lock.WAIT_SECONDS) -> Iterator[list[str]]:
-    """Hold these stores, recovered from any earlier crash; gives what the recovery found, as sentences."""
+    """Hold these stores, recovered from any earlier crash; yields what the recovery did, as sentences."""
     with contextlib.ExitStack() as stack:
         for store in sorted(stores, key=lambda store: str(store.site)):
             store.check()
@@ -115,18 +115,18 @@ def execute(
         with leaving(state):
             raise
     for store in stores:
-        # It has happened; the next command tidies up what is left.
+        # The run is committed; the next command removes what is left in the way of temporary files.
         with contextlib.suppress(OSError, PatcherError), leaving(DONE[verb]):
             tidy(store)
 
 
 def recover(stores: Sequence[Store]) -> list[str]:
-    """Undo what an interrupted run left, and remove its temporary files. The stores must be locked.
+    """Undo an interrupted run, and remove its temporary files. The stores must be locked.
 
     Returns:
-        What was found, one sentence each; nothing if all was in order.
+        What was undone, one sentence each; empty if all was in order.
     """
-    found = []
+    notes = []
     journals = [(store, *journal.read(store)) for store in stores if os.path.exists(store.journal)]
     # The order in which the parts of a run are undone: on no path is transformers patched without its runtime.
     journals.sort(key=lambda item: journal.has_model(item[2]) == (item[1] == "revert"))
@@ -137,13 +137,13 @@ def recover(stores: Sequence[Store]) -> list[str]:
                 store.journal.unlink()
         except OSError as error:
             raise PatcherError(from_os_error(error, f"undo an interrupted {verb}"), state=HALFWAY) from error
-        found += [f"An interrupted {verb} was found in {store.site}, and undone.", *left]
+        notes += [f"An interrupted {verb} was found in {store.site}, and undone.", *left]
     for store in stores:
         try:
             tidy(store)
         except OSError as error:
-            found.append(f"Left for the next command to remove: {error.filename} ({error.strerror}).")
-    return found
+            notes.append(f"Left for the next command to remove: {error.filename} ({error.strerror}).")
+    return notes
 
 
 def tidy(store: Store) -> None:

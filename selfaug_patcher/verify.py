@@ -10,6 +10,7 @@ from typing import Callable
 
 from .check import Check
 from .environment import Environment
+from .families import LAYER
 from .payload import Runtime
 from .pins import PinTable
 from .refusals import changed_modules, refusals
@@ -26,7 +27,7 @@ def verify(
     state = inspect(environment, table, runtime)
     checks = hashes(state)
     if all(check.ok for check in checks) and state.site is not None:
-        if state.targets[1].package.site is None:
+        if state.layer.package.site is None:
             return state, [*checks, Check("trial", True, "left out: peft is not installed, SelfAug is idle")]
         checks += _trial(state, report)
     return state, checks
@@ -36,25 +37,31 @@ def hashes(state: State) -> list[Check]:
     """Whether both targets and the runtime are exactly those of this SelfAug."""
     checks = []
     steps, runtime_step = next_steps(state)
-    for target, step in zip(state.targets, steps):
-        if target.package.site is None and target is not state.model:
+    for target in state.in_use():
+        step = steps[target.target.name]
+        if target.package.site is None and target is state.layer:
             continue
         ok = target.state == PATCHED and not target.older
-        detail = f"sha256 {target.sha256[:16]}..., as pinned for {target.package.name} {target.package.version}"
+        detail = f"sha256 {target.sha256[:16]}..., {target.trust or 'not pinned'}: {_release(target)}"
         checks.append(Check(f"hash of {target.target.name}", ok, detail if ok else _cause(target, state), step))
     ok = state.runtime_state == "installed"
     path = f"{state.runtime_path}: " if state.runtime_path else ""
     detail = f"selfaug {state.runtime.version}, {len(state.runtime.files)} files"
-    found = "; ".join([f"{path}{state.runtime_state}", *changed_modules(state)])
+    changes = "; ".join([f"{path}{state.runtime_state}", *changed_modules(state)])
     # where it is only missing, what is to be done about the targets brings it
-    return [*checks, Check("hashes of the runtime", ok, detail if ok else found, runtime_step)]
+    return [*checks, Check("hashes of the runtime", ok, detail if ok else changes, runtime_step)]
+
+
+def _release(target: TargetState) -> str:
+    versions = target.proved or {target.package.name: target.package.version}
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 def _cause(target: TargetState, state: State) -> str:
     """Why a target is not as it should be."""
     for problem in refusals(state, [target]):
-        found = problem.found.replace("\n", f"\n{'':<10}")
-        return f"{problem.what}\nexpected: {problem.expected}\nfound:    {found}"
+        actual = problem.found.replace("\n", f"\n{'':<10}")
+        return f"{problem.what}\nexpected: {problem.expected}\nfound:    {actual}"
     what = "patched by an older SelfAug" if target.older else f"{target.state}, not patched"
     return f"{what}: {target.path}, {target.package.name} {target.package.version}, sha256 {target.sha256}"
 
@@ -62,12 +69,12 @@ def _cause(target: TargetState, state: State) -> str:
 def _trial(state: State, report: Callable[[str], None]) -> list[Check]:
     """The trial of what is installed, against the stock files served from memory."""
     stock = {}
-    for target in state.targets:
+    for target in state.in_use():
         text = target.stock_content(state.table)
         content = read(text) if isinstance(text, Path) else text
         if content is None:
             return [Check("trial", False, f"the stock file of {target.package.name} is not known")]
         stock[target.target.module] = (str(target.path), content)
-    models = [t.target for t in state.targets if t.package.name == "transformers"]
+    models = [each.target for each in state.in_use() if each.target != LAYER]
     classes = [f"{target.module}:{target.class_name}" for target in models]
     return trial(state.environment, {}, stock, {}, classes, report)

@@ -48,8 +48,8 @@ class PatchedFinder:
             except BaseException:
                 self.served = False  # refused: no later import may find the stock files
                 raise
-        found = (finder.find_spec(name, path, target) for finder in list(sys.meta_path))
-        return next((spec for spec in found if spec is not None), None)
+        specs = (finder.find_spec(name, path, target) for finder in list(sys.meta_path))
+        return next((spec for spec in specs if spec is not None), None)
 
 
 sys.path[:] = [entry for entry in sys.path if os.path.realpath(entry) != _HERE]

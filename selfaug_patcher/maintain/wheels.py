@@ -73,9 +73,9 @@ def fetch(package: str, version: str) -> Path:
     Raises:
         PatcherError: pip could not deliver it; its own words are in the message.
     """
-    found = find(package, version)
-    if found:
-        return found
+    cached = find(package, version)
+    if cached:
+        return cached
     cache().mkdir(parents=True, exist_ok=True)
     folder = tempfile.mkdtemp(prefix=".part-", dir=cache())
     try:

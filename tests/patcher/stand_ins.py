@@ -29,6 +29,8 @@ class Qwen2ForCausalLM(Qwen2Config):
     def forward(self):
         return "stock"
 """
+# A second family, which SelfAug knows in tests only.
+OTHER = families.model("other", "OtherForCausalLM", "1.0")
 LAYER_TEXT = """class BaseTunerLayer:
     _disable_adapters = False
 
@@ -166,6 +168,9 @@ def package_files(name: str, version: str) -> dict[str, str]:
             "transformers/models/qwen2/__init__.py": "",
             "transformers/models/qwen2/configuration_qwen2.py": "class Qwen2Config:\n    pass\n",
             MODEL: MODEL_TEXT.format(version=version),
+            "transformers/models/other/__init__.py": "",
+            "transformers/models/other/configuration_other.py": "class OtherConfig:\n    pass\n",
+            OTHER.path: MODEL_TEXT.format(version=version).replace("qwen2", "other").replace("Qwen2", "Other"),
         }
     return {
         "peft/__init__.py": f'__version__ = "{version}"\n',
@@ -175,10 +180,12 @@ def package_files(name: str, version: str) -> dict[str, str]:
     }
 
 
-def put_package(site: Path, name: str, version: str, installer: str = "pip") -> None:
-    """What pip leaves behind: the package, and its metadata with RECORD."""
+def put_package(site: Path, name: str, version: str, installer: str = "pip", change=lambda text: text) -> None:
+    """What pip leaves behind: the package, and its metadata with RECORD. ``change``: of the file that gets patched."""
     info = f"{name}-{version}.dist-info"
     files = package_files(name, version)
+    target = MODEL if name == "transformers" else LAYER
+    files[target] = change(files[target])
     files[f"{info}/METADATA"] = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
     files[f"{info}/INSTALLER"] = f"{installer}\n"
     record = [f"{path},sha256={_urlsafe(text)},{len(text)}\n" for path, text in files.items()]
@@ -186,6 +193,12 @@ def put_package(site: Path, name: str, version: str, installer: str = "pip") -> 
     for path, text in files.items():
         (site / path).parent.mkdir(parents=True, exist_ok=True)
         (site / path).write_text(text, newline="\n")
+
+
+def forget_record(site: Path, name: str) -> None:
+    """Remove the list of files, which tells whether pip installed a file: then nothing speaks for an unpinned one."""
+    (record,) = site.glob(f"{name}-*.dist-info/RECORD")
+    record.unlink()
 
 
 def _urlsafe(text: str) -> str:

@@ -339,7 +339,7 @@ def test_a_missing_record_is_no_obstacle(place):
 
 
 def test_an_operating_systems_own_packages_are_refused(place, monkeypatch):
-    from selfaug_patcher import environment, probe
+    from selfaug_patcher import environment
 
     answer = {**probe_answer(place), "externally_managed": "/usr/lib/python3/EXTERNALLY-MANAGED"}
     assert environment.from_probe(answer, place.python).packages["transformers"].problems == ()
@@ -347,16 +347,16 @@ def test_an_operating_systems_own_packages_are_refused(place, monkeypatch):
         package["distributions"][0]["installer"] = "debian"
     problems = environment.from_probe(answer, place.python).packages["transformers"].problems
     assert [problem.id for problem in problems] == ["externally-managed"]
-    assert probe.PACKAGES["transformers"] == MODEL
-    assert probe.PACKAGES["peft"] == LAYER
+    assert environment.asked_about() == {"transformers": [MODEL], "peft": [LAYER]}
 
 
 def probe_answer(place) -> dict:
     import json
 
-    from selfaug_patcher import probe
+    from selfaug_patcher import environment, probe
 
-    result = subprocess.run([place.python, "-c", Path(probe.__file__).read_text()], capture_output=True, text=True)
+    command = [place.python, "-c", Path(probe.__file__).read_text(), json.dumps(environment.asked_about())]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(result.stdout)
 
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from stand_ins import put_package
+from stand_ins import forget_record, put_package
 
 from selfaug_patcher import cli
 
@@ -30,7 +30,7 @@ def refuse(place, *arguments, **options):
 def test_an_unpinned_release_names_the_nearest_pinned_one(make_place):
     place = make_place(transformers="1.7")
     sha256 = place.status()["targets"][0]["sha256"]
-    assert refuse(place, "install") == (
+    assert refuse(place, "install", "--pinned-only") == (
         3,
         "error[unpinned-release]: no verified patch for transformers 1.7\n"
         "  expected: a pinned release (1.0 ... 2.0); the nearest is 1.1\n"
@@ -42,8 +42,18 @@ def test_an_unpinned_release_names_the_nearest_pinned_one(make_place):
     )
 
 
+def test_of_an_unpinned_file_without_a_record_nobody_can_tell_whether_pip_installed_it(make_place):
+    place = make_place(transformers="1.7")
+    forget_record(place.site, "transformers")
+    code, text = refuse(place, "install")
+    assert (code, place.states()[0]) == (3, "unsupported")
+    assert "(not in the pin table, and no RECORD tells whether pip installed this file)" in text
+    assert 'PYTHON -m pip install "transformers==1.1", then the same command again' in text
+
+
 def test_all_problems_are_listed_and_the_gravest_is_the_exit_code(make_place):
     place = make_place(transformers="1.7")
+    forget_record(place.site, "transformers")
     place.layer.write_text(place.layer.read_text() + "\n# mine\n")
     code, text = refuse(place, "install")
     assert (code, text.count("error[")) == (4, 2)
@@ -143,7 +153,10 @@ def test_an_editable_install_is_refused_with_how_to_go_on(place, tmp_path):
 def test_in_an_environment_that_uv_filled_the_advice_is_uvs(make_place):
     place = make_place(transformers="1.7")
     (place.site / "transformers-1.7.dist-info" / "INSTALLER").write_text("uv\n")
-    assert 'do:       uv pip install --python PYTHON "transformers==1.1", then' in refuse(place, "install")[1]
+    assert (
+        'do:       uv pip install --python PYTHON "transformers==1.1", then'
+        in refuse(place, "install", "--pinned-only")[1]
+    )
 
 
 def test_an_empty_folder_of_an_uninstalled_package_is_refused_with_what_to_do(make_place):
@@ -275,7 +288,7 @@ def test_a_real_old_interpreter_gets_no_syntax_error(place, version):
 
 def test_errors_have_a_json_form(make_place):
     place = make_place(transformers="1.7")
-    result = place.run("install", "--json")
+    result = place.run("install", "--json", "--pinned-only")
     assert (result.code, result.data["exit_code"], result.err) == (3, 3, "")
     problem = result.data["error"]["problems"][0]
     assert problem["id"] == "unpinned-release"

@@ -15,44 +15,6 @@ import pytest
 from snapshots import snapshot
 from stand_ins import put_package
 
-import selfaug_patcher
-
-SCRIPT = """
-import multiprocessing, os, subprocess, sys
-
-
-def release(_=None):
-    from transformers.models.qwen2.modeling_qwen2 import Qwen2ForCausalLM
-    from peft.tuners.lora.layer import LoraLayer
-    return getattr(Qwen2ForCausalLM, "release", "stock"), hasattr(LoraLayer, "selfaug_reference")
-
-
-if __name__ == "__main__":
-    if sys.argv[1:] == ["child"]:
-        print("child", *release())
-        sys.exit()
-    print("arguments", *sys.argv[1:])
-    print("here", *release())
-    if sys.argv[1:] == ["all"]:
-        subprocess.run([sys.executable, __file__, "child"], check=True)
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            print("spawned", *pool.map(release, [0])[0])
-    sys.exit(7)
-"""
-
-
-@pytest.fixture
-def equipped(place, selfaug, tmp_path):
-    """An environment with selfaug_patcher installed as pip would: patches and runtime inside the package."""
-    package = place.site / "selfaug_patcher"
-    shutil.copytree(Path(selfaug_patcher.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(selfaug.patches, package / "patches")
-    shutil.copytree(selfaug.code, package / "runtime")
-    (place.site / "packaging").symlink_to(Path(packaging.__file__).parent)
-    (tmp_path / "work").mkdir()
-    (tmp_path / "work" / "script.py").write_text(SCRIPT)
-    return place
-
 
 def launch(place, *arguments, python=None, **variables):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}

@@ -11,9 +11,7 @@ from pathlib import Path
 
 import packaging
 import pytest
-from test_run import equipped, launch
-
-__all__ = ["equipped"]
+from test_run import launch
 
 SCRIPT = """
 import json, multiprocessing, os, subprocess, sys

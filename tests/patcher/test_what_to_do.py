@@ -6,6 +6,7 @@ import shutil
 import subprocess
 
 import pytest
+from stand_ins import forget_record
 from test_other_users import close
 from test_refusals import bound_by_permissions
 
@@ -43,8 +44,9 @@ def steps(data: dict) -> list[str]:
     return [target["next"] for target in data["targets"]]
 
 
-def test_verify_on_an_unpinned_release_names_file_version_hash_nearest_release_and_command(make_place):
+def test_verify_on_an_unsupported_release_names_file_version_hash_nearest_release_and_command(make_place):
     place = make_place(transformers="1.7")
+    forget_record(place.site, "transformers")
     sha256 = place.status()["targets"][0]["sha256"]
     result = place.run("verify")
     install = f"install --python {place.python}"
@@ -56,7 +58,8 @@ def test_verify_on_an_unpinned_release_names_file_version_hash_nearest_release_a
     assert result.out.splitlines() == [
         "FAIL  hash of transformers:qwen2: no verified patch for transformers 1.7",
         "      expected: a pinned release (1.0 ... 2.0); the nearest is 1.1",
-        f"      found:    {place.model}, sha256 {sha256} (not in the pin table)",
+        f"      found:    {place.model}, sha256 {sha256} (not in the pin table, and no RECORD tells "
+        "whether pip installed this file)",
         f"      do:       {pip} && {patcher} {install}",
         f"FAIL  hash of peft:lora: stock, not patched: {place.layer}, peft 2.0, sha256 "
         + place.status()["targets"][1]["sha256"],
@@ -67,8 +70,9 @@ def test_verify_on_an_unpinned_release_names_file_version_hash_nearest_release_a
     assert (check["ok"], check["do"]) == (False, f"{pip} && {patcher} {install}")
 
 
-def test_status_on_an_unpinned_release_names_the_same(make_place):
+def test_status_on_an_unsupported_release_names_the_same(make_place):
     place = make_place(peft="1.7")
+    forget_record(place.site, "peft")
     data = place.status()
     out = place.run("status").out
     assert f"why:  no verified patch for peft 1.7: {place.layer}, sha256 {data['targets'][1]['sha256']}" in out
@@ -77,15 +81,18 @@ def test_status_on_an_unpinned_release_names_the_same(make_place):
     assert data["targets"][1]["next"].endswith(f" -m selfaug_patcher install --python {place.python}")
 
 
-def test_of_two_unpinned_releases_the_second_leads_to_install(make_place):
+def test_of_two_unsupported_releases_the_second_leads_to_install(make_place):
     place = make_place(transformers="1.7", peft="1.7")
+    forget_record(place.site, "transformers")
+    forget_record(place.site, "peft")
     transformers, peft = steps(place.status())
     assert transformers == f'{place.python} -m pip install "transformers==1.1"'
     assert peft.startswith(f'{place.python} -m pip install "peft==1.1" && ')
 
 
-def test_nothing_leads_to_install_where_one_release_is_unpinned_and_the_other_file_edited(make_place):
+def test_nothing_leads_to_install_where_one_release_is_unsupported_and_the_other_file_edited(make_place):
     place = make_place(transformers="1.7")
+    forget_record(place.site, "transformers")
     peft_edited(place)
     assert steps(place.status())[0] == f'{place.python} -m pip install "transformers==1.1"'
 
