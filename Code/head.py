@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .family import FamilyHead
+
 
 def linear(head: nn.Module) -> nn.Linear | None:
     """The ``nn.Linear`` that ``head`` is, without FSDP1's wrappers. None for any other head, such as a LoRA layer."""
@@ -76,11 +78,13 @@ def is_sharded(model: nn.Module) -> bool:
     return any(_gathers(module) for module in model.modules())
 
 
-def trains_sharded(head: nn.Module) -> bool:
-    """Whether ``head`` has something to train (LoRA, ``modules_to_save``) in modules that gather their weights. Its
-    gradient is then the sharding library's business, in one call of the module within autograd's own graph.
+def has_own_graph(head: nn.Module) -> bool:
+    """Whether ``head`` has to be called once for all positions, within autograd's own graph. Modules in it gather their
+    weights, and it trains (LoRA, ``modules_to_save``: the gradient is the sharding library's business) or does more
+    than a product with one matrix (a family's own head).
     """
-    return any(parameter.requires_grad for parameter in head.parameters()) and is_sharded(head)
+    trains = any(parameter.requires_grad for parameter in head.parameters())
+    return (trains or isinstance(head, FamilyHead)) and is_sharded(head)
 
 
 def _gathers(module: nn.Module) -> bool:

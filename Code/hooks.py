@@ -1,5 +1,5 @@
 """What the patched files import: :class:`.unpatched.ReferenceSwitch`, the first base class of peft's ``LoraLayer``, and
-:class:`SelfAligned`, that of ``Qwen2ForCausalLM``.
+:class:`SelfAligned`, that of a causal language model of transformers (``Qwen2ForCausalLM``).
 
 The latter wraps ``forward``: the class's own, one that a subclass or another library puts in its place on the class
 (Liger), and one that is put on an instance (TRL's fused heads). It looks again whenever the model is called or set to
@@ -34,7 +34,7 @@ class SelfAligned:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        _wrap_class(cls, stock=cls.__module__.startswith("transformers.models.qwen2."))
+        _wrap_class(cls, stock=cls.__module__.startswith("transformers.models."))
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         _wrap_class_in_force(cls)
@@ -103,13 +103,6 @@ def keep_wrapped(model: Any) -> Callable[..., Any] | None:
         return None
     model.forward = own  # SelfAligned.__setattr__ wraps it
     forward: Callable[..., Any] = own
-    return forward
-
-
-def stock_forward(model: nn.Module) -> Callable[..., Any]:
-    """``forward`` as transformers wrote it, a function of (self, ...)."""
-    wrapped = next(vars(cls)["forward"] for cls in type(model).__mro__ if "forward" in vars(cls))
-    forward: Callable[..., Any] = wrapped.__wrapped__
     return forward
 
 
