@@ -11,7 +11,7 @@ from typing import Any, Callable
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from . import sequence_parallel
+from . import family, sequence_parallel
 from .eager import eager
 from .labels import logits_to_keep
 
@@ -24,9 +24,14 @@ _NOT_FOR_THE_DECODER = {
     "num_items_in_batch",
     "return_dict",
 }
-# keyword arguments that are not in the signature, but known to transformers' stock loss and attention
-_KNOWN_EXTRAS = {"num_items_in_batch", "output_attentions", "output_hidden_states", "return_dict", "cache_position",
-                 "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}  # fmt: skip
+CACHES = {"past_key_values", "cache"}
+# Arguments with which stock's loss is the NLL of the labels. One that is not named here may add to the loss.
+PLAIN = {"input_ids", "attention_mask", "position_ids", *CACHES, "inputs_embeds", "labels", "shift_labels",
+         "use_cache", "output_attentions", "output_hidden_states", "return_dict", "cache_position", "logits_to_keep",
+         "num_logits_to_keep", "num_items_in_batch", "per_layer_inputs",
+         "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}  # fmt: skip
+# Those that may add to stock's loss. They are known all the same: then stock's own forward makes the loss.
+ADD_TO_LOSS = {"output_router_logits"}
 
 
 @eager
@@ -69,7 +74,7 @@ def obstacle(call: dict[str, Any]) -> tuple[str, str] | None:
 
 
 @eager
-def is_plain(model: Any, forward: Callable[..., Any], call: dict[str, Any]) -> bool:
+def is_plain(model: Any, call: dict[str, Any]) -> bool:
     """Whether stock ``forward`` would compute NLL over all positions and nothing else, as the chunked loss does."""
     kept = logits_to_keep(call)
     loss_function = getattr(model, "loss_function", None)
@@ -78,8 +83,9 @@ def is_plain(model: Any, forward: Callable[..., Any], call: dict[str, Any]) -> b
         and getattr(model.config, "return_dict", True)
         and isinstance(kept, int)
         and kept == 0
-        and set(call) <= set(_signature(forward).parameters) | _KNOWN_EXTRAS
+        and set(call) <= PLAIN
         and (loss_function is None or _is_stock_loss(loss_function))
+        and family.traits(model).nll
     )
 
 
@@ -100,8 +106,16 @@ def is_cache(value: Any) -> bool:
 @eager
 def has_past(call: dict[str, Any]) -> bool:
     """Whether the call has a key-value cache that is not empty."""
-    caches = [value for value in call.values() if is_cache(value)]
-    return any(isinstance(cache, (tuple, list)) or cache.get_seq_length() > 0 for cache in caches)
+    return any(_is_filled(value) for value in call.values() if is_cache(value))
+
+
+def _is_filled(cache: Any) -> bool:
+    if isinstance(cache, (tuple, list)):
+        return True
+    try:
+        return bool(cache.get_seq_length() > 0)
+    except ValueError:  # of layers without keys and values, which do not count positions: nobody can tell
+        return True
 
 
 def _class_forward(decoder: nn.Module) -> Callable[..., Any]:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .family import FamilyHead
+
 
 def linear(head: nn.Module) -> nn.Linear | None:
     """The ``nn.Linear`` inside FSDP1's wrappers, or ``head`` itself. None for any other head, such as a LoRA layer."""
@@ -76,11 +78,12 @@ def is_sharded(model: nn.Module) -> bool:
     return any(_gathers(module) for module in model.modules())
 
 
-def trains_sharded(head: nn.Module) -> bool:
-    """Whether ``head`` trains (LoRA, ``modules_to_save``) and gathers weights. Then the sharding library computes its
-    gradient, from one call of the head in autograd's own graph.
+def has_own_graph(head: nn.Module) -> bool:
+    """Whether ``head`` has to be called once for all positions, in autograd's own graph: it gathers weights, and it
+    trains (LoRA, ``modules_to_save``: the sharding library computes its gradient) or is a family's own head.
     """
-    return any(parameter.requires_grad for parameter in head.parameters()) and is_sharded(head)
+    trains = any(parameter.requires_grad for parameter in head.parameters())
+    return (trains or isinstance(head, FamilyHead)) and is_sharded(head)
 
 
 def _gathers(module: nn.Module) -> bool:

@@ -1,5 +1,5 @@
 """The two base classes that the patched files import: :class:`.unpatched.ReferenceSwitch` for peft's ``LoraLayer``, and
-:class:`SelfAligned` for ``Qwen2ForCausalLM``.
+:class:`SelfAligned` for the causal language models of transformers.
 
 :class:`SelfAligned` wraps ``forward``: the one of the class, one that a subclass or another library puts on the class
 (Liger), and one that is put on an instance (TRL's fused heads). Another library may replace a forward at any time, so
@@ -35,7 +35,7 @@ class SelfAligned:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        _wrap_class(cls, stock=cls.__module__.startswith("transformers.models.qwen2."))
+        _wrap_class(cls, stock=cls.__module__.startswith("transformers.models."))
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         _wrap_class_in_force(cls)
@@ -103,13 +103,6 @@ def keep_wrapped(model: Any) -> Callable[..., Any] | None:
         return None
     model.forward = own  # SelfAligned.__setattr__ wraps it
     forward: Callable[..., Any] = own
-    return forward
-
-
-def stock_forward(model: nn.Module) -> Callable[..., Any]:
-    """``forward`` as transformers wrote it, a function of (self, ...)."""
-    wrapped = next(vars(cls)["forward"] for cls in type(model).__mro__ if "forward" in vars(cls))
-    forward: Callable[..., Any] = wrapped.__wrapped__
     return forward
 
 

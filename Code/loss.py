@@ -20,7 +20,7 @@ from typing import Any, Callable
 import torch
 from torch import Tensor, nn
 
-from .head import frozen_weight, sharded_linear, trains_sharded, without_hooks
+from .head import frozen_weight, has_own_graph, sharded_linear, without_hooks
 from .labels import IGNORE_INDEX
 
 Head = Callable[[Tensor], Tensor]
@@ -77,7 +77,8 @@ def chunked_loss(
     gradient and no buffer. The loss can be differentiated once.
 
     A sharded head is called once, and all chunks are computed within that call. If a sharded head trains, the sharding
-    library has to see its graph, so the loss is computed by :func:`plain_loss`.
+    library has to see its graph, so the loss is computed by :func:`plain_loss`; so it is for a sharded
+    :class:`.FamilyHead`.
 
     Args:
         hidden: (P, H), LoRA on. Aligned positions first.
@@ -93,7 +94,7 @@ def chunked_loss(
     """
     here, weight = hidden.device, kl_weight.to(hidden.device, _wide(hidden))  # copied once, not once per chunk
     chunks = _Chunks(next_labels.to(here), weight, reference_hidden.to(here), direction, chunk_size)
-    if trains_sharded(head):
+    if has_own_graph(head):
         with torch.no_grad():
             reference_logits = _cast_once(reference_head, hidden.dtype)(chunks.reference_hidden)
         terms = plain_loss(head(hidden), reference_logits, next_labels, kl_weight, direction)

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from . import config, positions, training_rows
+from . import config, family, positions, training_rows
 from .reference import cache, decoder
 from .reference.cache import CacheError
 from .reference.samples import samples
@@ -30,7 +30,7 @@ def build(model: Any, rows: Iterable[dict[str, list[int]]], settings: config.Set
     """Fill the cache with a sample per row. Returns (number of samples, bytes on disk).
 
     Args:
-        model: a Qwen2ForCausalLM without adapters.
+        model: a model without adapters.
         rows: {"input_ids", "labels"}.
 
     Raises:
@@ -38,12 +38,12 @@ def build(model: Any, rows: Iterable[dict[str, list[int]]], settings: config.Set
             samples that are already written stay, and a training can use them.
     """
     model.eval()
-    if decoder.reads_whole_length(model.model):
+    if decoder.reads_whole_length(family.decoder_of(model)):
         raise CacheError(
             f"the states of {cache.title(model)} cannot be kept. {cache.NOT_CACHEABLE} Nothing was written."
         )
     folder = cache.own_folder(model, settings)
-    device, H, count, size = model.model.embed_tokens.weight.device, model.config.hidden_size, 0, 0
+    device, H, count, size = model.device, family.text_config(model).hidden_size, 0, 0
     for row in rows:
         ids, labels = (torch.tensor([row[name]]) for name in ("input_ids", "labels"))
         chosen = positions.select(labels, None, None, settings.positions, settings.reduction, False)
@@ -52,7 +52,7 @@ def build(model: Any, rows: Iterable[dict[str, list[int]]], settings: config.Set
             continue
         key, index = keyed[0]
         if folder.entries.get(key, len(index), H) is None:
-            states = model.model(input_ids=ids[:, : chosen.length].to(device), use_cache=False)[0][0]
+            states = family.decoder_of(model)(input_ids=ids[:, : chosen.length].to(device), use_cache=False)[0][0]
             if not folder.entries.put(key, states[index.to(device)]):
                 limit = f"{settings.reference_cache_gb:g} GB"
                 raise CacheError(f"the cache is full ({limit}) or its disk is; set SELFAUG_CACHE_GB. {count} are in.")
@@ -60,9 +60,10 @@ def build(model: Any, rows: Iterable[dict[str, list[int]]], settings: config.Set
         size += len(index) * H * 2
     if not count:
         raise CacheError(f"no row has a token at the {settings.positions} positions, so there is nothing to keep.")
-    if type(model.lm_head) is torch.nn.Linear and model.lm_head.bias is None:  # full fine-tuning needs such a head
+    head = family.head_of(model)
+    if type(head) is torch.nn.Linear and head.bias is None:  # full fine-tuning needs such a head
         draft = folder.path / f"head.pt.{os.getpid()}.new"
-        torch.save(model.lm_head.weight.detach().cpu().clone(), draft)
+        torch.save(head.weight.detach().cpu().clone(), draft)
         os.replace(draft, folder.path / "head.pt")
     (folder.path / "built").touch()
     return count, size
@@ -107,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
 def _load(name: str, dtype: str) -> Any:
     model = load_model(name, dtype, "cuda" if torch.cuda.is_available() else "cpu")
     if not hasattr(type(model), "selfaug_aligned"):
-        raise CacheError(f"{name} is a {type(model).__name__}; expected a Qwen2 model. Nothing was written.")
+        raise CacheError(f"{name} is a {type(model).__name__}; which is not patched. Nothing was written.")
     return model
 
 

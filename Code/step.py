@@ -11,7 +11,7 @@ from typing import Any, Callable
 import torch
 from torch import Tensor, nn
 
-from . import calls, config, loss, sample, trainers, unpatched
+from . import calls, config, family, loss, sample, trainers, unpatched
 from . import labels as labels_of
 from .eager import eager, eager_around
 from .outputs import SelfAugOutput, output
@@ -48,7 +48,7 @@ def run(model: Any, forward: Callable[..., Any], stock: bool, args: tuple[Any, .
         reason, do = obstacle
         bypass.of(model).could_not_act(reason, forward, settings.strict, do)
         return forward(model, *args, **kwargs)
-    if stock and model.training and call.get("labels") is not None and calls.is_plain(model, forward, call):
+    if stock and model.training and call.get("labels") is not None and calls.is_plain(model, call):
         return _fused(model, call, settings, reference)
     return _around(model, forward, call, labels, settings, reference, args, kwargs)
 
@@ -59,10 +59,11 @@ def _fused(model: Any, call: dict[str, Any], settings: config.Settings, referenc
     reads them.
     """
     chosen = _select(model, call, call["labels"], call["labels"].shape[1], settings)
-    arguments = calls.decoder_arguments(model.model, call)
+    decoder = family.decoder_of(model)
+    arguments = calls.decoder_arguments(decoder, call)
     # before the tuned pass, whose activations would be alive during this one
     states = reference.states(arguments, chosen)
-    decoded = model.model(**arguments)
+    decoded = decoder(**arguments)
     hidden = decoded[0]
     terms = _terms(model, hidden, reference, states, chosen, settings)
     total = terms.total / chosen.divisor(call.get("num_items_in_batch"), hidden.device)
@@ -70,7 +71,7 @@ def _fused(model: Any, call: dict[str, Any], settings: config.Settings, referenc
     bypass.of(model).returned(total, settings.strict)
 
     def logits() -> Tensor:
-        computed: Tensor = model.lm_head(hidden)
+        computed: Tensor = family.head_of(model)(hidden)
         # until transformers 4.45 forward upcasts
         return computed if hasattr(model, "loss_function") else computed.float()
 
@@ -137,7 +138,7 @@ def _observed(
     outer = vars(model).get(_ACTED)
     vars(model)[_ACTED] = False
     try:
-        with calls.decoder_calls(model.model) as decoder_calls:
+        with calls.decoder_calls(family.decoder_of(model)) as decoder_calls:
             outputs = forward(model, *args, **kwargs)
     finally:
         acted = vars(model).pop(_ACTED)
@@ -219,8 +220,8 @@ def _terms(
         states,
         chosen.next_labels,
         settings.alpha * chosen.kl_weight,
-        model.lm_head,
+        family.head_of(model),
         reference.head,
-        settings.chunk_size or loss.auto_chunk_size(model.config.vocab_size, hidden.device),
+        settings.chunk_size or loss.auto_chunk_size(family.text_config(model).vocab_size, hidden.device),
         settings.direction,
     )

@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from selfaug import hooks, loss
+from selfaug import family, loss
 from selfaug.labels import shifted
 from selfaug.reference import decoder, switch
 
@@ -87,7 +87,7 @@ def aligned(data: dict[str, Tensor]) -> int:
 def stock(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
     """transformers' own forward, without SelfAug's wrapper."""
     inner = peft_model.base_model.model
-    return _loss_of(hooks.stock_forward(inner)(inner, **data))
+    return _loss_of(family.stock_forward(inner)(inner, **data))
 
 
 def off(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
@@ -112,8 +112,8 @@ def original(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
     """The authors' algorithm in our words: full logits of both passes, softmax of both and log-softmax of one."""
     inner = peft_model.base_model.model
     with switch.switched_off(inner):
-        reference_logits = hooks.stock_forward(inner)(inner, data["input_ids"]).logits.float()
-    logits = hooks.stock_forward(inner)(inner, data["input_ids"]).logits.float()
+        reference_logits = family.stock_forward(inner)(inner, data["input_ids"]).logits.float()
+    logits = family.stock_forward(inner)(inner, data["input_ids"]).logits.float()
     labels = data["labels"].to(logits.device)
     nll = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
     p, q = logits.softmax(-1), reference_logits.softmax(-1)
@@ -130,7 +130,7 @@ def plain(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
     hidden = decoder.hidden_states(inner, {"input_ids": data["input_ids"]}, A)
     with switch.switched_off(inner.lm_head):
         reference_logits = inner.lm_head(hidden)[0]
-    logits = hooks.stock_forward(inner)(inner, data["input_ids"]).logits[0]
+    logits = family.stock_forward(inner)(inner, data["input_ids"]).logits[0]
     weight = logits.new_full((A,), 0.5 * N / A)
     mean: Tensor = loss.plain_loss(logits, reference_logits, shifted(data["labels"])[0], weight).total / N
     return mean

@@ -14,6 +14,7 @@ from typing import Any, Union
 
 from .. import config
 from ..eager import eager
+from ..family import decoder_of
 from . import cache, decoder, guards, switch
 from .cache import Built, Cached
 from .lora_off import LoraOff
@@ -39,7 +40,7 @@ def reference_of(model: Any, settings: config.Settings) -> Reference | None:
             return LoraOff(model, kept)
         if kept:
             return LoraOff(model, kept, f"; {_UNCACHED}: the reference is more than the base weights")
-        if decoder.reads_whole_length(model.model):
+        if decoder.reads_whole_length(decoder_of(model)):
             return LoraOff(model, kept, f"; {_UNCACHED}: a state depends on the length of its batch")
         return Cached(LoraOff(model, kept), cache.own_folder(model, settings))
     return cache.built_reference(model, settings) if from_disk and guards.trains_in_full(model) else None

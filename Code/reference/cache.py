@@ -19,7 +19,7 @@ from typing import Any, Callable
 import torch
 from torch import Tensor, nn
 
-from .. import config
+from .. import config, family
 from ..eager import eager
 from ..head import is_sharded
 from ..positions import Selection
@@ -167,7 +167,7 @@ def _find_own(model: Any, settings: config.Settings) -> Folder:
             f"written. {_DOC}."
         )
     path = root if about is not None else root / name
-    about = {"model": title(model), "hidden_size": model.config.hidden_size, "fingerprint": name}
+    about = {"model": title(model), "hidden_size": family.text_config(model).hidden_size, "fingerprint": name}
     with contextlib.suppress(OSError):  # if the disk refuses, nothing is kept, and training goes on
         _write_about(path, about)
     return Folder(path, about, settings)
@@ -195,7 +195,7 @@ def built_reference(model: Any, settings: config.Settings) -> Built:
     """
     known = _BUILT.get(model)
     if known is None or known[0] != settings.reference_cache:
-        if decoder.reads_whole_length(model.model):
+        if decoder.reads_whole_length(family.decoder_of(model)):
             raise CacheError(
                 f"{title(model)} trains in full, and no cache can hold its states. {NOT_CACHEABLE} {_DOC}."
             )
@@ -236,7 +236,7 @@ def _load_head(folder: Folder, model: Any) -> nn.Linear:
         weight = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever torch.load raises
         raise CacheError(f"expected the head of {folder.model} in {file}, found {error!r}. {_BUILD}. {_DOC}.") from None
-    expected = (model.config.vocab_size, model.config.hidden_size)
+    expected = (family.text_config(model).vocab_size, family.text_config(model).hidden_size)
     shape = tuple(weight.shape) if isinstance(weight, Tensor) else None
     if shape != expected or folder.hidden_size != expected[1]:
         raise CacheError(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import calls
 from ..eager import eager, eager_around
+from ..family import decoder_of
 from ..padding import may_attend
 from .switch import NOTHING, Kept, all_modules, switched_off
 
@@ -66,7 +67,7 @@ def hidden_states(model: Any, arguments: dict[str, Any], length: int, kept: Kept
         arguments: those of the tuned pass's decoder call, by name.
         kept: see :func:`.switch.switched_off`.
     """
-    decoder = model.model
+    decoder = decoder_of(model)
     arguments = {
         **{name: value for name, value in arguments.items() if not calls.is_cache(value)},
         "use_cache": fills_cache(decoder, arguments),

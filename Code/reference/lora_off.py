@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..eager import eager_around
+from ..family import decoder_of, head_of, text_config
 from ..head import is_frozen_matrix, is_sharded, sharded_linear
 from ..positions import Selection
 from . import decoder, switch
@@ -38,7 +39,7 @@ class LoraOff:
             chosen: the positions of this step.
         """
         if chosen.aligned == 0 and not is_sharded(self.model):
-            return torch.empty(0, self.model.config.hidden_size)
+            return torch.empty(0, text_config(self.model).hidden_size)
         return self.states_at(chosen.index[: chosen.aligned], arguments, chosen.total)
 
     @eager_around
@@ -54,7 +55,7 @@ class LoraOff:
 
     def fills_cache(self, arguments: dict[str, Any]) -> bool:
         """See :func:`.decoder.fills_cache`."""
-        return decoder.fills_cache(self.model.model, arguments)
+        return decoder.fills_cache(decoder_of(self.model), arguments)
 
     @property
     def head(self) -> Callable[[Tensor], Tensor]:
@@ -63,13 +64,14 @@ class LoraOff:
         It is the model's head itself if that is a frozen matrix or a sharded ``nn.Linear``: then the loss computes
         tuned and base logits in one product or one call.
         """
-        head = self.model.lm_head
+        head = head_of(self.model)
         changed = {id(parameter) for parameter, _ in self.kept.weights}
         same = is_frozen_matrix(head) or sharded_linear(head) is not None
         same = same and not any(id(parameter) in changed for parameter in head.parameters())
         return head if same else self._head_with_lora_off
 
     def _head_with_lora_off(self, states: Tensor) -> Tensor:
-        with switch.switched_off(self.model.lm_head, self.kept):
-            logits: Tensor = self.model.lm_head(states)
+        head = head_of(self.model)
+        with switch.switched_off(head, self.kept):
+            logits: Tensor = head(states)
         return logits

@@ -8,32 +8,15 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
+from ..calls import ADD_TO_LOSS, CACHES, PLAIN
 from .checks import Check
-
-CACHES = {"past_key_values", "cache"}
-KNOWN = {
-    "input_ids",
-    "attention_mask",
-    "position_ids",
-    *CACHES,
-    "inputs_embeds",
-    "labels",
-    "shift_labels",
-    "use_cache",
-    "output_attentions",
-    "output_hidden_states",
-    "return_dict",
-    "cache_position",
-    "logits_to_keep",
-    "num_logits_to_keep",
-}
 
 
 def checks(model: Any) -> Iterator[Check]:
     """Whether the runtime knows every argument of a model's ``forward`` and of its decoder's."""
     for name, module in (("forward", model), ("the decoder's forward", model.get_decoder())):
         parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
-        unknown = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in KNOWN]
+        unknown = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in PLAIN | ADD_TO_LOSS]
         yield Check(
             f"arguments of {name}",
             not unknown,

@@ -22,6 +22,7 @@ def hashes(cls: Any) -> Iterator[tuple[str, str]]:
     inputs = {name: value for name, value in data.items() if name != "labels"}
     plain = tiny.base(cls)
     tuned = tiny.with_lora(plain)
+    plain.train()
     with tiny.settings(SELFAUG="0"):
         output = tuned(**data)
         output.loss.backward()

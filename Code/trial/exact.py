@@ -16,11 +16,11 @@ from typing import Any, Callable
 import torch
 from torch import Tensor
 
-from .. import hooks
+from .. import family
+from ..calls import ADD_TO_LOSS, CACHES
 from ..outputs import SelfAugOutput
 from ..trainers import metrics
 from . import tiny
-from .arguments import CACHES
 from .checks import GRADIENT_TOLERANCE, LOSS_TOLERANCE, Check, failed, gradient_error, relative_error
 
 ALPHA = 0.5
@@ -65,7 +65,7 @@ def cases(model: Any) -> Iterator[Case]:
     yield Case("padded right", right)
     yield Case("padded left", tiny.batch("left"))
     yield Case("packed rows", tiny.packed())
-    yield Case("dropout in LoRA", right, lora={"lora_dropout": 0.3})
+    yield Case("dropout in LoRA", right, lora={"lora_dropout": 0.3, "target_modules": tiny.ATTENTION})
     yield Case("a forward of the user's own", right, prepare=_replace_forward, lazy=False)
     yield Case("a tuple", {**right, "return_dict": False}, lazy=False)
     for reentrant in (True, False):
@@ -73,13 +73,15 @@ def cases(model: Any) -> Iterator[Case]:
         yield Case(f"checkpointing, {kind}", right, prepare=partial(_checkpoint, reentrant))
     if takes_any and "num_items_in_batch" not in names:
         yield Case("num_items_in_batch", {**right, "num_items_in_batch": torch.tensor(31)}, num_items=31)
+    for name in sorted(ADD_TO_LOSS & names):
+        yield Case(name, {**right, name: True}, lazy=False)
     kept = next((name for name in ("logits_to_keep", "num_logits_to_keep") if name in names), None)
     if kept:
         data = tiny.batch("none")
         yield Case(kept, {**data, kept: 8, "labels": data["labels"][:, -8:]}, lazy=False)
     for cache in _cache_names(model):
-        call = {**right, cache: _empty_cache, "use_cache": True}
-        yield Case(f"an empty cache, {cache}", call, lazy=cache in names)  # under an old name stock makes the logits
+        call = {**right, cache: partial(_empty_cache, model), "use_cache": True}
+        yield Case(f"an empty cache, {cache}", call)
 
 
 def checks(cls: Any) -> Iterator[Check]:
@@ -111,12 +113,12 @@ def _check(name: str, expected: str, base: Any, case: Case) -> Check:
     loss, kl = relative_error(ours.loss, wanted.loss), abs(ours.kl - wanted.kl) / max(wanted.kl, 1e-3)
     gradient = gradient_error(ours.gradients, wanted.gradients)
     found = f"KL {wanted.kl:.4f}; relative errors: loss {loss:.1g}, KL {kl:.1g}, gradient {gradient:.1g}"
-    wrong = []
+    wrong, lazy = [], case.lazy and family.traits(tuned.get_base_model()).nll
     if ours.cached != wanted.cached:
         wrong.append(f"the caller's cache holds {ours.cached} positions, with stock {wanted.cached}")
-    if ours.lazy is not case.lazy:
-        wrong.append("logits were made for nobody" if case.lazy else "the forward was not the one in force")
-    if ours.drawn and not case.lora:
+    if ours.lazy is not lazy:
+        wrong.append("logits were made for nobody" if lazy else "the forward was not the one in force")
+    if ours.drawn and not wanted.drawn:
         wrong.append("random numbers were drawn")
     exact = loss <= LOSS_TOLERANCE and kl <= 10 * LOSS_TOLERANCE and gradient <= GRADIENT_TOLERANCE
     return Check(name, exact and not wrong and wanted.kl > 1e-4, expected, "; ".join([found, *wrong]))
@@ -143,7 +145,7 @@ def _wanted(base: Any, tuned: Any, case: Case) -> Step:
         loss.backward()
     term = tiny.gradients(tuned)
     gradients = {name: gradient + term.get(name, 0) for name, gradient in stock.gradients.items()}
-    return Step(stock.loss.double() + loss.detach(), gradients, kl, stock.cached)
+    return Step(stock.loss.double() + loss.detach(), gradients, kl, stock.cached, drawn=stock.drawn)
 
 
 def _kl_term(base: Any, tuned: Any, case: Case) -> tuple[Tensor, float]:
@@ -183,13 +185,16 @@ def _in_evaluation(base: Any, expected: str) -> tuple[bool, str, str]:
 
 def _filled_cache(base: Any, expected: str) -> tuple[bool, str, str]:
     """SelfAug cannot act with a filled cache, and must not touch it."""
-    name = _cache_names(base)[0]
+    names = _cache_names(base)
+    if not names:
+        return True, expected, "left out: this forward copies the caller's cache"
+    name = names[0]
     data = tiny.batch("none")
     steps = []
     tuned = tiny.with_lora(base)
     for on in ("1", "0"):
         with tiny.settings(SELFAUG=on):
-            cache = _empty_cache()
+            cache = _empty_cache(base)
             with torch.no_grad():
                 cache = tuned(input_ids=data["input_ids"][:, :4], use_cache=True, **{name: cache})[name]
             rest = {"input_ids": data["input_ids"][:, 4:], "labels": data["labels"][:, 4:], "use_cache": True}
@@ -210,23 +215,25 @@ def _cache_names(model: Any) -> list[str]:
     """The names under which a call takes a cache: a deprecated one is in no signature, and works all the same."""
     names = []
     for name in sorted(CACHES):
-        cache = _empty_cache()
+        cache = _empty_cache(model)
         with torch.no_grad(), contextlib.suppress(TypeError, ValueError):
             model(input_ids=tiny.batch()["input_ids"], use_cache=True, **{name: cache})
-        if cache.get_seq_length():
-            names.append(name)
+        with contextlib.suppress(ValueError):  # a cache without attention layers does not count
+            if cache.get_seq_length():
+                names.append(name)
     return names
 
 
-def _empty_cache() -> Any:
+def _empty_cache(model: Any) -> Any:
     from transformers.cache_utils import DynamicCache
 
-    return DynamicCache()
+    takes_config = "config" in inspect.signature(DynamicCache.__init__).parameters  # layers of more than one kind
+    return DynamicCache(config=model.config) if takes_config else DynamicCache()
 
 
 def _replace_forward(model: Any) -> None:
     """Put a forward on the model that knows nothing of SelfAug, as TRL and Liger do."""
-    model.forward = partial(hooks.stock_forward(model), model)
+    model.forward = partial(family.stock_forward(model), model)
 
 
 def _checkpoint(reentrant: bool, model: Any) -> None:

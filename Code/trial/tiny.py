@@ -13,16 +13,19 @@ import torch
 from torch import Tensor, nn
 
 VOCABULARY = 97
-TARGETS = ["q_proj", "v_proj", "o_proj", "down_proj"]
+ATTENTION = ["q_proj", "v_proj", "o_proj"]
 _SIZES = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 2,
+    "full_attention_interval": 2,  # of both kinds of layer one, in a family that has two
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
     "attention_dropout": 0.0,
+    "residual_dropout": 0.0,
+    "tie_word_embeddings": False,
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
@@ -36,12 +39,12 @@ def model_class(name: str) -> Any:
 
 
 def base(cls: Any) -> Any:
-    """A random two-layer model in training mode, with logits of some tens, so that a soft cap or a scale shows."""
+    """A random two-layer model in evaluation mode, with logits of some tens, so that a soft cap or a scale shows."""
     torch.manual_seed(0)
     model = cls(cls.config_class(**_SIZES))
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(30)
-    return model.train()
+    return model.eval()
 
 
 def with_lora(model: nn.Module, fresh: bool = False, **options: Any) -> Any:
@@ -49,7 +52,9 @@ def with_lora(model: nn.Module, fresh: bool = False, **options: Any) -> Any:
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(1)
-    tuned = get_peft_model(copy.deepcopy(model), LoraConfig(**{"r": 4, "target_modules": TARGETS, **options}))
+    tuned = get_peft_model(
+        copy.deepcopy(model), LoraConfig(**{"r": 4, "target_modules": [*ATTENTION, "down_proj"], **options})
+    )
     if not fresh:
         for name, parameter in tuned.named_parameters():
             if "lora_B" in name:

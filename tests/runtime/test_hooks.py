@@ -16,7 +16,7 @@ from tiny import base, batch, settings, taken_gradients, with_lora, worst_error
 from transformers import Qwen2ForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from selfaug import config, hooks
+from selfaug import config, family, hooks
 from selfaug.trainers import metrics
 
 
@@ -170,7 +170,7 @@ def test_copies_and_pickles_of_a_model_act_too():
 def test_nothing_is_added_where_selfaug_has_no_part():
     data, model = batch(), with_lora(base())
     inputs = {name: value for name, value in data.items() if name != "labels"}
-    stock = hooks.stock_forward(model.get_base_model())
+    stock = family.stock_forward(model.get_base_model())
     metrics.RUNNING.clear()
     assert model(**inputs).loss is None
     with settings(SELFAUG="0"):

@@ -1,0 +1,157 @@
+"""What differs from one family of models to another, asked of the model itself: its decoder, its head, and whether its
+loss is the NLL and nothing else. No family is named here.
+
+A family's ``forward`` may do more with hidden states than multiply them by the head's matrix: soft caps (Gemma 2),
+scales (Granite, Cohere), router losses (Mixtral). So transformers' own ``forward`` is called once, with given hidden
+states in place of its decoder, and what comes back is compared with the plain product and the plain loss.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Callable
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import MoeModelOutputWithPast
+
+from .eager import eager
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What ``forward`` does with hidden states.
+
+    linear: the logits are the head's output, and nothing is done to them.
+    nll: the loss on labels is the mean NLL of these logits, and nothing is added.
+    """
+
+    linear: bool = True
+    nll: bool = True
+
+
+def decoder_of(model: Any) -> Any:
+    """The module that turns tokens into hidden states."""
+    return getattr(model, model.base_model_prefix)
+
+
+def text_config(model: Any) -> Any:
+    """The config with ``hidden_size`` and ``vocab_size``: in a model of images and text, that of the text."""
+    whole = model.config
+    return whole.get_text_config() if hasattr(whole, "get_text_config") else whole
+
+
+def head_of(model: Any) -> nn.Module:
+    """The module from hidden states (..., H) to logits (..., V) as ``forward`` would give them."""
+    return model.get_output_embeddings() if traits(model).linear else FamilyHead(model)
+
+
+def stock_forward(model: nn.Module) -> Callable[..., Any]:
+    """``forward`` as transformers wrote it, a function of (self, ...)."""
+    for cls in type(model).__mro__:
+        forward = vars(cls).get("forward")
+        if forward is not None and cls.__module__.startswith("transformers."):
+            wrapped: Callable[..., Any] = (getattr(forward, "selfaug_wrapper", None) and forward.__wrapped__) or forward
+            return wrapped
+    raise TypeError(f"{type(model).__name__} is no model of transformers")
+
+
+class FamilyHead(nn.Module):
+    """The head of a family that does more than a product: transformers' own ``forward``, with given hidden states."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.output_embeddings = model.get_output_embeddings()  # so that parameters() and the LoRA switch find it
+        self.model = weakref.ref(model)  # no module of this one
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(..., V) logits, with a gradient where ``hidden`` or the head has one."""
+        rows = hidden.reshape(1, -1, hidden.shape[-1])
+        logits: Tensor = _called(self.model(), rows)[1]
+        return logits.reshape(*hidden.shape[:-1], logits.shape[-1])
+
+
+@eager
+def traits(model: Any) -> Traits:
+    """What the ``forward`` of ``model`` does with hidden states; looked at once for each model."""
+    known = _TRAITS.get(model)
+    if known is None:
+        known = _TRAITS[model] = _observed(model)
+    return known
+
+
+_TRAITS: weakref.WeakKeyDictionary[nn.Module, Traits] = weakref.WeakKeyDictionary()
+
+
+@torch.no_grad()
+def _observed(model: Any) -> Traits:
+    head = model.get_output_embeddings()
+    if model.device.type == "meta":  # nothing can be compared, and nothing is trained
+        return Traits()
+    H = text_config(model).hidden_size
+    hidden = torch.arange(3 * H, device=model.device).sin().view(1, 3, H).to(model.dtype)
+    with _without_dropout(head):
+        plain = head(hidden).float()
+        logits = _called(model, hidden)[1].float()
+        linear = torch.equal(plain, logits)
+        labels = logits.argmin(-1)  # unlikely tokens, so that the loss is large
+        nll = nn.functional.cross_entropy(logits[0, :-1], labels[0, 1:])
+        try:
+            loss = _called(model, hidden, labels=labels)[0]
+        except Exception:  # it needs more of its decoder than hidden states, such as router logits
+            return Traits(linear, nll=False)
+    return Traits(linear, bool(torch.isclose(loss.float(), nll, rtol=1e-4)))
+
+
+def _called(model: Any, hidden: Tensor, **labels: Tensor) -> tuple[Any, Tensor]:
+    """(loss or None, logits) of transformers' own ``forward`` with ``hidden`` (1, T, H) as its decoder's output."""
+    ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
+    with _in_place_of_decoder(model, _Given(hidden)):
+        output = stock_forward(model)(model, input_ids=ids, use_cache=False, return_dict=True, **labels)
+    return output.get("loss"), output.logits
+
+
+@contextmanager
+def _without_dropout(head: nn.Module) -> Iterator[None]:
+    """Within: the modules of a head that has LoRA are in eval mode, so that two calls give the same."""
+    training = [module for module in head.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+class _Given(nn.Module):
+    """A decoder that returns hidden states which were there before."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return _OnlyStates(last_hidden_state=self.hidden)
+
+
+class _OnlyStates(MoeModelOutputWithPast):
+    """A decoder's output in which all but the hidden states is None, whatever else a family asks for."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("_"):
+            raise AttributeError(name)
+
+
+@contextmanager
+def _in_place_of_decoder(model: Any, given: nn.Module) -> Iterator[None]:
+    name = model.base_model_prefix
+    decoder = model._modules[name]
+    model._modules[name] = given
+    try:
+        yield
+    finally:
+        model._modules[name] = decoder
