@@ -20,7 +20,7 @@ from typing import Any, Callable
 import torch
 from torch import nn
 
-from . import config, step
+from . import config, family, step
 from .eager import eager
 from .trainers import attach, bypass
 from .unpatched import ReferenceSwitch
@@ -35,7 +35,10 @@ class SelfAligned:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        _wrap_class(cls, stock=cls.__module__.startswith("transformers.models."))
+        stock = cls.__module__.startswith("transformers.models.") and "forward" in vars(cls)
+        if stock:
+            setattr(cls, family.STOCK, vars(cls)["forward"])
+        _wrap_class(cls, stock)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         _wrap_class_in_force(cls)

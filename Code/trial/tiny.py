@@ -14,11 +14,23 @@ from torch import Tensor, nn
 
 VOCABULARY = 97
 ATTENTION = ["q_proj", "v_proj", "o_proj"]
+# Of any family: a config keeps what it has no use for.
 _SIZES = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 2,
+    "head_dim": 8,
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
     "full_attention_interval": 2,  # of both kinds of layer one, in a family that has two
     "num_attention_heads": 4,
     "num_key_value_heads": 2,

@@ -39,6 +39,8 @@ def test_a_folder_without_init_and_one_further_down_are_not_part_of_the_runtime(
         "kit/__init__.py",
         "kit/__main__.py",
         "kit/part.py",
+        "trial/__init__.py",
+        "trial/__main__.py",
     ]
 
 

@@ -7,6 +7,7 @@ prints {case: [line of the trial, ...]}. Only pinned files are edited, so the se
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import os
@@ -19,16 +20,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from selfaug_patcher import memory, payload, pins, probe  # noqa: E402
-from selfaug_patcher.environment import from_probe  # noqa: E402
-from selfaug_patcher.state import inspect  # noqa: E402
+from selfaug_patcher import families, memory, pins  # noqa: E402
 
 
 def patched_sources() -> dict[str, tuple[str, bytes]]:
     """Module name to path and patched text of the stock files that are installed here."""
-    table, modules = pins.load(), payload.load()
-    state = inspect(from_probe(probe.answer(), sys.executable), table, modules)
-    return {t.target.module: (str(t.path), t.patched_content(table, t.content)) for t in state.targets}
+    table, sources = pins.load(), {}
+    for target in (families.MODELS[0], families.LAYER):
+        path = Path(importlib.util.find_spec(target.package).origin).parent.parent / target.path
+        sources[target.module] = (str(path), table.patched(target, path.read_bytes()))
+    return sources
 
 
 def edited(text: str, cls: str, old: str, new: str) -> str:
