@@ -84,6 +84,8 @@ def plan(state: State, names: Sequence[str] = (), *, without: Sequence[str] = ()
     result.notes += [f"{name} is left out: {p.what}; found: {p.found}" for name, p in choice.left_out.items()]
     result.patches = [patch(target, state) for target in chosen if target.path is not None]
     result.unproved = proof.needed(state, result.patches)
+    for target in chosen:
+        result.read(target)
     runtime = installed(state.store.site)
     if runtime and runtime != state.runtime.hashes():
         # By way of stock: at no moment does a patched file import a runtime that is half one and half another version.

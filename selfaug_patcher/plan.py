@@ -89,6 +89,11 @@ class Plan:
         self._present[full] = new
         return True
 
+    def read(self, target: TargetState) -> None:
+        """Take the content that the state has read for the one that is there; `transaction` checks that it still is."""
+        if target.path is not None:
+            self._present[target.path] = target.sha256
+
     def make_folder(self, store: Store, path: str) -> None:
         if not (store.site / path).is_dir():
             self.operations.append(MakeFolder(store, path))

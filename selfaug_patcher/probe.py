@@ -46,7 +46,6 @@ def distributions(name, paths):
                 "installer": (distribution.read_text("INSTALLER") or "").strip(),
                 "record": record(distribution, paths),
                 "editable": bool(direct.get("dir_info", {}).get("editable")),
-                "url": direct.get("url", ""),
             }
         )
     return answers
@@ -80,7 +79,7 @@ def torch():
 
 def answer(packages):
     """``packages`` maps the names asked about to paths of files in them."""
-    answers = {"executable": sys.executable, "version": list(sys.version_info[:3])}
+    answers = {"version": list(sys.version_info[:3])}
     if sys.version_info >= (3, 9):  # noqa: UP036
         import sysconfig
 

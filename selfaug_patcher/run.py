@@ -28,12 +28,13 @@ from .pins import PinTable
 from .plan import Patch, patch, texts
 from .proof import Report
 from .refusals import choose, refusals
-from .state import STOCK, UNPINNED, State, TargetState, inspect
+from .state import PINNED, PROVED_HERE, STOCK, UNPINNED, State, TargetState, inspect
 from .store import RUNTIME, digest
 
 INHERIT = str(Path(__file__).resolve().with_name("inherit"))
 
-# What child processes are told: the families, and what was proved in the process that runs them.
+# What the script and its child processes are told: the families, what was proved in the process that runs them, and
+# the trust in each file.
 TOLD = "_SELFAUG_RUN"
 NOTHING_RUN = "Nothing was run, and nothing was changed."
 
@@ -121,7 +122,8 @@ def serve(
     patches = [patch(target, state) for target in choice.targets if target.state in (STOCK, UNPINNED)]
     _prove(state, patches, in_child, report)
     families = [target.target.family for target in choice.targets if target.target != LAYER]
-    os.environ[TOLD] = json.dumps({"families": families, "proved": _proof(state, patches)})
+    trust = {each.target.target.name: PINNED if each.pinned else PROVED_HERE for each in patches}
+    os.environ[TOLD] = json.dumps({"families": families, "proved": _proof(state, patches), "trust": trust})
     runtime = {} if state.runtime_state == "installed" else {RUNTIME: str(modules.root)}
     memory.install(texts(patches, "patched"), runtime)
     return state

@@ -9,6 +9,7 @@ import pytest
 from test_environments import loaded
 from test_refusals import bound_by_permissions
 
+TOLD = "trial of SelfAug with these packages: some 20 seconds\n"
 NOTHING = {
     "install": "SelfAug is installed already: nothing to do.",
     "revert": "SelfAug is not installed: nothing to do.",
@@ -47,7 +48,7 @@ def test_a_user_who_may_not_write_uses_a_patched_environment(used, arguments):
     close(used)
     before = used.snapshot()
     result = bound_by_permissions(used, *arguments.split())
-    assert (result.returncode, result.stderr) == (0, "")
+    assert (result.returncode, result.stderr) == (0, TOLD if arguments == "verify" else "")
     assert "install" not in arguments or result.stdout.splitlines()[-1] == NOTHING["install"]
     assert used.snapshot() == before
 
@@ -67,7 +68,7 @@ def test_what_a_killed_run_left_lying_does_not_stop_a_user_who_may_not_remove_it
     close(used)
     for arguments in ("install", "install --dry-run", "status", "verify", "diff"):
         result = bound_by_permissions(used, *arguments.split())
-        assert (result.returncode, result.stderr) == (0, ""), arguments
+        assert (result.returncode, result.stderr) == (0, TOLD if arguments == "verify" else ""), arguments
 
 
 def test_an_unfinished_run_is_named_to_a_user_who_may_not_undo_it(used):
