@@ -25,7 +25,14 @@ from . import config
 from .reference import guards, switch
 from .trainers import bypass
 
-FAMILIES = ("qwen2",)  # the families that have a patch: transformers.models.qwen2
+# the families that `install` can patch: transformers.models.FAMILY
+FAMILIES = {
+    "qwen2", "qwen3", "qwen3_5", "llama", "mistral", "ministral", "ministral3", "phi3", "smollm3", "olmo",
+    "olmo2", "olmo3", "glm", "glm4", "gemma", "gemma2", "gemma3", "gemma4", "granite", "cohere", "cohere2",
+    "exaone4", "seed_oss", "starcoder2", "arcee", "apertus", "ernie4_5", "hunyuan_v1_dense", "nemotron",
+    "helium", "stablelm", "qwen2_moe", "qwen3_moe", "qwen3_5_moe", "mixtral", "gpt_oss", "glm4_moe", "olmoe",
+    "granitemoe", "bitnet",
+}  # fmt: skip
 # before torch 2.1 a layer cannot tell whether it is in a compiled graph, so no layer checks
 _COMPILER = getattr(torch, "compiler", None)
 _CAN_CHECK = hasattr(_COMPILER, "is_compiling")
@@ -166,22 +173,26 @@ def why(cls: type) -> tuple[str, str]:
     """(why, what to do): the reason that a class of transformers or peft is not patched in this process."""
     stock = next((c for c in cls.__mro__ if c.__module__.startswith(("transformers.models.", "peft."))), cls)
     package = stock.__module__.split(".")[0]
-    install = f"Run `python -m selfaug_patcher install --python {shlex.quote(sys.executable)}`"
     if package not in ("transformers", "peft"):
-        return f"it is a model of its own, in {stock.__module__}", "Train a model of transformers' Qwen2"
+        return f"it is a model of its own, in {stock.__module__}", "Train a model whose class is transformers' own"
     if _on_disk(stock.__module__):
         reason = f"this process had imported {package} before SelfAug was installed"
         return reason, "Restart the process (in a notebook, the kernel)"
     family = stock.__module__.split(".")[2]
     if package == "transformers" and family not in FAMILIES:
-        return f"SelfAug has no patch for {stock.__module__}", "Train a Qwen2 or Qwen2.5"
-    then = _patched_release(package)
+        do = "Train a model of another family (`python -m selfaug_patcher status` lists them)"
+        return f"SelfAug has no patch for {stock.__module__}", do
+    by_name = package == "transformers" and family != "qwen2"
+    verb = f"install {family}" if by_name else "install"
+    install = f"Run `python -m selfaug_patcher {verb} --python {shlex.quote(sys.executable)}`"
+    then = _patched_release(package, "peft:lora" if package == "peft" else f"transformers:{family}")
     now = str(getattr(sys.modules.get(package), "__version__", ""))
     if then and then != now:
         return f"{package} was {then} when SelfAug was installed and is {now} now", f"{install} again"
     if then:
         return f"{package} {now} was installed anew after SelfAug", f"{install} again"
-    return f"SelfAug was never installed for {package} {now}", install
+    whose = f"{family} of {package} {now}" if by_name else f"{package} {now}"
+    return f"SelfAug was never installed for {whose}", install
 
 
 def _on_disk(module: str) -> bool:
@@ -193,14 +204,13 @@ def _on_disk(module: str) -> bool:
         return False
 
 
-def _patched_release(package: str) -> str:
-    """The release of ``package`` in SelfAug's record of the installation; "" if there is none."""
+def _patched_release(package: str, target: str) -> str:
+    """The release of ``package`` in SelfAug's record of an installed target; "" if there is none."""
     path = getattr(sys.modules.get(package), "__file__", None)
     if path is None:
         return ""
     try:
         record = json.loads((Path(path).parent.parent / ".selfaug" / "receipt.json").read_bytes())
-        versions = [entry["version"] for name, entry in record["targets"].items() if name.split(":")[0] == package]
+        return str(record["targets"][target]["version"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ""
-    return str(versions[0]) if versions else ""

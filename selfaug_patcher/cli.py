@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import difference, install, payload, pins, revert, run, status, verify
+from . import checkpoint, difference, install, payload, pins, revert, run, status, verify
 from .environment import Environment, discover
 from .errors import DONE, FAILED, USAGE, PatcherError, Problem, from_os_error, leaving, state_of
 from .families import targets
@@ -65,11 +65,23 @@ Setup = Callable[[], "tuple[Environment, PinTable, Runtime]"]
 
 
 def _install(options: argparse.Namespace, setup: Setup) -> int:
-    names = _names(options, options.names)
+    names, notes = _names(options, [*options.names, *options.model]), []
+    environment, table, runtime = setup()
+    if options.model:
+        named = [checkpoint.family_of(environment, name) for name in options.model]
+        names = list(dict.fromkeys([*options.names, *(target.family for target, _ in named)]))
+        notes = [note for _, note in named if note]
     with _progress() as report:
         outcome = install.install(
-            *setup(), names, pinned_only=options.pinned_only, dry_run=options.dry_run, report=report
+            environment,
+            table,
+            runtime,
+            names,
+            pinned_only=options.pinned_only,
+            dry_run=options.dry_run,
+            report=report,
         )
+    outcome.plan.notes.extend(notes)
     return _print_outcome(outcome, options)
 
 
@@ -256,6 +268,8 @@ def _parser() -> argparse.ArgumentParser:
         "install", _install, "patch transformers and peft, and install the runtime beside them", writing, trusting
     )
     installing.add_argument("names", nargs="*", metavar="FAMILY", help="model families (default: qwen2)")
+    of_model = "the family of this model: a folder, or a name in the cache or on the hub; may be given again"
+    installing.add_argument("--model", action="append", default=[], metavar="NAME", help=of_model)
     taken_out = verb("revert", _revert, "restore the stock files and remove all that install added", writing)
     taken_out.add_argument("--keep-edits", type=Path, metavar="DIR", help="save files edited since install in DIR")
     verb("status", _status, "say what is patched, and what to do next")

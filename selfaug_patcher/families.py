@@ -45,7 +45,48 @@ def model(family: str, class_name: str, since: str) -> Target:
 
 
 # One line for each family. `install` without a name takes the first.
-MODELS = (model("qwen2", "Qwen2ForCausalLM", "4.37.0"),)
+MODELS = (
+    model("qwen2", "Qwen2ForCausalLM", "4.37.0"),
+    model("qwen3", "Qwen3ForCausalLM", "4.51.0"),
+    model("qwen3_5", "Qwen3_5ForCausalLM", "5.2.0"),
+    model("llama", "LlamaForCausalLM", "4.37.0"),
+    model("mistral", "MistralForCausalLM", "4.37.0"),
+    model("ministral", "MinistralForCausalLM", "4.57.0"),
+    model("ministral3", "Ministral3ForCausalLM", "5.0.0rc0"),
+    model("phi3", "Phi3ForCausalLM", "4.41.0"),
+    model("smollm3", "SmolLM3ForCausalLM", "4.53.0"),
+    model("olmo", "OlmoForCausalLM", "4.40.0"),
+    model("olmo2", "Olmo2ForCausalLM", "4.47.0"),
+    model("olmo3", "Olmo3ForCausalLM", "4.57.0"),
+    model("glm", "GlmForCausalLM", "4.46.0"),
+    model("glm4", "Glm4ForCausalLM", "4.51.3"),
+    model("gemma", "GemmaForCausalLM", "4.38.0"),
+    model("gemma2", "Gemma2ForCausalLM", "4.42.0"),
+    model("gemma3", "Gemma3ForCausalLM", "4.50.0"),
+    model("gemma4", "Gemma4ForCausalLM", "5.5.0"),
+    model("granite", "GraniteForCausalLM", "4.45.0"),
+    model("cohere", "CohereForCausalLM", "4.39.0"),
+    model("cohere2", "Cohere2ForCausalLM", "4.48.0"),
+    model("exaone4", "Exaone4ForCausalLM", "4.54.0"),
+    model("seed_oss", "SeedOssForCausalLM", "4.56.0"),
+    model("starcoder2", "Starcoder2ForCausalLM", "4.39.0"),
+    model("arcee", "ArceeForCausalLM", "4.53.0"),
+    model("apertus", "ApertusForCausalLM", "4.56.0"),
+    model("ernie4_5", "Ernie4_5ForCausalLM", "4.54.0"),
+    model("hunyuan_v1_dense", "HunYuanDenseV1ForCausalLM", "4.56.0"),
+    model("nemotron", "NemotronForCausalLM", "4.44.0"),
+    model("helium", "HeliumForCausalLM", "4.49.0"),
+    model("stablelm", "StableLmForCausalLM", "4.38.0"),
+    model("qwen2_moe", "Qwen2MoeForCausalLM", "4.40.0"),
+    model("qwen3_moe", "Qwen3MoeForCausalLM", "4.51.0"),
+    model("qwen3_5_moe", "Qwen3_5MoeForCausalLM", "5.2.0"),
+    model("mixtral", "MixtralForCausalLM", "4.37.0"),
+    model("gpt_oss", "GptOssForCausalLM", "4.55.0"),
+    model("glm4_moe", "Glm4MoeForCausalLM", "4.54.0"),
+    model("olmoe", "OlmoeForCausalLM", "4.45.0"),
+    model("granitemoe", "GraniteMoeForCausalLM", "4.45.0"),
+    model("bitnet", "BitNetForCausalLM", "4.52.0"),
+)
 
 LAYER = Target("peft:lora", "peft.tuners.lora.layer", "LoraLayer", "", "0.6.0")
 

@@ -87,12 +87,11 @@ class PinTable:
         return seam.remove(self.seams[target.package], target, patched)
 
 
-def load(root: Path | None = None, *, new_families: bool = False) -> PinTable:
-    """Read the table and the seams.
+def load(root: Path | None = None) -> PinTable:
+    """Read the table and the seams. A family may have no row: then it is tried wherever it is installed.
 
     Args:
         root: their folder. Default: the one inside this package (pip-installed), else the checkout's.
-        new_families: whether a family may have no row yet.
 
     Raises:
         PatcherError: naming all problems, with the line of the table. Checked are the form of every row, that a release
@@ -107,11 +106,8 @@ def load(root: Path | None = None, *, new_families: bool = False) -> PinTable:
                 pins += _row(line)
             except ValueError as error:
                 problems.append(_problem(f"{TABLE}, line {number}: {error}", "a row as the others", line[:120]))
-    missing = {target.name for target in families.targets()} - {pin.target for pin in pins}
-    if missing and not new_families:
-        problems.append(
-            _problem(f"{TABLE} has no row for {', '.join(sorted(missing))}", "a row for each family", "none")
-        )
+    if not pins and not problems:
+        problems.append(_problem(f"{TABLE} has no rows", "a row for each file that was proved", "none"))
     seams = {}
     for package in dict.fromkeys(target.package for target in families.targets()):
         try:
@@ -149,7 +145,7 @@ def render(pins: Iterable[Pin]) -> str:
         files.setdefault((pin.target, pin.stock_sha256, pin.patched_sha256), []).append(pin)
     lines = []
     for (target, stock, patched), same in files.items():
-        lines.append(f"{target:<22}{releases_text(same):<34}  {stock}  {patched}\n")
+        lines.append(f"{target:<30}  {releases_text(same):<34}  {stock}  {patched}\n")
     return _HEAD + "\n" + "".join(lines)
 
 

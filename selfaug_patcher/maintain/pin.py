@@ -76,7 +76,7 @@ def pin(
         PatcherError: the release has none of the files, or a file has no place for the seam, or the rows contradict
             those of the table; nothing was written.
     """
-    table = load(root, new_families=True)
+    table = load(root)
     if root is None and (Path(__file__).parents[1] / "patches").exists():
         do = "clone SelfAug's repository, and run the command there"
         raise PatcherError(Problem("no-checkout", "releases are pinned in a checkout", found=str(table.root), do=do))

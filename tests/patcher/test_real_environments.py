@@ -145,7 +145,7 @@ def test_llama_gets_the_same_seam_and_stock_back(newest, tmp_path, monkeypatch, 
     monkeypatch.setattr(families, "MODELS", (families.MODELS[0], LLAMA))
     path = newest.site / LLAMA.path
     stock = path.read_bytes()
-    table = pins.load(new_families=True)
+    table = pins.load()
     patched = table.patched(LLAMA, stock)
     rows = [*table.pins, pins.Pin(LLAMA.name, "5.24.0", older.sha256(stock), older.sha256(patched))]
     folder = Path(shutil.copytree(table.root, tmp_path / "patches"))

@@ -172,7 +172,7 @@ def test_a_table_that_was_tampered_with_is_refused(root, edit, words):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        pytest.param(b"", "has no row for", id="empty"),
+        pytest.param(b"", "has no rows", id="empty"),
         pytest.param(b"\xff" * 40, "cannot be read", id="not text"),
         pytest.param(b"# " * (pins.MAX_BYTES + 1), "is too large", id="enormous"),
     ],

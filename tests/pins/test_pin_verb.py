@@ -96,7 +96,7 @@ def release(root, version: str, text: str | None, **options) -> str:
 
 
 def row(root, version: str, target=QWEN2) -> pins.Pin | None:
-    return pins.load(root, new_families=True).by_version(target.name, version)
+    return pins.load(root).by_version(target.name, version)
 
 
 def changed_lines(before: str, after: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +17,9 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from tiny import base, batch, settings, with_lora
 from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    LlamaForSequenceClassification,
+    DiffLlamaConfig,
+    DiffLlamaForCausalLM,
+    DiffLlamaForSequenceClassification,
     T5Config,
     T5ForConditionalGeneration,
     Trainer,
@@ -30,15 +31,17 @@ from selfaug.trainers import bypass
 
 SIZES = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 NO_PATCH = (
-    "SelfAug is on and LoRA trains LlamaForCausalLM on labels, but this class is not patched: SelfAug has no patch for "
-    "transformers.models.llama.modeling_llama. The model trains on its stock loss. Train a Qwen2 or Qwen2.5, or set "
-    "SELFAUG=0 to train without SelfAug on purpose."
+    "SelfAug is on and LoRA trains DiffLlamaForCausalLM on labels, but this class is not patched: SelfAug has no patch "
+    "for transformers.models.diffllama.modeling_diffllama. The model trains on its stock loss. Train a model of "
+    "another family (`python -m selfaug_patcher status` lists them), or set SELFAUG=0 to train without SelfAug on "
+    "purpose."
 )
 
 
-def llama(cls=LlamaForCausalLM, **options):
+def diff_llama(cls=DiffLlamaForCausalLM, **options):
     torch.manual_seed(0)
-    model = get_peft_model(cls(LlamaConfig(pad_token_id=0, **SIZES)), LoraConfig(target_modules=["q_proj", "v_proj"]))
+    config = LoraConfig(target_modules=["q_proj", "v_proj"])
+    model = get_peft_model(cls(DiffLlamaConfig(pad_token_id=0, **SIZES)), config)
     return model.train()
 
 
@@ -48,7 +51,7 @@ def steps(model, count=3, **data):
 
 
 def test_a_plain_loop_on_another_family_is_told_once_at_the_first_step(said):
-    model = llama()
+    model = diff_llama()
     model(**batch()).loss.backward()
     assert said == [NO_PATCH]
     steps(model)
@@ -56,13 +59,13 @@ def test_a_plain_loop_on_another_family_is_told_once_at_the_first_step(said):
 
 
 def test_the_loss_and_the_gradient_stay_those_of_a_model_without_the_look(said, monkeypatch):
-    model = llama()
+    model = diff_llama()
     loss = model(**batch()).loss
     loss.backward()
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     monkeypatch.setattr(unpatched, "check_model", None)
     monkeypatch.setattr(unpatched, "_CAN_CHECK", False)
-    other = llama()
+    other = diff_llama()
     expected = other(**batch()).loss
     expected.backward()
     assert torch.equal(loss, expected)
@@ -72,14 +75,14 @@ def test_the_loss_and_the_gradient_stay_those_of_a_model_without_the_look(said, 
 
 def test_positional_labels_are_labels(said):
     data = batch()
-    base_model = llama().base_model.model
+    base_model = diff_llama().base_model.model
     base_model(data["input_ids"], labels=data["labels"]).loss.backward()
     assert said == [NO_PATCH]
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_gradient_checkpointing_does_not_hide_it(said, reentrant):
-    model = llama()
+    model = diff_llama()
     model.enable_input_require_grads()
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     steps(model)
@@ -87,10 +90,12 @@ def test_gradient_checkpointing_does_not_hide_it(said, reentrant):
 
 
 def test_strict_is_an_error_at_every_step():
-    model = llama()
+    model = diff_llama()
     with settings(SELFAUG_STRICT=1):
         for _ in range(2):
-            with pytest.raises(bypass.BypassError, match=r"SELFAUG_STRICT=1 makes this an error\. Train a Qwen2"):
+            with pytest.raises(
+                bypass.BypassError, match=r"SELFAUG_STRICT=1 makes this an error\. Train a model of another family"
+            ):
                 model(**batch())
 
 
@@ -99,10 +104,10 @@ def quiet(name, do):
 
 
 QUIET = [
-    quiet("evaluation", lambda: llama().eval()(**batch())),
-    quiet("no labels", lambda: llama()(batch()["input_ids"]).logits.sum().backward()),
-    quiet("generate", lambda: llama().generate(input_ids=batch()["input_ids"][:1, :4], max_new_tokens=3)),
-    quiet("no LoRA", lambda: steps(LlamaForCausalLM(LlamaConfig(**SIZES)).train())),
+    quiet("evaluation", lambda: diff_llama().eval()(**batch())),
+    quiet("no labels", lambda: diff_llama()(batch()["input_ids"]).logits.sum().backward()),
+    quiet("generate", lambda: diff_llama().generate(input_ids=batch()["input_ids"][:1, :4], max_new_tokens=3)),
+    quiet("no LoRA", lambda: steps(DiffLlamaForCausalLM(DiffLlamaConfig(**SIZES)).train())),
     quiet("patched", lambda: steps(with_lora(base()))),
 ]
 
@@ -115,12 +120,12 @@ def test_nothing_is_said(said, do):
 
 def test_nothing_is_said_without_gradient_without_selfaug_with_frozen_lora_or_with_alpha_0(said):
     with torch.no_grad():
-        steps_without_backward = llama()
+        steps_without_backward = diff_llama()
         steps_without_backward(**batch())
     for variables in ({"SELFAUG": 0}, {"SELFAUG_ALPHA": 0}):
         with settings(**variables):
-            steps(llama())
-    frozen = llama()
+            steps(diff_llama())
+    frozen = diff_llama()
     for parameter in frozen.parameters():
         parameter.requires_grad_(False)
     frozen(**batch())
@@ -128,7 +133,7 @@ def test_nothing_is_said_without_gradient_without_selfaug_with_frozen_lora_or_wi
 
 
 def test_a_classifier_and_an_encoder_decoder_are_no_language_models_of_this_kind(said):
-    model = llama(LlamaForSequenceClassification)
+    model = diff_llama(DiffLlamaForSequenceClassification)
     model(input_ids=batch()["input_ids"], labels=torch.tensor([0, 1, 0])).loss.backward()
     torch.manual_seed(0)
     t5 = T5ForConditionalGeneration(
@@ -140,7 +145,7 @@ def test_a_classifier_and_an_encoder_decoder_are_no_language_models_of_this_kind
 
 
 def test_labels_that_come_after_steps_without_them_are_noticed(said):
-    model = llama()
+    model = diff_llama()
     for _ in range(3):
         model(batch()["input_ids"]).logits.sum().backward()
     with torch.no_grad():
@@ -150,7 +155,7 @@ def test_labels_that_come_after_steps_without_them_are_noticed(said):
 
 
 def test_reading_the_switch_of_every_layer_before_training_hides_nothing(said):
-    model = llama()
+    model = diff_llama()
     for module in model.modules():
         getattr(module, "disable_adapters", None)
     steps(model, 1)
@@ -158,11 +163,11 @@ def test_reading_the_switch_of_every_layer_before_training_hides_nothing(said):
 
 
 def test_one_model_being_quiet_does_not_hide_another(said):
-    other = llama()
+    other = diff_llama()
     other(batch()["input_ids"]).logits.sum().backward()
     steps(with_lora(base()), 1)
     said.clear()
-    steps(llama(), 1)
+    steps(diff_llama(), 1)
     assert said == [NO_PATCH]
 
 
@@ -170,7 +175,7 @@ def test_one_layer_of_a_model_looks_once_per_forward_and_none_of_a_patched_one(m
     asked = []
     real = unpatched.check_model
     monkeypatch.setattr(unpatched, "check_model", lambda layer: asked.append(layer) or real(layer))
-    model = llama()
+    model = diff_llama()
     for _ in range(3):
         model(batch()["input_ids"])
     assert len(asked) == 3
@@ -182,7 +187,7 @@ def test_one_layer_of_a_model_looks_once_per_forward_and_none_of_a_patched_one(m
     assert len(asked) == 1
 
 
-class Wrapped(LlamaForCausalLM):
+class Wrapped(DiffLlamaForCausalLM):
     """A user's own class, whose forward takes the labels in its keywords."""
 
     def forward(self, *args, **kwargs):
@@ -190,8 +195,8 @@ class Wrapped(LlamaForCausalLM):
 
 
 def test_a_users_own_subclass_is_named_with_the_module_that_would_have_to_be_patched(said):
-    steps(llama(Wrapped), 1)
-    assert said == [NO_PATCH.replace("LlamaForCausalLM", "Wrapped")]
+    steps(diff_llama(Wrapped), 1)
+    assert said == [NO_PATCH.replace("DiffLlamaForCausalLM", "Wrapped")]
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -201,23 +206,23 @@ def test_the_hf_trainer_is_told_also_where_it_keeps_the_labels(said, tmp_path, s
         label_smoothing_factor=smoothing,
     )  # fmt: skip
     rows = [{name: value[row] for name, value in batch().items()} for row in range(3)]
-    Trainer(llama(), arguments, train_dataset=rows).train()
+    Trainer(diff_llama(), arguments, train_dataset=rows).train()
     assert [text for text in said if "not patched" in text] == [NO_PATCH]
 
 
 def test_torch_compile_in_one_graph_still_works(said):
-    model = llama()
+    model = diff_llama()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     data = batch()
     loss = compiled(**data).loss
-    assert torch.equal(loss, llama()(**data).loss)
+    assert torch.equal(loss, diff_llama()(**data).loss)
 
 
 def test_lora_layers_are_copied_pickled_and_known_by_class_as_before():
     from peft.tuners.lora.layer import Linear, LoraLayer
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    layer = next(module for module in llama().modules() if isinstance(module, Linear))
+    layer = next(module for module in diff_llama().modules() if isinstance(module, Linear))
     assert isinstance(layer, LoraLayer)
     assert isinstance(layer, BaseTunerLayer)
     assert "adapter_layer_names" in vars(LoraLayer)
@@ -306,11 +311,11 @@ def is_documented(message: str) -> bool:
 
 
 def test_the_page_shows_every_text_as_it_is_said(said, site, monkeypatch):
-    steps(llama(), 1)
-    stock = type("Qwen2ForCausalLM", (LlamaForCausalLM,), {"__module__": QWEN2})
+    steps(diff_llama(), 1)
+    stock = type("Qwen2ForCausalLM", (DiffLlamaForCausalLM,), {"__module__": QWEN2})
     for text, version in ((MARK, None), ("", "0.0.1")):
         site(QWEN2, text, version)
-        steps(llama(stock), 1)
+        steps(diff_llama(stock), 1)
     site(LAYER, MARK, None)
     model = with_lora(base())
     for name in ("selfaug_reference", "disable_adapters"):
@@ -373,3 +378,10 @@ def test_a_shared_patched_peft_is_stock_in_an_environment_without_selfaug():
     command = [sys.executable, "-c", ALONE.format(root=root)]
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
     assert result.stdout == "ReferenceSwitch False True\n", result.stderr
+
+
+def test_a_family_that_install_takes_by_name_is_named_in_the_command():
+    module = "transformers.models.olmo2.modeling_olmo2"
+    reason, do = unpatched.why(type("Olmo2ForCausalLM", (torch.nn.Module,), {"__module__": module}))
+    assert reason == f"SelfAug was never installed for olmo2 of transformers {transformers.__version__}"
+    assert do == f"Run `python -m selfaug_patcher install olmo2 --python {shlex.quote(sys.executable)}`"

@@ -70,14 +70,16 @@ def first_step(make, alpha):
     return trainer.state.log_history[0], found["gradients"], found["inputs"]
 
 
-def kl_gradients(model, inputs):
-    """(KL, gradients of ALPHA * KL) from full logits."""
+def kl_gradients(model, inputs, base=None):
+    """(KL, gradients of ALPHA * KL) from full logits. ``base``: a model that never had LoRA, for the reference."""
     inputs = dict(inputs)
     labels = inputs.pop("labels")
     data = {n: v for n, v in inputs.items() if n in ("input_ids", "attention_mask", "position_ids")}
     data["use_cache"] = False  # as TRL does: with a cache, transformers does not see where documents begin
     with settings(SELFAUG="0"):
-        logits, reference = model(**data).logits, base_logits(model, data)
+        logits = model(**data).logits
+        with torch.no_grad():
+            reference = base_logits(model, data) if base is None else base(**data).logits
     aligned = labels == -100
     if data.get("attention_mask") is not None and data["attention_mask"].dim() == 2:
         aligned &= data["attention_mask"] == 1
@@ -86,7 +88,7 @@ def kl_gradients(model, inputs):
     return kl.item(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
-def compare(make, plain_model, metric_names=()):
+def compare(make, plain_model, metric_names=(), base=None):
     """A step without SelfAug, one with it, and what has to lie between them.
 
     make: returns a fresh trainer, whose model has the weights of ``plain_model()``.
@@ -94,7 +96,7 @@ def compare(make, plain_model, metric_names=()):
     """
     stock_logs, stock, _ = first_step(make, 0)
     logs, found, inputs = first_step(make, ALPHA)
-    kl, extra = kl_gradients(plain_model(), inputs)
+    kl, extra = kl_gradients(plain_model(), inputs, base)
     answer = {
         "kl": logs.get("selfaug/kl"),
         "expected kl": kl,

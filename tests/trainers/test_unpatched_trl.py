@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from peft import LoraConfig
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, DiffLlamaConfig, DiffLlamaForCausalLM
 
 trl = pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")
@@ -14,7 +14,9 @@ datasets = pytest.importorskip("datasets")
 def llama(tokenizer):
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **sizes))
+    return DiffLlamaForCausalLM(
+        DiffLlamaConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **sizes)
+    )
 
 
 @pytest.fixture
@@ -43,7 +45,7 @@ def test_sft_is_told_once(train, options):
     rows = [{"prompt": "one two", "completion": " three"}, {"prompt": "four", "completion": " five six"}] * 4
     told = train(trl.SFTTrainer, trl.SFTConfig, rows, **options)
     assert len(told) == 1
-    assert "LoRA trains LlamaForCausalLM on labels, but this class is not patched" in told[0]
+    assert "LoRA trains DiffLlamaForCausalLM on labels, but this class is not patched" in told[0]
 
 
 def test_dpo_is_not(train):

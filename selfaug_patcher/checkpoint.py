@@ -1,0 +1,67 @@
+"""The family of a model in a folder, in the hub's cache or on the hub, by its config.json."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import Any
+
+from .environment import Environment
+from .errors import UNSUPPORTED, USAGE, PatcherError, Problem
+from .families import MODELS, Target
+
+# transformers of that environment fetches the file: with its cache, its token, its endpoint. No model code is run.
+_CONFIG = """
+import json
+from transformers.utils import cached_file
+with open(cached_file(json.load(sys.stdin), "config.json"), encoding="utf-8") as file:
+    print(json.dumps(json.load(file)))
+"""
+_SECONDS = 120
+
+
+def family_of(environment: Environment, name: str) -> tuple[Target, str]:
+    """(the file to patch for this model, a note for the user or nothing).
+
+    Args:
+        name: a folder, or a name on the hub.
+
+    Raises:
+        PatcherError: there is no such model, or its class is not one that SelfAug can patch.
+    """
+    config = _config(environment, name)
+    classes = [each for each in config.get("architectures") or [] if isinstance(each, str)]
+    family = str(config.get("model_type", ""))
+    for target in MODELS:
+        if target.class_name in classes or (not classes and target.family == family):
+            return target, _note(name, config)
+    raise PatcherError(
+        Problem(
+            id="unknown-family",
+            what=f"{name} is of a family that SelfAug cannot patch",
+            expected=f"a model of one of these families: {', '.join(target.family for target in MODELS)}",
+            found=", ".join(classes) or f"model_type {family or '(none)'}",
+            do="train a model of one of them",
+            exit_code=UNSUPPORTED,
+        )
+    )
+
+
+def _note(name: str, config: dict[str, Any]) -> str:
+    if "AutoModelForCausalLM" not in (config.get("auto_map") or {}):
+        return ""
+    return f"{name} brings code of its own. With trust_remote_code=True that code is loaded, and SelfAug does not act."
+
+
+def _config(environment: Environment, name: str) -> dict[str, Any]:
+    try:
+        result = environment.run_code(_CONFIG, input=json.dumps(name), timeout=_SECONDS)
+        complaint = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
+        config = json.loads(result.stdout.strip().splitlines()[-1]) if result.returncode == 0 else None
+    except (subprocess.TimeoutExpired, IndexError, ValueError):
+        config, complaint = None, f"no answer within {_SECONDS} seconds, or no JSON"
+    if not isinstance(config, dict):
+        expected = "a folder with a config.json, or the name of a model in the cache or on the hub"
+        do = "check the name; in a folder, whether save_pretrained has written config.json"
+        raise PatcherError(Problem("no-config", f"cannot read the config of {name}", expected, complaint, do, USAGE))
+    return config

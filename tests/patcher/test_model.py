@@ -1,0 +1,72 @@
+"""`install --model`: the family of a model, by its config.json."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from selfaug_patcher import checkpoint
+from selfaug_patcher.environment import discover
+from selfaug_patcher.errors import UNSUPPORTED, USAGE, PatcherError
+
+
+@pytest.fixture(scope="module")
+def here():
+    """The environment of the tests, with its real transformers."""
+    return discover(sys.executable)
+
+
+@pytest.fixture
+def model(tmp_path):
+    def make(**config) -> str:
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        return str(tmp_path)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("config", "family"),
+    [
+        ({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}, "llama"),
+        ({"architectures": ["Qwen3MoeForCausalLM"]}, "qwen3_moe"),
+        ({"model_type": "gemma2"}, "gemma2"),
+    ],
+)
+def test_a_folder_tells_its_family(here, model, config, family):
+    target, note = checkpoint.family_of(here, model(**config))
+    assert (target.family, note) == (family, "")
+
+
+def test_a_model_that_brings_code_of_its_own_is_noted(here, model):
+    name = model(architectures=["LlamaForCausalLM"], auto_map={"AutoModelForCausalLM": "modeling.Mine"})
+    assert "With trust_remote_code=True that code is loaded, and SelfAug does not act" in checkpoint.family_of(here, name)[1]
+
+
+def test_a_family_without_a_line_is_refused_by_its_class(here, model):
+    name = model(architectures=["Qwen2_5_VLForConditionalGeneration"], model_type="qwen2_5_vl")
+    with pytest.raises(PatcherError) as refusal:
+        checkpoint.family_of(here, name)
+    problem = refusal.value.problems[0]
+    assert (problem.exit_code, problem.found) == (UNSUPPORTED, "Qwen2_5_VLForConditionalGeneration")
+
+
+@pytest.mark.parametrize("content", [None, "{", "[1]"])
+def test_a_folder_without_a_readable_config_is_a_usage_error(here, tmp_path, monkeypatch, content):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(PatcherError) as refusal:
+        checkpoint.family_of(here, str(tmp_path))
+    assert refusal.value.problems[0].exit_code == USAGE
+    assert str(tmp_path) in refusal.value.problems[0].what
+
+
+def test_install_takes_the_family_of_a_model(place, model, capsys):
+    # the stand-in of transformers has no cached_file, so the config cannot be read: nothing is written
+    before = place.snapshot()
+    result = place.run("install", "--model", model(model_type="qwen2"))
+    assert (result.code, "cannot read the config" in result.err) == (USAGE, True)
+    assert place.snapshot() == before
