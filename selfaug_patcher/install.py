@@ -11,7 +11,6 @@ from . import families, proof
 from .check import check_import
 from .environment import Environment
 from .errors import PatcherError, leaving
-from .families import LAYER
 from .pairs import warnings
 from .payload import Runtime, installed, packages
 from .pins import PinTable
@@ -53,7 +52,7 @@ def install(
     if early is not None and (dry_run or not early.operations):
         early.notes += [
             f"{each.family} is not pinned: install tries it first, in memory, and refuses it if a check does not hold."
-            for each in early.unproved
+            for each in proof.needed(state, early.patches)
         ]
         return Outcome("install", state, early)
     with contextlib.ExitStack() as afterwards:
@@ -83,7 +82,6 @@ def plan(state: State, names: Sequence[str] = (), *, without: Sequence[str] = ()
     result = Plan(notes=notes(state), optional=choice.optional)
     result.notes += [f"{name} is left out: {p.what}; found: {p.found}" for name, p in choice.left_out.items()]
     result.patches = [patch(target, state) for target in chosen if target.path is not None]
-    result.unproved = proof.needed(state, result.patches)
     for target in chosen:
         result.read(target)
     runtime = installed(state.store.site)
@@ -92,11 +90,11 @@ def plan(state: State, names: Sequence[str] = (), *, without: Sequence[str] = ()
         for each in result.patches:
             if each.target.state == PATCHED:
                 result.put(each.target.store, each.target.target.path, each.kept, like=each.target.path)
-    like = result.models[0].target.path
+    like = next(each.target.path for each in result.patches if each.is_model)
     _put_runtime(result, state, like)
     receipts: dict[Store, dict[str, Original]] = {}
     # transformers last: it is what calls the rest
-    for each in sorted(result.patches, key=lambda each: each.target.target != LAYER):
+    for each in sorted(result.patches, key=lambda each: each.is_model):
         original = _put_patched(result, each, state.environment)
         receipts.setdefault(each.target.store, {})[each.target.target.name] = original
     for store, originals in receipts.items():
@@ -112,8 +110,7 @@ def plan(state: State, names: Sequence[str] = (), *, without: Sequence[str] = ()
 
 def _proved(planned: Plan, state: State, names: Sequence[str], report: proof.Report) -> Plan:
     """The plan, where the trial of all that is not pinned holds; without the families that fail and nobody named."""
-    models = [each for each in planned.unproved if each.target.target != LAYER]
-    models = models or (planned.models if planned.unproved else [])
+    models = proof.models_to_try(state, planned.patches)
     told, failed = [], {}
     for optional in (True, False):
         tried = [each for each in models if (each.family in planned.optional) == optional]
@@ -121,7 +118,7 @@ def _proved(planned: Plan, state: State, names: Sequence[str], report: proof.Rep
             try:
                 checks = proof.prove(state, planned.patches, group, report)
             except PatcherError as error:
-                if not optional or len(planned.models) == 1:
+                if not optional or len(planned.patches) == 2:  # that one and peft's
                     raise
                 failed[group[0].family] = error.problems[0].what
                 continue
@@ -195,7 +192,7 @@ def notes(state: State) -> list[str]:
     lines = []
     for target in state.in_use():
         package, pin = target.package, target.pin
-        if package.site is None and target.target == LAYER:
+        if package.site is None and not target.target.is_model:
             lines.append(f"{package.name} is not installed: SelfAug stays idle until it is (then run install again).")
         elif pin is not None and state.table.by_version(target.target.name, package.version) is None:
             lines.append(f"{package.name} {package.version} is not pinned; its file is the one of {pin.version}.")

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from .environment import Commands, Environment
 from .errors import NOT_WRITABLE, PatcherError, Problem
-from .families import LAYER
 from .receipt import BYTECODE
 from .refusals import lost_original
 from .state import STOCK, UNPINNED, State, TargetState
@@ -31,6 +30,10 @@ class Patch:
     @property
     def family(self) -> str:
         return self.target.target.family
+
+    @property
+    def is_model(self) -> bool:
+        return self.target.target.is_model
 
 
 def patch(target: TargetState, state: State) -> Patch:
@@ -58,8 +61,7 @@ class Plan:
 
     Args:
         changes: pairs of a word (patch, restore, add, update, remove) and a path.
-        patches: what `install` patches; ``unproved``: those of them that need the trial; ``optional``: the families
-            that are left out if they do not stand it.
+        patches: what `install` patches; ``optional``: the families among them that nobody named.
         stays: SelfAug is left in a site directory, for another environment.
     """
 
@@ -68,14 +70,9 @@ class Plan:
     changes: list[tuple[str, Path]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     patches: list[Patch] = field(default_factory=list)
-    unproved: list[Patch] = field(default_factory=list)
     optional: list[str] = field(default_factory=list)
     stays: bool = False
     _present: dict[Path, str] = field(default_factory=dict)
-
-    @property
-    def models(self) -> list[Patch]:
-        return [each for each in self.patches if each.target.target != LAYER]
 
     def put(self, store: Store, path: str, content: bytes | Path | None, like: Path | None = None) -> bool:
         """Plan a file's new content, and say whether it differs from what is there. Two plans for one file are carried
