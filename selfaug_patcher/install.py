@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,16 +9,15 @@ from pathlib import Path
 from . import families, proof
 from .check import check_import
 from .environment import Environment
-from .errors import PatcherError, leaving
+from .errors import PatcherError
 from .pairs import warnings
 from .payload import Runtime, installed, packages
 from .pins import PinTable
-from .plan import Outcome, Patch, Plan, beside, bytecode, not_writable, patch, without_lock
+from .plan import Outcome, Patch, Plan, beside, bytecode, carry_out, not_writable, patch
 from .receipt import Original, Receipt, encode
 from .refusals import choose, runtime_refusals
-from .state import PATCHED, STOCK, UNPINNED, State, TargetState, inspect, look_again, stores
+from .state import PATCHED, STOCK, UNPINNED, State, TargetState, inspect, stores
 from .store import RUNTIME, Store, digest
-from .transaction import DONE, execute, locked
 
 
 def install(
@@ -42,27 +40,24 @@ def install(
     Raises:
         PatcherError: a refusal, or a failure; in both cases the environment is as it was.
     """
-    state = inspect(environment, table, runtime)
 
-    def changed() -> bool:
-        return inspect(environment, table, runtime) != state
+    def look() -> State:
+        return inspect(environment, table, runtime)
 
-    sites = stores(state.in_use())
-    early = without_lock(lambda: plan(state, names, pinned_only=pinned_only), changed, environment, sites, dry_run)
-    if early is not None and (dry_run or not early.operations):
-        early.notes += [
+    def make(state: State) -> Plan:
+        return plan(state, names, pinned_only=pinned_only)
+
+    def before(state: State, planned: Plan) -> Plan:
+        return _proved(planned, state, names, report)
+
+    sites = stores(look().in_use())
+    outcome = carry_out("install", look, make, sites, dry_run=dry_run, before=before, check=_check)
+    if dry_run:
+        outcome.plan.notes += [
             f"{each.family} is not pinned: install tries it first, in memory, and refuses it if a check does not hold."
-            for each in proof.needed(state, early.patches)
+            for each in proof.needed(outcome.state, outcome.plan.patches)
         ]
-        return Outcome("install", state, early)
-    with contextlib.ExitStack() as afterwards:
-        with locked(sites) as recovered:
-            state = inspect(environment, table, runtime)
-            planned = _proved(plan(state, names, pinned_only=pinned_only), state, names, report)
-            if planned.operations:
-                execute("install", planned.operations, planned.keep, lambda: _check(state, planned))
-                afterwards.enter_context(leaving(DONE["install"]))
-        return Outcome("install", look_again(environment, table, runtime, DONE["install"]), planned, recovered)
+    return outcome
 
 
 def plan(state: State, names: Sequence[str] = (), *, without: Sequence[str] = (), pinned_only: bool = False) -> Plan:

@@ -146,14 +146,6 @@ def inspect(environment: Environment, table: PinTable, runtime: Runtime) -> Stat
     return State(environment, table, runtime, states, runtime_state)
 
 
-def look_again(environment: Environment, table: PinTable, runtime: Runtime, done: str) -> State:
-    """The state after a run. If inspecting fails, the error still says what was ``done``."""
-    try:
-        return inspect(environment, table, runtime)
-    except PatcherError as error:
-        raise PatcherError(*error.problems, state=f"{done} What failed is only the look at it afterwards.") from error
-
-
 def of_package(target: Target, package: Package, table: PinTable) -> TargetState:
     """The state of one target in one copy of its package."""
     if package.site is None:
