@@ -106,23 +106,26 @@ def plan(state: State, names: Sequence[str] = (), *, without: Sequence[str] = ()
 def _proved(planned: Plan, state: State, names: Sequence[str], report: proof.Report) -> Plan:
     """The plan, where the trial of all that is not pinned holds; without the families that fail and nobody named."""
     models = proof.models_to_try(state, planned.patches)
-    told, failed = [], {}
-    for optional in (True, False):
-        tried = [each for each in models if (each.family in planned.optional) == optional]
-        for group in [[each] for each in tried] if optional else [tried] if tried else []:
-            try:
-                checks = proof.prove(state, planned.patches, group, report)
-            except PatcherError as error:
-                if not optional or len(planned.patches) == 2:  # that one and peft's
-                    raise
-                failed[group[0].family] = error.problems[0].what
-                continue
-            told.append(f"{', '.join(each.family for each in group)}: not pinned, proved here, {len(checks)} checks.")
-    if failed:
-        planned = plan(state, names, without=list(failed))
-        told += [f"{family} is left out: {what}" for family, what in failed.items()]
-    planned.notes += told
-    return planned
+    optional = [each for each in models if each.family in planned.optional]
+    told: list[str] = []
+    failed: dict[str, PatcherError] = {}
+
+    def prove(group: list[Patch]) -> None:
+        checks = proof.prove(state, planned.patches, group, report)
+        told.append(f"{', '.join(each.family for each in group)}: not pinned, proved here, {len(checks)} checks.")
+
+    if len(optional) < len(models):
+        prove([each for each in models if each not in optional])
+    for each in optional:
+        try:
+            prove([each])
+        except PatcherError as error:
+            failed[each.family] = error
+    if failed and len(failed) + 1 == len(planned.patches):  # no model is left beside peft's layer
+        raise PatcherError(*(problem for error in failed.values() for problem in error.problems))
+    result = plan(state, names, without=list(failed)) if failed else planned
+    result.notes += told + [f"{family} is left out: {error.problems[0].what}" for family, error in failed.items()]
+    return result
 
 
 def _folders(chosen: Sequence[TargetState]) -> list[Path]:
