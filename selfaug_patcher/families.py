@@ -33,6 +33,10 @@ class Target:
         return self.name.split(":")[1]
 
     @property
+    def is_model(self) -> bool:
+        return self.package == "transformers"
+
+    @property
     def path(self) -> str:
         """The file, relative to the site directory, with forward slashes."""
         return self.module.replace(".", "/") + ".py"

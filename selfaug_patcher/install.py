@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,17 +9,15 @@ from pathlib import Path
 from . import families, proof
 from .check import check_import
 from .environment import Environment
-from .errors import PatcherError, leaving
-from .families import LAYER
+from .errors import PatcherError
 from .pairs import warnings
 from .payload import Runtime, installed, packages
 from .pins import PinTable
-from .plan import Outcome, Patch, Plan, beside, bytecode, not_writable, patch, without_lock
+from .plan import Outcome, Patch, Plan, beside, bytecode, carry_out, not_writable, patch
 from .receipt import Original, Receipt, encode
 from .refusals import choose, runtime_refusals
-from .state import PATCHED, STOCK, UNPINNED, State, TargetState, inspect, look_again, stores
+from .state import PATCHED, STOCK, UNPINNED, State, TargetState, inspect, stores
 from .store import RUNTIME, Store, digest
-from .transaction import DONE, execute, locked
 
 
 def install(
@@ -43,27 +40,24 @@ def install(
     Raises:
         PatcherError: a refusal, or a failure; in both cases the environment is as it was.
     """
-    state = inspect(environment, table, runtime)
 
-    def changed() -> bool:
-        return inspect(environment, table, runtime) != state
+    def look() -> State:
+        return inspect(environment, table, runtime)
 
-    sites = stores(state.in_use())
-    early = without_lock(lambda: plan(state, names, pinned_only=pinned_only), changed, environment, sites, dry_run)
-    if early is not None and (dry_run or not early.operations):
-        early.notes += [
+    def make(state: State) -> Plan:
+        return plan(state, names, pinned_only=pinned_only)
+
+    def before(state: State, planned: Plan) -> Plan:
+        return _proved(planned, state, names, report)
+
+    sites = stores(look().in_use())
+    outcome = carry_out("install", look, make, sites, dry_run=dry_run, before=before, check=_check)
+    if dry_run:
+        outcome.plan.notes += [
             f"{each.family} is not pinned: install tries it first, in memory, and refuses it if a check does not hold."
-            for each in early.unproved
+            for each in proof.needed(outcome.state, outcome.plan.patches)
         ]
-        return Outcome("install", state, early)
-    with contextlib.ExitStack() as afterwards:
-        with locked(sites) as recovered:
-            state = inspect(environment, table, runtime)
-            planned = _proved(plan(state, names, pinned_only=pinned_only), state, names, report)
-            if planned.operations:
-                execute("install", planned.operations, planned.keep, lambda: _check(state, planned))
-                afterwards.enter_context(leaving(DONE["install"]))
-        return Outcome("install", look_again(environment, table, runtime, DONE["install"]), planned, recovered)
+    return outcome
 
 
 def plan(state: State, names: Sequence[str] = (), *, without: Sequence[str] = (), pinned_only: bool = False) -> Plan:
@@ -83,7 +77,6 @@ def plan(state: State, names: Sequence[str] = (), *, without: Sequence[str] = ()
     result = Plan(notes=notes(state), optional=choice.optional)
     result.notes += [f"{name} is left out: {p.what}; found: {p.found}" for name, p in choice.left_out.items()]
     result.patches = [patch(target, state) for target in chosen if target.path is not None]
-    result.unproved = proof.needed(state, result.patches)
     for target in chosen:
         result.read(target)
     runtime = installed(state.store.site)
@@ -92,11 +85,11 @@ def plan(state: State, names: Sequence[str] = (), *, without: Sequence[str] = ()
         for each in result.patches:
             if each.target.state == PATCHED:
                 result.put(each.target.store, each.target.target.path, each.kept, like=each.target.path)
-    like = result.models[0].target.path
+    like = next(each.target.path for each in result.patches if each.is_model)
     _put_runtime(result, state, like)
     receipts: dict[Store, dict[str, Original]] = {}
     # transformers last: it is what calls the rest
-    for each in sorted(result.patches, key=lambda each: each.target.target != LAYER):
+    for each in sorted(result.patches, key=lambda each: each.is_model):
         original = _put_patched(result, each, state.environment)
         receipts.setdefault(each.target.store, {})[each.target.target.name] = original
     for store, originals in receipts.items():
@@ -112,25 +105,27 @@ def plan(state: State, names: Sequence[str] = (), *, without: Sequence[str] = ()
 
 def _proved(planned: Plan, state: State, names: Sequence[str], report: proof.Report) -> Plan:
     """The plan, where the trial of all that is not pinned holds; without the families that fail and nobody named."""
-    models = [each for each in planned.unproved if each.target.target != LAYER]
-    models = models or (planned.models if planned.unproved else [])
-    told, failed = [], {}
-    for optional in (True, False):
-        tried = [each for each in models if (each.family in planned.optional) == optional]
-        for group in [[each] for each in tried] if optional else [tried] if tried else []:
-            try:
-                checks = proof.prove(state, planned.patches, group, report)
-            except PatcherError as error:
-                if not optional or len(planned.models) == 1:
-                    raise
-                failed[group[0].family] = error.problems[0].what
-                continue
-            told.append(f"{', '.join(each.family for each in group)}: not pinned, proved here, {len(checks)} checks.")
-    if failed:
-        planned = plan(state, names, without=list(failed))
-        told += [f"{family} is left out: {what}" for family, what in failed.items()]
-    planned.notes += told
-    return planned
+    models = proof.models_to_try(state, planned.patches)
+    optional = [each for each in models if each.family in planned.optional]
+    told: list[str] = []
+    failed: dict[str, PatcherError] = {}
+
+    def prove(group: list[Patch]) -> None:
+        checks = proof.prove(state, planned.patches, group, report)
+        told.append(f"{', '.join(each.family for each in group)}: not pinned, proved here, {len(checks)} checks.")
+
+    if len(optional) < len(models):
+        prove([each for each in models if each not in optional])
+    for each in optional:
+        try:
+            prove([each])
+        except PatcherError as error:
+            failed[each.family] = error
+    if failed and len(failed) + 1 == len(planned.patches):  # no model is left beside peft's layer
+        raise PatcherError(*(problem for error in failed.values() for problem in error.problems))
+    result = plan(state, names, without=list(failed)) if failed else planned
+    result.notes += told + [f"{family} is left out: {error.problems[0].what}" for family, error in failed.items()]
+    return result
 
 
 def _folders(chosen: Sequence[TargetState]) -> list[Path]:
@@ -195,7 +190,7 @@ def notes(state: State) -> list[str]:
     lines = []
     for target in state.in_use():
         package, pin = target.package, target.pin
-        if package.site is None and target.target == LAYER:
+        if package.site is None and not target.target.is_model:
             lines.append(f"{package.name} is not installed: SelfAug stays idle until it is (then run install again).")
         elif pin is not None and state.table.by_version(target.target.name, package.version) is None:
             lines.append(f"{package.name} {package.version} is not pinned; its file is the one of {pin.version}.")

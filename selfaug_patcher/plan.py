@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from .environment import Commands, Environment
-from .errors import NOT_WRITABLE, PatcherError, Problem
-from .families import LAYER
+from .errors import NOT_WRITABLE, PatcherError, Problem, leaving
 from .receipt import BYTECODE
 from .refusals import lost_original
 from .state import STOCK, UNPINNED, State, TargetState
 from .store import Store, content_of, digest, names, read, sha256_of
-from .transaction import MakeFolder, Operation, Put, RemoveFolder
+from .transaction import DONE, MakeFolder, Operation, Put, RemoveFolder, execute, locked
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,10 @@ class Patch:
     @property
     def family(self) -> str:
         return self.target.target.family
+
+    @property
+    def is_model(self) -> bool:
+        return self.target.target.is_model
 
 
 def patch(target: TargetState, state: State) -> Patch:
@@ -58,8 +62,7 @@ class Plan:
 
     Args:
         changes: pairs of a word (patch, restore, add, update, remove) and a path.
-        patches: what `install` patches; ``unproved``: those of them that need the trial; ``optional``: the families
-            that are left out if they do not stand it.
+        patches: what `install` patches; ``optional``: the families among them that nobody named.
         stays: SelfAug is left in a site directory, for another environment.
     """
 
@@ -68,14 +71,9 @@ class Plan:
     changes: list[tuple[str, Path]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     patches: list[Patch] = field(default_factory=list)
-    unproved: list[Patch] = field(default_factory=list)
     optional: list[str] = field(default_factory=list)
     stays: bool = False
     _present: dict[Path, str] = field(default_factory=dict)
-
-    @property
-    def models(self) -> list[Patch]:
-        return [each for each in self.patches if each.target.target != LAYER]
 
     def put(self, store: Store, path: str, content: bytes | Path | None, like: Path | None = None) -> bool:
         """Plan a file's new content, and say whether it differs from what is there. Two plans for one file are carried
@@ -173,30 +171,63 @@ class Outcome:
     recovered: list[str] = field(default_factory=list)
 
 
-def without_lock(
-    make_plan: Callable[[], Plan],
-    changed: Callable[[], bool],
-    environment: Environment,
+def carry_out(
+    verb: str,
+    look: Callable[[], State],
+    make: Callable[[State], Plan],
     stores: Sequence[Store],
+    *,
     dry_run: bool,
-) -> Plan | None:
-    """Make the plan without the lock: neither a dry run needs the lock, nor a user without write permission who has
-    nothing to do. None where the lock is needed: an earlier run has to be undone, or another patcher may be at work.
+    before: Callable[[State, Plan], Plan],
+    check: Callable[[State, Plan], None] = lambda state, plan: None,
+) -> Outcome:
+    """Plan, and carry out all operations of the plan, or none.
 
     Args:
-        changed: whether the environment has changed since it was inspected.
+        look: reads the environment.
+        make: the plan for what was read.
+        stores: those to lock.
+        before: what comes last before anything is written; gives the plan to carry out.
+        check: called when all is in place; if it raises, all is undone.
     """
+    state = look()
+    early = _without_lock(state, look, make, stores, dry_run)
+    if early is not None and (dry_run or not early.operations):
+        return Outcome(verb, state, early)
+    with contextlib.ExitStack() as afterwards:
+        with locked(stores) as recovered:
+            state = look()
+            plan = before(state, make(state))
+            if plan.operations:
+                execute(verb, plan.operations, plan.keep, lambda: check(state, plan))
+                afterwards.enter_context(leaving(DONE[verb]))
+        return Outcome(verb, look_again(look, verb), plan, recovered)
+
+
+def look_again(look: Callable[[], State], verb: str) -> State:
+    """The state after a run. If inspecting fails, the error still says what was done."""
+    try:
+        return look()
+    except PatcherError as error:
+        raise PatcherError(*error.problems, state=f"{DONE[verb]} Only the inspection afterwards failed.") from error
+
+
+def _without_lock(
+    state: State, look: Callable[[], State], make: Callable[[State], Plan], stores: Sequence[Store], dry_run: bool
+) -> Plan | None:
+    """The plan, made without the lock: neither a dry run needs the lock, nor a user without write permission who has
+    nothing to do. None where the lock is needed: an earlier run has to be undone, or another patcher may be at work."""
     if any(store.interrupted() for store in stores):
         if dry_run:
-            raise _interrupted(environment, stores)
+            raise _interrupted(state.environment, stores)
         return None
     if not dry_run and any(store.needs_tidying() for store in stores):
         return None
     try:
-        return make_plan()
+        return make(state)
     except PatcherError:
         # Another patcher may be mid-install. If so, retry under the lock.
-        if dry_run or not (any(store.needs_tidying() for store in stores) or changed()):
+        if dry_run or not (any(store.needs_tidying() for store in stores) or look() != state):
             raise
         return None
 

@@ -26,6 +26,13 @@ def needed(state: State, patches: Sequence[Patch]) -> list[Patch]:
     ]
 
 
+def models_to_try(state: State, patches: Sequence[Patch]) -> list[Patch]:
+    """The models that need the trial: each that is not proved, or all of them where only peft's layer is not."""
+    unproved = needed(state, patches)
+    of = unproved if any(each.is_model for each in unproved) else patches if unproved else []
+    return [each for each in of if each.is_model]
+
+
 def changed(target: TargetState, now: Mapping[str, str]) -> list[str]:
     """What has another version than when a target was proved: ``torch 2.13.0; torch is 2.14.0 now``, one text each."""
     return [
@@ -48,16 +55,23 @@ def prove(state: State, patches: Sequence[Patch], models: Sequence[Patch], repor
         do = f"{state.environment.commands.install('peft')}, then the same command again"
         what = "a release that is not pinned is tried first, and that needs peft"
         raise PatcherError(Problem("no-trial", what, "peft", "not installed", do))
-    classes = [f"{each.target.target.module}:{each.target.target.class_name}" for each in models]
-    packages = {RUNTIME: str(state.runtime.root)}
-    patched, stock = texts(patches, "patched"), texts(patches, "stock")
-    checks = trial(state.environment, patched, stock, packages, classes, report)
+    checks = try_out(state, patches, models, report, in_memory=True)
     failed = [check for check in checks if not check.ok]
     if failed or not checks:
         tried = [*(each.target for each in models), state.layer]
         problems = [_refused(state, tried, check) for check in failed or [Check("trial", False, "no check was made")]]
         raise PatcherError(*problems[:_SHOWN])
     return checks
+
+
+def try_out(
+    state: State, patches: Sequence[Patch], models: Sequence[Patch], report: Report, *, in_memory: bool
+) -> list[Check]:
+    """The trial's checks of these models: with patched texts and runtime ``in_memory``, or with those on disk."""
+    classes = [f"{each.target.target.module}:{each.target.target.class_name}" for each in models]
+    patched = texts(patches, "patched") if in_memory else {}
+    packages = {RUNTIME: str(state.runtime.root)} if in_memory else {}
+    return trial(state.environment, patched, texts(patches, "stock"), packages, classes, report)
 
 
 def _refused(state: State, tried: Sequence[TargetState], check: Check) -> Problem:

@@ -10,7 +10,6 @@ from .environment import AGAIN, Commands
 from .errors import MODIFIED as EXIT_MODIFIED
 from .errors import UNSUPPORTED as EXIT_UNSUPPORTED
 from .errors import USAGE, PatcherError, Problem
-from .families import LAYER
 from .payload import installed
 from .state import MISSING, MODIFIED, PATCHED, UNPINNED, UNSUPPORTED, State, TargetState
 from .store import RUNTIME, Store
@@ -84,7 +83,7 @@ def refusals(
                 target.store.place(target.target.path)
             except PatcherError as error:
                 problems += error.problems
-        if target.state == MISSING and (target.target != LAYER or target.path is not None):
+        if target.state == MISSING and (target.target.is_model or target.path is not None):
             problems.append(_missing(target, state))
         elif target.state == UNSUPPORTED or (pinned_only and target.state == UNPINNED):
             problems.append(_unsupported(target, state))

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 from dataclasses import replace
 from pathlib import Path
 
 from .difference import explain, unified
 from .environment import Environment, Package
 from .errors import MODIFIED as EXIT_MODIFIED
-from .errors import PatcherError, Problem, from_os_error, leaving
+from .errors import PatcherError, Problem, from_os_error
 from .families import targets as known_targets
 from .payload import Runtime, installed, subfolders
 from .pins import PinTable
-from .plan import Outcome, Plan, restore_stock, without_lock
+from .plan import Outcome, Plan, carry_out, restore_stock
 from .receipt import MODULE, encode
 from .refusals import lost_original
-from .state import PATCHED, TargetState, inspect, look_again, of_package
+from .state import PATCHED, State, TargetState, inspect, of_package
 from .store import RUNTIME, Store, read
-from .transaction import DONE, execute, locked
 
 
 def revert(
@@ -37,28 +36,18 @@ def revert(
     Raises:
         PatcherError: a refusal, or a failure; in both cases the environment is as it was.
     """
-    stores = sites(environment)
-    state = inspect(environment, table, runtime)
+    stores = [store for store in sites(environment) if store.exists or _is_patched(environment, store, table)]
 
-    def changed() -> bool:
-        return inspect(environment, table, runtime) != state
-
-    def make() -> Plan:
+    def make(state: State) -> Plan:
         return plan(environment, stores, table, runtime, keep_edits)
 
-    early = without_lock(make, changed, environment, stores, dry_run)
-    if early is not None and (dry_run or not early.operations):
-        return Outcome("revert", state, early)
-    stores = [store for store in stores if store.exists or _is_patched(environment, store, table)]
-    with contextlib.ExitStack() as afterwards:
-        with locked(stores) as notes:
-            planned = make()
-            if planned.operations:
-                if keep_edits is not None:
-                    notes = notes + _save(keep_edits, edited(environment, stores, table, runtime))
-                execute("revert", planned.operations)
-                afterwards.enter_context(leaving(DONE["revert"]))
-        return Outcome("revert", look_again(environment, table, runtime, DONE["revert"]), planned, notes)
+    def before(state: State, planned: Plan) -> Plan:
+        if planned.operations and keep_edits is not None:
+            planned.notes += _save(keep_edits, edited(environment, stores, table, runtime))
+        return planned
+
+    look = functools.partial(inspect, environment, table, runtime)
+    return carry_out("revert", look, make, stores, dry_run=dry_run, before=before)
 
 
 def sites(environment: Environment) -> list[Store]:

@@ -22,7 +22,6 @@ from typing import Any
 from . import memory, payload, pins, probe, proof
 from .environment import Environment, asked_about, discover, from_probe
 from .errors import USAGE, PatcherError, Problem
-from .families import LAYER
 from .payload import Runtime
 from .pins import PinTable
 from .plan import Patch, patch, texts
@@ -121,7 +120,7 @@ def serve(
         raise PatcherError(*problems, state=NOTHING_RUN)
     patches = [patch(target, state) for target in choice.targets if target.state in (STOCK, UNPINNED)]
     _prove(state, patches, in_child, report)
-    families = [target.target.family for target in choice.targets if target.target != LAYER]
+    families = [target.target.family for target in choice.targets if target.target.is_model]
     trust = {each.target.target.name: PINNED if each.pinned else PROVED_HERE for each in patches}
     os.environ[TOLD] = json.dumps({"families": families, "proved": _proof(state, patches), "trust": trust})
     runtime = {} if state.runtime_state == "installed" else {RUNTIME: str(modules.root)}
@@ -147,10 +146,8 @@ def _prove(state: State, patches: Sequence[Patch], in_child: bool, report: Repor
     if told or in_child:
         problems = refusals(state, [each.target for each in unproved], in_memory=True, pinned_only=True)
         raise PatcherError(*problems, state=NOTHING_RUN)
-    models = [each for each in unproved if each.target.target != LAYER]
-    models = models or [each for each in patches if each.target.target != LAYER]
     try:
-        checks = proof.prove(state, patches, models, report)
+        checks = proof.prove(state, patches, proof.models_to_try(state, patches), report)
     except PatcherError as error:
         raise PatcherError(*error.problems, state=NOTHING_RUN) from None
     names = ", ".join(f"{each.target.package.name} {each.target.package.version}" for each in unproved)

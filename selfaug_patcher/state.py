@@ -8,7 +8,7 @@ from pathlib import Path
 from . import payload
 from .environment import Environment, Package
 from .errors import PatcherError, Problem
-from .families import LAYER, Target, targets
+from .families import Target, targets
 from .payload import Runtime
 from .pins import Pin, PinTable
 from .receipt import Original
@@ -100,11 +100,11 @@ class State:
 
     @property
     def models(self) -> tuple[TargetState, ...]:
-        return tuple(target for target in self.targets if target.target != LAYER)
+        return tuple(target for target in self.targets if target.target.is_model)
 
     @property
     def layer(self) -> TargetState:
-        return next(target for target in self.targets if target.target == LAYER)
+        return next(target for target in self.targets if not target.target.is_model)
 
     def in_use(self) -> list[TargetState]:
         """The targets that matter to this environment: the models that SelfAug patched, else the default one; peft."""
@@ -140,18 +140,10 @@ def inspect(environment: Environment, table: PinTable, runtime: Runtime) -> Stat
     states = tuple(of_package(target, environment.packages[target.package], table) for target in targets())
     site = states[0].package.site
     runtime_state = payload.state(site, runtime, Store(site).receipt() if site else None)
-    patched = any(target.state == PATCHED for target in states if target.target != LAYER)
+    patched = any(target.state == PATCHED for target in states if target.target.is_model)
     if runtime_state in ("installed", "older") and not patched:
         runtime_state = "leftover"
     return State(environment, table, runtime, states, runtime_state)
-
-
-def look_again(environment: Environment, table: PinTable, runtime: Runtime, done: str) -> State:
-    """The state after a run. If inspecting fails, the error still says what was ``done``."""
-    try:
-        return inspect(environment, table, runtime)
-    except PatcherError as error:
-        raise PatcherError(*error.problems, state=f"{done} What failed is only the look at it afterwards.") from error
 
 
 def of_package(target: Target, package: Package, table: PinTable) -> TargetState:

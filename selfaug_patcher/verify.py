@@ -5,19 +5,18 @@ First the hashes; then, where they are right, the trial (`trial`) of what is ins
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Callable
 
 from .check import Check
 from .environment import Environment
-from .families import LAYER
+from .errors import PatcherError
 from .payload import Runtime
 from .pins import PinTable
+from .plan import patch
+from .proof import try_out
 from .refusals import changed_modules, refusals
 from .state import PATCHED, State, TargetState, inspect
 from .status import next_steps
-from .store import read
-from .trial import trial
 
 
 def verify(
@@ -68,13 +67,8 @@ def _cause(target: TargetState, state: State) -> str:
 
 def _trial(state: State, report: Callable[[str], None]) -> list[Check]:
     """The trial of what is installed, against the stock files served from memory."""
-    stock = {}
-    for target in state.in_use():
-        text = target.stock_content(state.table)
-        content = read(text) if isinstance(text, Path) else text
-        if content is None:
-            return [Check("trial", False, f"the stock file of {target.package.name} is not known")]
-        stock[target.target.module] = (str(target.path), content)
-    models = [each.target for each in state.in_use() if each.target != LAYER]
-    classes = [f"{target.module}:{target.class_name}" for target in models]
-    return trial(state.environment, {}, stock, {}, classes, report)
+    try:
+        patches = [patch(target, state) for target in state.in_use()]
+    except PatcherError as error:
+        return [Check("trial", False, error.problems[0].what, error.problems[0].do)]
+    return try_out(state, patches, [each for each in patches if each.is_model], report, in_memory=False)

@@ -249,6 +249,17 @@ def test_with_all_a_family_that_does_not_stand_the_trial_is_left_out(two, tried)
     assert two.run("install", "other").code == 3
 
 
+def test_where_no_family_stands_the_trial_all_is_refused_with_each(two, tried, make_place, tmp_path):
+    (two.selfaug.patches / "pins.txt").write_text(
+        "".join(line for line in (two.selfaug.patches / "pins.txt").read_text().splitlines(True) if " 2.0 " not in line)
+    )
+    before = two.snapshot()
+    tried.bad.update({"qwen2", "other"})
+    result = two.run("install", "--all")
+    assert (result.code, two.snapshot()) == (3, before)
+    assert result.err.count("error[trial-failed]") == 2
+
+
 RUN = """
 import sys
 from selfaug_patcher import families

@@ -14,7 +14,7 @@ from stand_ins import Release
 
 from selfaug_patcher import cli, lock, transaction
 from selfaug_patcher import install as installing
-from selfaug_patcher import revert as reverting
+from selfaug_patcher import plan as planning
 
 
 def killed(place, verb: str, selfaug: Release | None = None) -> None:
@@ -24,9 +24,8 @@ def killed(place, verb: str, selfaug: Release | None = None) -> None:
         def kill(*_: object) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
-        installing._check = kill
-        execute = reverting.execute
-        reverting.execute = lambda verb, operations: execute(verb, operations, check=kill)
+        execute = planning.execute
+        planning.execute = lambda verb, operations, keep, check: execute(verb, operations, keep, check=kill)
         place.run(verb, selfaug=selfaug)
 
     assert faults.forked(action) == -signal.SIGKILL
@@ -118,7 +117,7 @@ def test_a_second_ctrl_c_while_all_is_put_back_does_not_say_that_it_was(place, m
     assert place.snapshot() == before
 
 
-AFTERWARDS = [(transaction, "tidy"), (lock, "_release"), (installing, "look_again"), (cli, "_print")]
+AFTERWARDS = [(transaction, "tidy"), (lock, "_release"), (planning, "look_again"), (cli, "_print")]
 
 
 @pytest.mark.parametrize(("module", "name"), AFTERWARDS, ids=[name for _, name in AFTERWARDS])
@@ -134,6 +133,6 @@ def test_ctrl_c_when_all_has_happened_says_that_it_has(place, monkeypatch, modul
         context.setattr(module, name, interrupt_once_installed)
         assert re.match("SelfAug( 0.1.0)? is installed.", told(place, "install"))
     assert place.states() == ("patched", "patched", "installed")
-    monkeypatch.setattr(reverting, "look_again", control_c)
+    monkeypatch.setattr(planning, "look_again", control_c)
     assert told(place, "revert") == transaction.DONE["revert"]
     assert place.states() == ("stock", "stock", "missing")
