@@ -6,6 +6,7 @@ import contextlib
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,7 @@ OLD_ACCELERATE = ("4.40", "accelerate==0.34.2")
 
 
 class Failure(Exception):
-    """A step that failed, with the line of its output that says why."""
+    """A step that failed, and why, in one line."""
 
 
 def run(command: list[str | Path], cwd: Path, **environment: str) -> str:
@@ -47,6 +48,12 @@ def run(command: list[str | Path], cwd: Path, **environment: str) -> str:
 
 
 def reason(output: str) -> str:
+    """What a command failed for, in one line: the first check that did not hold, or the last line with an error."""
+    checks = re.findall(r"^FAIL +(.*(?:\n {6}.*)*)", output, re.MULTILINE)
+    if checks:
+        others = len(checks) - 1
+        more = f" (and {others} more check{'s' * (others > 1)})" if others else ""
+        return " ".join(checks[0].split())[:400] + more
     lines = [line.strip() for line in output.split("\n") if line.strip()]
     telling = [line for line in lines if "Error" in line or line.startswith("error[")]
     return (telling or lines or ["no output"])[-1][:200]

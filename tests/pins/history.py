@@ -51,15 +51,15 @@ def replay(
     release is known from then on.
 
     Args:
-        stock: gives the stock file of a release.
+        stock: gives the stock file of a release, and is asked for the first release with each file.
         layers: gives the LoRA layers of a release of peft that do not ask `disable_adapters`.
     """
     files: set[str] = set()
     known: set[str] = set()
     outcomes: list[Outcome] = []
     for pin in table.of(target.name):
-        source = stock(pin)
         first, new = not outcomes, pin.stock_sha256 not in files
+        source = stock(pin) if new else b""
         stopped = no_place(table, target, source) if new else []
         if target == families.LAYER:
             stopped += [f"{layer} does not ask `disable_adapters`" for layer in layers(pin)]
