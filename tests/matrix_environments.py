@@ -104,8 +104,9 @@ class Environments:
         shutil.rmtree(self.python.parent.parent, ignore_errors=True)
 
     def _base(self) -> Path:
-        """Links to what the running interpreter has, without the packages that each environment has for itself."""
-        own = {"transformers", "peft", "tokenizers", "huggingface_hub", "selfaug"}
+        """Links to what the running interpreter has, without the packages that each environment has for itself, and
+        without datasets: the Trainer imports it where it is there, and it needs a huggingface-hub of its day."""
+        own = {"transformers", "peft", "tokenizers", "huggingface_hub", "selfaug", "datasets"}
         if not self.base.is_dir():
             self.base.mkdir()
             for entry in Path(sysconfig.get_path("purelib")).iterdir():

@@ -217,7 +217,10 @@ def test_a_failure_says_in_which_step_it_was(matrix):
     ("said", "kl", "outcome"),
     [
         pytest.param(
-            "ok    hash: x\nok    exact: plain: y\n", (0.0, 0.1), {"checks": "2", "kl": "1.00e-01"}, id="good"
+            "ok    hash: x\nok    exact: y\nok    steps: left out: z\n",
+            (0.0, 0.1),
+            {"checks": "2", "kl": "1.00e-01"},
+            id="good",
         ),
         pytest.param(
             "ok    hash: x\n", (0.0, 0.1), "verify: expected: the checks of the trial; found: 1", id="no trial"
@@ -234,3 +237,9 @@ def test_a_pair_works_if_the_trial_was_made_and_kl_is_0_then_positive(said, kl, 
     else:
         with pytest.raises(matrix.Failure, match=outcome):
             matrix.prove(Mock(), tmp_path)
+
+
+def test_an_environment_links_what_is_here_but_not_what_fits_one_release_only(matrix, tmp_path):
+    linked = {path.name for path in matrix.Environments(tmp_path)._base().iterdir()}
+    assert {"torch", "packaging"} <= linked
+    assert not {"transformers", "peft", "tokenizers", "huggingface_hub", "datasets"} & linked
