@@ -84,7 +84,7 @@ def unknown_arguments(target: Target, source: bytes, known: set[str]) -> list[st
     """What the trial's checks of the arguments say to this file, where the runtime knows no other names."""
     model, decoder = forwards(target, source)
     stand_in = type("Model", (), {"forward": model, "get_decoder": lambda self: type("D", (), {"forward": decoder})()})
-    with patch.multiple(arguments, KNOWN=known, CACHES=arguments.CACHES & known):
+    with patch.multiple(arguments, PLAIN=known, ADD_TO_LOSS=set(), CACHES=arguments.CACHES & known):
         return [f"{check.name}: {check.found}" for check in arguments.checks(stand_in()) if not check.ok]
 
 
