@@ -53,10 +53,14 @@ def reason(output: str) -> str:
     if checks:
         others = len(checks) - 1
         more = f" (and {others} more check{'s' * (others > 1)})" if others else ""
-        return " ".join(checks[0].split())[:400] + more
+        return one_line(checks[0])[:400] + more
     lines = [line.strip() for line in output.split("\n") if line.strip()]
     telling = [line for line in lines if "Error" in line or line.startswith("error[")]
     return (telling or lines or ["no output"])[-1][:200]
+
+
+def one_line(text: str) -> str:
+    return "; ".join(" ".join(line.split()) for line in text.splitlines())
 
 
 class Environments:

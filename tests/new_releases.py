@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 import matrix  # noqa: E402
 import matrix_pairs  # noqa: E402
-from matrix_environments import Failure, reason  # noqa: E402
+from matrix_environments import Failure, one_line, reason  # noqa: E402
 
 from selfaug_patcher import families, pins  # noqa: E402
 from selfaug_patcher.errors import PatcherError  # noqa: E402
@@ -167,7 +167,7 @@ def run(releases: list[Release], root: Path, work: Path) -> int:
             try:
                 changed = prove(release, rows, root, work, results)
             except (Failure, PatcherError) as failure:
-                stopped[release] = " ".join(str(failure).split())
+                stopped[release] = one_line(str(failure))
             else:
                 rows = changed
                 for text in pin_for_good(release, rows, root):

@@ -195,7 +195,7 @@ def test_a_new_release_gets_pairs_and_no_distinct_file_loses_its_last_one(releas
     [
         pytest.param(
             "ok    a: b\nFAIL  exact: plain: expected: 0\n      found:    1\nok    c: d\nFAIL  e: f\n",
-            "exact: plain: expected: 0 found: 1 (and 1 more check)", id="checks",
+            "exact: plain: expected: 0; found: 1 (and 1 more check)", id="checks",
         ),
         pytest.param("Traceback\nImportError: no x\nbye\n", "ImportError: no x", id="an error"),
         pytest.param("error[no-seam]: no place\n  do: y\n", "error[no-seam]: no place", id="a refusal"),

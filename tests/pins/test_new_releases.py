@@ -112,7 +112,7 @@ def given(new_releases, root, tmp_path, monkeypatch):
             assert table.by_version(QWEN2.name, pair[0]), "the working copy has the release"
             assert table.by_version(LORA.name, pair[1]), "the working copy has the release"
             if pair in fails:
-                raise new_releases.Failure("verify: exact: plain: expected: 0 found: 1")
+                raise new_releases.Failure("verify: exact: plain: expected: 0; found: 1")
             return {"checks": "52", "kl": "2.00e-02"}
 
         environments = Mock()
@@ -185,7 +185,7 @@ def test_a_release_that_fails_leaves_the_checkout_as_it_was_and_the_check_is_nam
     assert given((QWEN2, "5.3", MODEL + "#"), fails=[("5.3", "0.6")]) == 1
     assert files(root) == before
     assert capsys.readouterr().out == (
-        "transformers 5.3 is stopped: verify: exact: plain: expected: 0 found: 1 "
+        "transformers 5.3 is stopped: verify: exact: plain: expected: 0; found: 1 "
         "(beside peft 0.6; with the stock files, the training works)\n"
     )
 
@@ -196,7 +196,7 @@ def test_a_release_without_a_place_for_the_seam_is_stopped_in_one_line(given, ro
     assert files(root) == before
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("transformers 5.3 is stopped: error[no-seam]: SelfAug's lines have no place in ")
-    assert "expected: one class Qwen2ForCausalLM, at the top level found: none" in line
+    assert "expected: one class Qwen2ForCausalLM, at the top level; found: none" in line
 
 
 def test_of_two_releases_the_one_that_holds_is_pinned(given, root, capsys):
