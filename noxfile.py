@@ -1,4 +1,5 @@
-"""nox: `nox -s lint tests site` is what README.md and CI run; `nox -s matrix` proves releases in real environments."""
+"""nox: `nox -s lint tests site` is what README.md and CI run; `nox -s matrix` proves releases in real environments, and
+`nox -s new-releases` finds new ones and pins them."""
 
 import nox
 
@@ -34,9 +35,16 @@ def site(session: nox.Session) -> None:
 
 @nox.session
 def matrix(session: nox.Session) -> None:
-    """Pairs of releases in real environments (an hour). Arguments: transformers==X.Y.Z peft==X.Y.Z, --resume."""
+    """Pairs of releases in real environments (two hours). Arguments: transformers==X.Y.Z peft==X.Y.Z, --resume."""
     session.install("-r", "requirements.txt")
     session.run("python", "tests/matrix.py", *session.posargs)
+
+
+@nox.session(name="new-releases")
+def new_releases(session: nox.Session) -> None:
+    """New releases of transformers and peft: each is proved and pinned, or stopped by a check. Argument: --dry-run."""
+    session.install("-r", "requirements.txt")
+    session.run("python", "tests/new_releases.py", *session.posargs)
 
 
 @nox.session

@@ -1,6 +1,6 @@
 """Do the patches work, not only apply? Pairs of releases in real environments: install, verify, two training steps.
 
-    python tests/matrix.py                            all of PAIRS (an hour or so)
+    python tests/matrix.py                            all of matrix_pairs.txt (two hours or so)
     python tests/matrix.py transformers==4.40.2       its pairs; also peft==0.10.0, or both
     python tests/matrix.py --docs                     put what the last runs gave into docs/releases.md
 
@@ -13,71 +13,30 @@ A pair that fails is tried again with the stock files, to tell what is ours from
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import matrix_pairs  # noqa: E402
 from matrix_environments import Environments, Failure, run, tiny_model  # noqa: E402
 
 from selfaug_patcher.maintain import wheels  # noqa: E402
-
-# transformers, a peft of its era, a peft of another. Every distinct modeling_qwen2.py and layer.py is here
-# (tests/pins/test_matrix.py sees to it).
-PAIRS = """
-4.37.0    0.7.1   0.13.2
-4.38.2    0.8.2   0.13.2
-4.39.3    0.9.0   0.6.0
-4.40.2    0.10.0  0.6.1
-4.41.2    0.11.1  0.6.0
-4.42.4    0.12.0  0.6.2
-4.43.1    0.12.0  0.15.2
-4.43.4    0.12.0  0.8.2
-4.44.0    0.12.0  0.16.0
-4.44.2    0.12.0  0.17.0
-4.45.0    0.13.2  0.17.1
-4.46.0    0.13.2  0.7.1
-4.46.3    0.14.0  0.8.1
-4.47.1    0.14.0  0.19.0
-4.48.2    0.14.0  0.18.1
-4.48.3    0.14.0  0.9.0
-4.49.0    0.14.0  0.21.2
-4.50.3    0.15.2  0.21.0
-4.51.3    0.15.2  0.6.1
-4.52.0    0.15.2  0.6.2
-4.53.0    0.16.0  0.7.1
-4.53.3    0.17.0  0.8.1
-4.55.4    0.17.1  0.8.2
-4.57.3    0.17.1  0.9.0
-4.57.6    0.18.1  0.6.0
-5.0.0rc0  0.17.1  0.12.0
-5.0.0rc1  0.17.1  0.7.1
-5.0.0rc2  0.18.1  0.13.2
-5.0.0     0.18.1  0.7.1
-5.1.0     0.18.1  0.8.1
-5.3.0     0.18.1  0.8.2
-5.10.0    0.19.1  0.9.0
-5.14.1    0.20.0  0.10.0
-5.17.0    0.21.0  0.11.1
-5.18.0    0.21.2  0.12.0
-5.20.2    0.21.2  0.14.0
-5.22.2    0.21.2  0.19.0
-5.23.0    0.21.2  0.15.2
-5.24.0    0.21.2  0.14.0
-"""
 
 START, END = "<!-- matrix: begin -->", "<!-- matrix: end -->"
 
 
 def pairs() -> list[tuple[str, str]]:
-    rows = [line.split() for line in PAIRS.split("\n") if line]
-    return [(transformers, peft) for transformers, *pefts in rows for peft in pefts]
+    return matrix_pairs.pairs(matrix_pairs.read())
 
 
 def train(python: Path, work: Path) -> list[dict[str, float]]:
@@ -94,21 +53,49 @@ def train(python: Path, work: Path) -> list[dict[str, float]]:
     return [entry for entry in log if "loss" in entry]
 
 
-def prove(environments: Environments, work: Path) -> str:
-    """Install, verify, train. Returns what was seen, or raises Failure."""
-    patcher = [sys.executable, "-m", "selfaug_patcher"]
-    python = ["--python", environments.python]
-    run([*patcher, "install", *python], ROOT)
-    run([*patcher, "verify", *python], ROOT)
-    first, second = train(environments.python, work)[:2]
-    if abs(first.get("selfaug/kl", -1.0)) > 1e-6 or not second.get("selfaug/kl", 0.0) > 1e-6:
-        raise Failure(f"KL per step: {first.get('selfaug/kl')}, {second.get('selfaug/kl')}; expected 0, then more")
-    run([*patcher, "revert", *python], ROOT)
-    return f"{second['selfaug/kl']:.2e}"
+def prove(environments: Environments, work: Path, checkout: Path = ROOT) -> dict[str, str]:
+    """Install, verify, train, revert, with the patcher of this checkout.
+
+    Returns:
+        ``checks``: how many checks of `verify` held; ``kl``: the KL at the second step.
+
+    Raises:
+        Failure: a step failed, or a check does not hold.
+    """
+
+    def patcher(verb: str, *options: str) -> str:
+        with named(verb):
+            command = [sys.executable, "-m", "selfaug_patcher", verb, *options, "--python", environments.python]
+            return run(command, checkout)
+
+    patcher("install", "--all")
+    checks = re.findall(r"^ok +(?!.*: left out: )(.+)", patcher("verify"), re.MULTILINE)
+    if not any(check.startswith("exact") for check in checks):
+        raise Failure(f"verify: expected: the checks of the trial; found: {len(checks)} others")
+    with named("two training steps"):
+        first, second = train(environments.python, work)[:2]
+        if abs(first.get("selfaug/kl", -1.0)) > 1e-6 or not second.get("selfaug/kl", 0.0) > 1e-6:
+            raise Failure(f"expected: KL 0, then more; found: {first.get('selfaug/kl')}, {second.get('selfaug/kl')}")
+    patcher("revert")
+    return {"checks": str(len(checks)), "kl": f"{second['selfaug/kl']:.2e}"}
+
+
+@contextlib.contextmanager
+def named(step: str) -> Iterator[None]:
+    """A failure says which step it was."""
+    try:
+        yield
+    except Failure as failure:
+        raise Failure(f"{step}: {failure}") from None
 
 
 def matrix(
-    wanted: list[tuple[str, str]], work: Path, results: Path, resume: bool = False, full: bool = False
+    wanted: list[tuple[str, str]],
+    work: Path,
+    results: Path,
+    resume: bool = False,
+    full: bool = False,
+    checkout: Path = ROOT,
 ) -> list[dict[str, str]]:
     """Run the pairs. ``results`` gets their rows beside those that it has; a full run that resumes none begins anew."""
     shutil.rmtree(work / "model", ignore_errors=True)
@@ -120,7 +107,7 @@ def matrix(
         if resume and rows.get((transformers, peft), {}).get("kl"):
             continue
         began = time.monotonic()
-        row = {"transformers": transformers, "peft": peft, "kl": "", "failed": "", "stock": ""}
+        row = {"transformers": transformers, "peft": peft, "checks": "", "kl": "", "failed": "", "stock": ""}
         try:
             if transformers != now:
                 if now:
@@ -129,7 +116,7 @@ def matrix(
                 now = transformers
             environments.install(wheels.fetch("peft", peft))
             environments.warm()
-            row["kl"] = prove(environments, work)
+            row.update(prove(environments, work, checkout))
         except (Failure, subprocess.TimeoutExpired) as failure:
             row["failed"] = str(failure)
             row["stock"] = stock_outcome(environments, work, transformers, peft)
@@ -137,7 +124,11 @@ def matrix(
             environments.remove()
         rows[transformers, peft] = row
         results.write_text(json.dumps(list(rows.values()), indent=1))
-        outcome = f"ok, KL {row['kl']}" if row["kl"] else f"FAILED: {row['failed']}\n      stock: {row['stock']}"
+        outcome = (
+            f"{row['checks']} checks hold, KL {row['kl']}"
+            if row["kl"]
+            else f"FAILED: {row['failed']}\n      stock: {row['stock']}"
+        )
         print(
             f"{number:>3}/{len(wanted)}  {transformers:<9} {peft:<8} {time.monotonic() - began:4.0f} s  {outcome}",
             flush=True,
@@ -163,13 +154,13 @@ def stock_outcome(environments: Environments, work: Path, transformers: str, pef
 
 
 def line(row: dict[str, str]) -> str:
-    good = f"ok | {row['kl']} nats"
+    good = f"{row.get('checks') or 'ok'} | {row['kl']} nats"
     bad = f"fails in stock, too | `{row['stock'].removeprefix('fails too: ')}`"
     return f"| {row['transformers']} | {row['peft']} | {good if row['kl'] else bad} |"
 
 
 def write_docs(results: dict[tuple[str, str], dict[str, str]], path: Path) -> None:
-    """Each pair of PAIRS with its last result; of a pair that was not run here, the line that the page has."""
+    """Each pair of matrix_pairs.txt with its last result; of one that was not run here, the line that the page has."""
     before, rest = path.read_text().split(START)
     old, after = rest.split(END)
     lines = {tuple(text.split()[1:4:2]): text for text in old.split("\n") if text.endswith(" |")}
@@ -183,8 +174,8 @@ def write_docs(results: dict[tuple[str, str], dict[str, str]], path: Path) -> No
                 f"do: python tests/matrix.py transformers=={transformers} peft=={peft}"
             )
     shown = [lines[pair] for pair in pairs()]
-    heads = "| transformers | peft | checks | two training steps, KL at the second |\n|---|---|---|---|"
-    count = f"{sum(' | ok | ' in text for text in shown)} of {len(shown)} work."
+    heads = "| transformers | peft | checks that hold | two training steps, KL at the second |\n|---|---|---|---|"
+    count = f"{sum(text.endswith(' nats |') for text in shown)} of {len(shown)} work."
     path.write_text("\n".join([before + START, heads, *shown, "", count, END + after]))
 
 
@@ -196,7 +187,7 @@ def release(text: str) -> tuple[str, str]:
 
 
 def choose(releases: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The pairs with these releases; one that PAIRS lacks, where both are given."""
+    """The pairs of matrix_pairs.txt with these releases; any pair, where both are given."""
     chosen = dict(releases)
     if len(chosen) < len(releases):
         raise Failure(f"expected a package once, found {' '.join('=='.join(each) for each in releases)}")
@@ -204,7 +195,7 @@ def choose(releases: list[tuple[str, str]]) -> list[tuple[str, str]]:
         return [(chosen["transformers"], chosen["peft"])]
     wanted = [pair for pair in pairs() if chosen.items() <= dict(zip(("transformers", "peft"), pair)).items()]
     if not wanted:
-        raise Failure(f"PAIRS has no {' '.join(releases[0])}: put it in, or give both packages")
+        raise Failure(f"{matrix_pairs.PATH.name} has no {' '.join(releases[0])}: put it in, or give both packages")
     return wanted
 
 

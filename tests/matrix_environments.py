@@ -6,6 +6,7 @@ import contextlib
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,7 @@ OLD_ACCELERATE = ("4.40", "accelerate==0.34.2")
 
 
 class Failure(Exception):
-    """A step that failed, with the line of its output that says why."""
+    """A step that failed, and why, in one line."""
 
 
 def run(command: list[str | Path], cwd: Path, **environment: str) -> str:
@@ -47,9 +48,19 @@ def run(command: list[str | Path], cwd: Path, **environment: str) -> str:
 
 
 def reason(output: str) -> str:
+    """What a command failed for, in one line: the first check that did not hold, or the last line with an error."""
+    checks = re.findall(r"^FAIL +(.*(?:\n {6}.*)*)", output, re.MULTILINE)
+    if checks:
+        others = len(checks) - 1
+        more = f" (and {others} more check{'s' * (others > 1)})" if others else ""
+        return one_line(checks[0])[:400] + more
     lines = [line.strip() for line in output.split("\n") if line.strip()]
     telling = [line for line in lines if "Error" in line or line.startswith("error[")]
     return (telling or lines or ["no output"])[-1][:200]
+
+
+def one_line(text: str) -> str:
+    return "; ".join(" ".join(line.split()) for line in text.splitlines())
 
 
 class Environments:
@@ -97,8 +108,9 @@ class Environments:
         shutil.rmtree(self.python.parent.parent, ignore_errors=True)
 
     def _base(self) -> Path:
-        """Links to what the running interpreter has, without the packages that each environment has for itself."""
-        own = {"transformers", "peft", "tokenizers", "huggingface_hub", "selfaug"}
+        """Links to what the running interpreter has, without the packages that each environment has for itself, and
+        without datasets: the Trainer imports it where it is there, and it needs a huggingface-hub of its day."""
+        own = {"transformers", "peft", "tokenizers", "huggingface_hub", "selfaug", "datasets"}
         if not self.base.is_dir():
             self.base.mkdir()
             for entry in Path(sysconfig.get_path("purelib")).iterdir():

@@ -13,6 +13,7 @@ COMMANDS = (
     (r"ALL_LAYOUTS=1 .*", "every layout", "ALL_LAYOUTS=1 python -m pytest tests/distributed"),
     (r"could not import 'bitsandbytes'.*", "bitsandbytes", "nox -s \"stacks(stack='bitsandbytes')\""),
     (r"could not import '(torch|transformers|peft|accelerate)'.*", r"\1", "pip install -r requirements-dev.txt"),
+    (r"could not import 'yaml'.*", "PyYAML", "pip install pyyaml"),
     (r"could not import '([\w-]+)[\w.]*'.*", r"\1", r"pip install \1"),
     (r"(git|strace|bash) is not installed", r"\1", r"apt-get install \1"),
     (r"needs (bash), .*", r"\1", r"apt-get install \1"),

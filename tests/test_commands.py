@@ -26,7 +26,7 @@ import pages
 import pytest
 from pages import ROOT
 
-from selfaug_patcher import pins, run
+from selfaug_patcher import families, run
 
 YOUR_OWN = ("your_training_script.py", "train.py")  # in examples: the reader's
 IMAGE = {"/opt/SelfAug": "."}  # where the Dockerfile of docs/installing.md puts the checkout
@@ -49,7 +49,7 @@ ELSEWHERE = {
 NO_COMMANDS = {
     "README.md": ["loss = NLL + alpha * KL", "Code/  "],
     "docs/installing.md": ['{"error": ', '{"targets": ', "COPY SelfAug "],
-    "docs/rebasing.md": ["transformers 5.22.1 has the file", "No patch fits the new file", "<<<<<<< SelfAug on"],
+    "docs/rebasing.md": ["transformers 5.22.1 has the", "transformers 9.9 is stopped"],
     "docs/reference-model.md": ["SELFAUG_REFERENCE=base  ", "SelfAug cannot take the model"],
     "docs/self-dialogue.md": ["task  "],
     "docs/trainers.md": ["train.py:88: BypassWarning: SelfAug is on"],
@@ -89,8 +89,12 @@ def accept(words: tuple[str, ...], folder: Path) -> None:
         refused = in_child(lambda: create_command(arguments[0]).parse_args(arguments[1:]), folder, ends=True)
         assert not refused, refused
     elif program == "nox":
-        assert arguments[0] == "-s"
-        assert set(arguments[1:]) <= nox_sessions()
+        sessions, _, given = " ".join(arguments).partition(" -- ")
+        assert sessions.split()[0] == "-s"
+        assert set(sessions.split()[1:]) <= nox_sessions().keys()
+        if given:
+            (script,) = nox_sessions()[sessions.split()[1]]
+            accept_python([script, *given.split()], folder)
     else:
         entry = next(iter(entry_points(group="console_scripts", name=program)), None)
         if entry is None:
@@ -200,9 +204,16 @@ def known_variable(name: str, value: str) -> None:
         assert any(f'"{name}"' in path.read_text(encoding="utf-8") for path in sources), f"nothing reads {name}"
 
 
-def nox_sessions() -> set[str]:
+def nox_sessions() -> dict[str, list[str]]:
+    """By the name of each session, the scripts that it hands its arguments to."""
     tree = ast.parse((ROOT / "noxfile.py").read_text(encoding="utf-8"))
-    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.decorator_list}
+    sessions = {}
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.decorator_list:
+            name = re.search(r"name='(.*?)'", " ".join(map(ast.unparse, node.decorator_list)))
+            text = ast.unparse(node)
+            sessions[name[1] if name else node.name] = re.findall(r"'python', '(\S+)', \*session\.posargs", text)
+    return sessions
 
 
 def test_whatever_is_said_to_run_elsewhere_is_on_a_page_and_run_there():
@@ -292,7 +303,7 @@ def test_the_three_commands_of_the_readme_do_what_it_says(environment, tmp_path)
     (tmp_path / "your_training_script.py").write_text(YOUR_SCRIPT)
     texts = (block.text for block in pages.blocks(ROOT / "README.md"))
     install, train, revert = next(text for text in texts if "\npython your_training_script.py" in text).splitlines()
-    files = [next(environment.glob(f"lib/python*/site-packages/{target.path}")) for target in pins.TARGETS]
+    files = [next(environment.glob(f"lib/python*/site-packages/{target.path}")) for target in families.targets()]
     stock = [file.read_bytes() for file in files]
 
     shell(environment, tmp_path, install)

@@ -198,7 +198,7 @@ def _filled_cache(base: Any, expected: str) -> tuple[bool, str, str]:
             with torch.no_grad():
                 cache = tuned(input_ids=data["input_ids"][:, :4], use_cache=True, **{name: cache})[name]
             rest = {"input_ids": data["input_ids"][:, 4:], "labels": data["labels"][:, 4:], "use_cache": True}
-            steps.append(_step(tuned, {**rest, name: cache}))
+            steps.append(_step(tuned, {**rest, name: lambda filled=cache: filled}))
     ours, stock = steps
     same = torch.equal(ours.loss, stock.loss) and gradient_error(ours.gradients, stock.gradients) == 0
     found = f"{'the same' if same else 'another'} loss; {ours.cached} positions in the cache, with stock {stock.cached}"

@@ -53,7 +53,9 @@ def main(
     for each in outcomes:
         stream.write(each.upstream + each.text + "\n")
     if written:
-        stream.write(f"Next: python -m pytest tests/pins -k {version}, then docs/rebasing.md from step 3 on\n")
+        stream.write(
+            f"Next: python -m pytest tests/pins -k {version}, and a pair of tests/matrix.py: docs/rebasing.md\n"
+        )
     return 0
 
 

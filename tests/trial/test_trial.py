@@ -28,3 +28,18 @@ def test_on_stock_packages_no_check_holds_that_needs_selfaug():
     assert len([name for name in checks if name.startswith(of_selfaug)]) >= 15
     assert [name for name, ok in checks.items() if ok and name.startswith(of_selfaug)] == []
     assert all(ok for name, ok in checks.items() if name.startswith(("arguments", "cache", "outputs", "warnings")))
+
+
+def test_a_cache_that_is_a_module_is_handed_on_and_not_called(monkeypatch):
+    """As the caches of transformers 4.44 to 4.48 are."""
+    from transformers.cache_utils import DynamicCache
+
+    from selfaug.trial import exact, tiny
+
+    class Callable(DynamicCache):
+        def __call__(self):
+            raise NotImplementedError('Module is missing the required "forward" function')
+
+    monkeypatch.setattr(exact, "_empty_cache", lambda *model: Callable())
+    base = tiny.base(tiny.model_class("transformers.models.qwen2.modeling_qwen2:Qwen2ForCausalLM"))
+    assert exact._filled_cache(base, "")[0]
