@@ -37,7 +37,14 @@ class Traits:
 
 def decoder_of(model: Any) -> Any:
     """The module that turns tokens into hidden states."""
-    return getattr(model, model.base_model_prefix)
+    return model._modules[_decoder_name(model)]
+
+
+def _decoder_name(model: Any) -> str:
+    if model.base_model_prefix in model._modules:
+        return str(model.base_model_prefix)
+    decoder = model.get_decoder()  # Gemma 3 names another prefix in some releases
+    return next(name for name, module in model._modules.items() if module is decoder)
 
 
 def text_config(model: Any) -> Any:
@@ -146,7 +153,7 @@ class _OnlyStates(MoeModelOutputWithPast):
 
 @contextmanager
 def _in_place_of_decoder(model: Any, given: nn.Module) -> Iterator[None]:
-    name = model.base_model_prefix
+    name = _decoder_name(model)
     decoder = model._modules[name]
     model._modules[name] = given
     try:

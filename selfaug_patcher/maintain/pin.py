@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from email.parser import HeaderParser
 from pathlib import Path
@@ -16,7 +17,7 @@ from zipfile import BadZipFile, ZipFile
 from packaging.version import InvalidVersion, Version
 
 from ..errors import UNSUPPORTED, USAGE, PatcherError, Problem, leaving
-from ..families import Target, targets
+from ..families import LAYER, MODELS, Target
 from ..pins import TABLE, VERSION, Pin, PinTable, contradictions, load, render
 from ..store import digest
 from . import wheels
@@ -42,11 +43,12 @@ def main(
     yanked: bool = False,
     as_json: bool = False,
     root: Path | None = None,
+    chosen: Sequence[Target] | None = None,
     stream: TextIO | None = None,
 ) -> int:
     """Pin one release and say what was done. Returns the exit code."""
     stream = stream or sys.stdout
-    outcomes, written = pin(package, version, wheel, yanked, root)
+    outcomes, written = pin(package, version, wheel, yanked, root, chosen)
     if as_json:
         stream.write(json.dumps({"files": [asdict(each) for each in outcomes], "written": written}, indent=2) + "\n")
         return 0
@@ -60,11 +62,18 @@ def main(
 
 
 def pin(
-    package: str, version: str, wheel: Path | None = None, yanked: bool = False, root: Path | None = None
+    package: str,
+    version: str,
+    wheel: Path | None = None,
+    yanked: bool = False,
+    root: Path | None = None,
+    chosen: Sequence[Target] | None = None,
 ) -> tuple[list[Pinned], list[str]]:
-    """Add the rows of a release: of each family, the file that the release has.
+    """Add the rows of a release: of each chosen target, the file that the release has.
 
     Args:
+        chosen: default: the default family and peft's layer, which the matrix proves. Other families are pinned where
+            tests/family_runs.py has tried them.
         package: transformers or peft.
         version: the release.
         wheel: where it is, and what the wheel cache then has for it; default: the wheel cache, or pip.
@@ -89,14 +98,15 @@ def pin(
         raise PatcherError(Problem("bad-version", what, "X.Y.Z", version, do, USAGE))
     path = _wheel(package, version, wheel)
     rows, outcomes = list(table.pins), []
-    for target in targets():
-        stock = wheels.read(path, target.path) if target.package == package else None
+    of_package = [each for each in (chosen or (MODELS[0], LAYER)) if each.package == package]
+    for target in of_package:
+        stock = wheels.read(path, target.path)
         if stock is not None:
             row, outcome = _pin_file(table, target, version, stock, yanked)
             rows = [each for each in rows if (each.target, each.version) != (row.target, row.version)] + [row]
             outcomes.append(outcome)
     if not outcomes:
-        files = ", ".join(target.path for target in targets() if target.package == package)
+        files = ", ".join(target.path for target in of_package)
         do = "nothing: this release cannot be patched"
         raise PatcherError(
             Problem("no-target", f"{package} {version} has no {files}", found=path.name, do=do, exit_code=UNSUPPORTED)

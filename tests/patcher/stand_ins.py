@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import itertools
 import json
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -213,8 +214,8 @@ def make_release(root: Path, version: str, releases: tuple[str, ...] = RELEASES,
         (folder / name).write_text(text.format(mark=mark))
     seams = {name[: -len(".seam")]: seam.parse((folder / name).read_text(), name) for name in SEAMS}
     rows = []
-    for target in families.targets():
-        for release in releases:
+    for target, release in itertools.product(families.targets(), releases):
+        if target.path in package_files(target.package, release):
             stock = package_files(target.package, release)[target.path].encode()
             patched = seam.place(seams[target.package], target, stock)
             hashes = (hashlib.sha256(stock).hexdigest(), hashlib.sha256(patched).hexdigest())

@@ -42,7 +42,10 @@ def test_a_folder_tells_its_family(here, model, config, family):
 
 def test_a_model_that_brings_code_of_its_own_is_noted(here, model):
     name = model(architectures=["LlamaForCausalLM"], auto_map={"AutoModelForCausalLM": "modeling.Mine"})
-    assert "With trust_remote_code=True that code is loaded, and SelfAug does not act" in checkpoint.family_of(here, name)[1]
+    assert (
+        "With trust_remote_code=True that code is loaded, and SelfAug does not act"
+        in checkpoint.family_of(here, name)[1]
+    )
 
 
 def test_a_family_without_a_line_is_refused_by_its_class(here, model):

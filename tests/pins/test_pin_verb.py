@@ -15,7 +15,7 @@ from selfaug_patcher import cli, families, pins
 from selfaug_patcher.errors import PatcherError
 from selfaug_patcher.maintain import pin, wheels
 
-QWEN2, LORA = families.targets()
+QWEN2, LORA = families.MODELS[0], families.LAYER
 OTHER = families.model("other", "OtherForCausalLM", "5.1")
 MODEL = """import torch
 
@@ -172,21 +172,25 @@ def test_a_change_of_the_decoder_a_decorator_or_a_base_class_is_shown(root):
 
 def test_each_family_gets_its_row_once_the_release_has_its_file(root, monkeypatch):
     monkeypatch.setattr(families, "MODELS", (QWEN2, OTHER))
+    both = {"chosen": families.targets()}
     text = MODEL.replace("Qwen2", "Other").replace("qwen2", "other")
     release(root, "5.1", MODEL)
     assert row(root, "5.1", OTHER) is None
-    told = run(root, "5.3", wheel=wheel(root.parent, "5.3", MODEL, other=text))
+    told = run(root, "5.3", **both, wheel=wheel(root.parent, "5.3", MODEL, other=text))
     assert "transformers 5.3 is the first release with a pinned transformers:other." in told
     assert row(root, "5.3", OTHER) == pinned(OTHER, "5.3", text)
     assert row(root, "5.3") == pinned(QWEN2, "5.3", MODEL)
-    assert "has the transformers:other of 5.3" in run(root, "5.4", wheel=wheel(root.parent, "5.4", MODEL, other=text))
+    assert "has the transformers:other of 5.3" in run(
+        root, "5.4", **both, wheel=wheel(root.parent, "5.4", MODEL, other=text)
+    )
 
 
 def test_a_file_of_one_family_without_a_place_for_the_seam_refuses_the_release(root, monkeypatch):
     monkeypatch.setattr(families, "MODELS", (QWEN2, OTHER))
+    both = {"chosen": families.targets()}
     before = files(root)
     with pytest.raises(PatcherError, match="one class OtherForCausalLM, at the top level"):
-        run(root, "5.3", wheel=wheel(root.parent, "5.3", MODEL, other=MODEL))
+        run(root, "5.3", **both, wheel=wheel(root.parent, "5.3", MODEL, other=MODEL))
     assert files(root) == before
 
 
