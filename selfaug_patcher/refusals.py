@@ -154,7 +154,11 @@ def _unsupported(target: TargetState, state: State) -> Problem:
     what = "not in the pin table"
     if target.state != UNPINNED:
         what += ", and no RECORD tells whether pip installed this file"
-    actual = f"{target.path}, sha256 {target.sha256} ({what})" if target.sha256 else f"no {target.path}"
+    actual = (
+        f"{target.path}, sha256 {target.sha256} ({what})"
+        if target.sha256
+        else f"no {target.path}, which came with {package.name} {target.target.since}"
+    )
     pin = f"python -m selfaug_patcher pin {package.name} {package.version or 'VERSION'}"
     return Problem(
         id="unpinned-release",

@@ -105,12 +105,7 @@ def test_a_script_is_patched_from_memory(real):
     assert not (real.site / "selfaug").exists()
 
 
-@pytest.fixture
-def newest(real):
-    """The newest release, and a SelfAug whose table does not have it."""
-    if real.releases != PAIRS["newest"][:2]:
-        pytest.skip("of one release only")
-    return real
+newest = pytest.mark.parametrize("real", ["newest"], indirect=True)
 
 
 def without(folder: Path, *rows: str) -> Path:
@@ -123,37 +118,39 @@ def without(folder: Path, *rows: str) -> Path:
     return folder
 
 
-def test_the_newest_releases_without_their_pins_are_proved_here(newest, tmp_path, capsys):
+@newest
+def test_the_newest_releases_without_their_pins_are_proved_here(real, tmp_path, capsys):
     patches = without(tmp_path / "patches", "transformers:qwen2 5.24.0", "peft:lora 0.21.1-2")
-    before = snapshot(newest.site)
-    assert cli.main(["install", "--python", newest.python], patches) == 0
+    before = snapshot(real.site)
+    assert cli.main(["install", "--python", real.python], patches) == 0
     assert "note: qwen2: not pinned, proved here, " in capsys.readouterr().out
-    assert cli.main(["status", "--python", newest.python], patches) == 0
+    assert cli.main(["status", "--python", real.python], patches) == 0
     output = capsys.readouterr().out
     assert "transformers:qwen2  patched      transformers 5.24.0, proved here\n" in output
     assert "peft:lora           patched      peft 0.21.2, proved here\n" in output
-    assert cli.main(["revert", "--python", newest.python], patches) == 0
-    after = snapshot(newest.site)
+    assert cli.main(["revert", "--python", real.python], patches) == 0
+    after = snapshot(real.site)
     assert {path: after.get(path) for path in before} == before
 
 
 LLAMA = families.model("llama", "LlamaForCausalLM", "4.28.0")
 
 
-def test_llama_gets_the_same_seam_and_stock_back(newest, tmp_path, monkeypatch, capsys):
+@newest
+def test_llama_gets_the_same_seam_and_stock_back(real, tmp_path, monkeypatch, capsys):
     """Its real file, as a second family; what SelfAug computes for it is another matter."""
     monkeypatch.setattr(families, "MODELS", (families.MODELS[0], LLAMA))
-    path = newest.site / LLAMA.path
+    path = real.site / LLAMA.path
     stock = path.read_bytes()
     table = pins.load()
     patched = table.patched(LLAMA, stock)
     rows = [*table.pins, pins.Pin(LLAMA.name, "5.24.0", older.sha256(stock), older.sha256(patched))]
     folder = Path(shutil.copytree(table.root, tmp_path / "patches"))
     (folder / "pins.txt").write_text(pins.render(rows))
-    before = snapshot(newest.site)
-    assert cli.main(["install", "llama", "--python", newest.python], folder) == 0
+    before = snapshot(real.site)
+    assert cli.main(["install", "llama", "--python", real.python], folder) == 0
     assert path.read_bytes() == patched
     assert b"class LlamaForCausalLM(SelfAligned, LlamaPreTrainedModel, GenerationMixin):\n# <<< SelfAug\n" in patched
-    assert cli.main(["revert", "--python", newest.python], folder) == 0
-    after = snapshot(newest.site)
+    assert cli.main(["revert", "--python", real.python], folder) == 0
+    after = snapshot(real.site)
     assert {path: after.get(path) for path in before} == before
