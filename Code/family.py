@@ -35,6 +35,11 @@ class Traits:
     nll: bool = True
 
 
+def name_of(model: Any) -> str:
+    """The family's name, as transformers names its folder: ``qwen2``."""
+    return str(next(cls.__module__ for cls in type(model).__mro__ if STOCK in vars(cls)).split(".")[2])
+
+
 def decoder_of(model: Any) -> Any:
     """The module that turns tokens into hidden states."""
     return model._modules[_decoder_name(model)]
@@ -44,7 +49,7 @@ def _decoder_name(model: Any) -> str:
     if model.base_model_prefix in model._modules:
         return str(model.base_model_prefix)
     decoder = model.get_decoder()  # Gemma 3 names another prefix in some releases
-    return next(name for name, module in model._modules.items() if module is decoder)
+    return str(next(name for name, module in model._modules.items() if module is decoder))
 
 
 def text_config(model: Any) -> Any:

@@ -9,7 +9,6 @@ to be patched. In a compiled graph no layer checks.
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 import weakref
@@ -21,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import config
+from . import config, receipt
 from .reference import guards, switch
 from .trainers import bypass
 
@@ -185,7 +184,7 @@ def why(cls: type) -> tuple[str, str]:
     by_name = package == "transformers" and family != "qwen2"
     verb = f"install {family}" if by_name else "install"
     install = f"Run `python -m selfaug_patcher {verb} --python {shlex.quote(sys.executable)}`"
-    then = _patched_release(package, "peft:lora" if package == "peft" else f"transformers:{family}")
+    then = str(receipt.entry("peft:lora" if package == "peft" else f"transformers:{family}").get("version", ""))
     now = str(getattr(sys.modules.get(package), "__version__", ""))
     if then and then != now:
         return f"{package} was {then} when SelfAug was installed and is {now} now", f"{install} again"
@@ -202,15 +201,3 @@ def _on_disk(module: str) -> bool:
         return path is not None and _MARK in Path(path).read_bytes()
     except OSError:
         return False
-
-
-def _patched_release(package: str, target: str) -> str:
-    """The release of ``package`` in SelfAug's record of an installed target; "" if there is none."""
-    path = getattr(sys.modules.get(package), "__file__", None)
-    if path is None:
-        return ""
-    try:
-        record = json.loads((Path(path).parent.parent / ".selfaug" / "receipt.json").read_bytes())
-        return str(record["targets"][target]["version"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return ""

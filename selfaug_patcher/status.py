@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -79,24 +80,31 @@ def as_json(state: State, notes: list[str]) -> dict[str, Any]:
 
 
 def as_text(state: State, notes: list[str]) -> str:
-    lines = []
+    """Details of the targets in use, what differs from stock elsewhere, and the names of all other families."""
     steps, runtime_step = next_steps(state)
-    for target in state.targets:
+    shown = [each for each in state.targets if each in state.in_use() or each.state == MODIFIED]
+    others = [each.target.family for each in state.targets if each not in shown and each.state in (STOCK, UNPINNED)]
+    width = max([20, *(len(each.target.name) + 2 for each in shown)])
+    lines = []
+    for target in shown:
         label = ", ".join(filter(None, [f"{target.package.name} {target.package.version}".rstrip(), target.trust]))
         what = "patched by an older SelfAug" if target.older else target.state
-        lines.append(f"{target.target.name:<20}{what:<13}{label}")
-        if target not in state.in_use():
-            continue
-        lines.append(f"{'':<20}{target.path or 'not installed'}")
-        lines += [f"{'':<20}why:  {problem.what}: {problem.found}" for problem in _unsupported(target, state)]
+        lines.append(f"{target.target.name:<{width}}{what:<13}{label}")
+        lines.append(f"{'':<{width}}{target.path or 'not installed'}")
+        lines += [f"{'':<{width}}why:  {problem.what}: {problem.found}" for problem in _unsupported(target, state)]
         if steps[target.target.name]:
-            lines.append(f"{'':<20}next: {steps[target.target.name]}")
+            lines.append(f"{'':<{width}}next: {steps[target.target.name]}")
     version = f"selfaug {state.runtime.version}" if state.runtime_state == "installed" else ""
-    lines.append(f"{'runtime':<20}{state.runtime_state:<13}{version}".rstrip())
+    lines.append(f"{'runtime':<{width}}{state.runtime_state:<13}{version}".rstrip())
     if state.runtime_path:
-        lines.append(f"{'':<20}{state.runtime_path}")
+        lines.append(f"{'':<{width}}{state.runtime_path}")
     if runtime_step:
-        lines.append(f"{'':<20}next: {runtime_step}")
+        lines.append(f"{'':<{width}}next: {runtime_step}")
+    if others:
+        lines.append(
+            f"{'other families':<{width}}stock; `install FAMILY ...` patches these, `install --all` every one:"
+        )
+        lines += [f"{'':<{width}}{line}" for line in textwrap.wrap(", ".join(others), 100)]
     return "\n".join(lines + [f"note: {note}" for note in notes])
 
 

@@ -5,13 +5,16 @@ reference and about padding.
 from __future__ import annotations
 
 import os
+import sys
 import weakref
 from typing import Any
 
+import torch
+import transformers
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from .. import config
+from .. import config, family, receipt
 from ..reference import Reference, guards
 from . import attach, runs
 
@@ -53,7 +56,7 @@ def first_step(model: Any, settings: config.Settings, reference: Reference, kl_s
         return
     logger.warning(
         f"SelfAug is on: loss = NLL + {settings.alpha:g} * KL at {settings.positions} positions, "
-        f"{reference} (SELFAUG=0 switches it off)."
+        f"{reference} (SELFAUG=0 switches it off).{_not_pinned(model)}"
     )
     if settings.reference is not None or resumed_at or kl_sum.is_meta or float(kl_sum) <= 1e-5 * aligned:
         return
@@ -80,3 +83,14 @@ def unknown_padding(model: nn.Module, tail: int) -> None:
             "tokens without labels, none of them a pad token that the model's config or the trainer's tokenizer names. "
             "They are aligned as input. Pass attention_mask, or set model.config.pad_token_id, if they are padding."
         )
+
+
+def _not_pinned(model: Any) -> str:
+    """A sentence on the packages whose release nobody has pinned; nothing if all are pinned."""
+    targets = {f"transformers:{family.name_of(model)}": transformers.__version__}
+    if "peft" in sys.modules:
+        targets["peft:lora"] = str(getattr(sys.modules["peft"], "__version__", ""))
+    releases = [f"{name.split(':')[0]} {now}" for name, now in targets.items() if receipt.is_proved_here(name)]
+    if not releases:
+        return ""
+    return f" {' and '.join(releases)}: not pinned, proved on this machine with torch {torch.__version__}."

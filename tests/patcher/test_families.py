@@ -74,11 +74,14 @@ def test_the_families_that_are_asked_for_are_patched_and_revert_takes_all_out(tw
 def test_status_lists_every_family_and_says_more_of_those_in_use(two):
     two.done("install", "other")
     lines = two.run("status").out.splitlines()
-    assert lines[:4] == [
-        "transformers:qwen2  stock        transformers 2.0, pinned",
+    assert lines[:3] == [
         "transformers:other  patched      transformers 2.0, pinned",
         f"{'':<20}{two.other}",
         "peft:lora           patched      peft 2.0, pinned",
+    ]
+    assert lines[-2:] == [
+        "other families      stock; `install FAMILY ...` patches these, `install --all` every one:",
+        f"{'':<20}qwen2",
     ]
 
 
