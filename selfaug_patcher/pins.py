@@ -57,6 +57,11 @@ class PinTable:
     def of(self, target: str) -> tuple[Pin, ...]:
         return tuple(pin for pin in self.pins if pin.target == target)
 
+    def pinned(self, target: str) -> tuple[Pin, ...]:
+        """The pins of a target; of a family without any, those of its package."""
+        package = target.split(":")[0]
+        return self.of(target) or tuple(pin for pin in self.pins if pin.target.split(":")[0] == package)
+
     def by_stock(self, target: str, sha256: str) -> Pin | None:
         """The first release whose stock file has this content, whatever the version of the one at hand says."""
         return next((pin for pin in self.of(target) if pin.stock_sha256 == sha256), None)
@@ -72,7 +77,7 @@ class PinTable:
     def nearest(self, target: str, version: str) -> Pin:
         """The release to take instead: the newest one not above ``version``, else the oldest; never a yanked one or a
         pre-release, unless there is nothing else. For a version that cannot be read, the newest."""
-        pins = self.of(target)
+        pins = self.pinned(target)
         pins = tuple(pin for pin in pins if not pin.note) or pins
         wanted = _version(version)
         below = [pin for pin in pins if wanted is None or Version(pin.version) <= wanted]

@@ -138,7 +138,7 @@ def lost_original(target: TargetState, commands: Commands) -> Problem:
 def _missing(target: TargetState, state: State) -> Problem:
     package, commands = target.package, state.environment.commands
     if package.site is None:
-        newest = state.table.of(target.target.name)[-1].version
+        newest = state.table.pinned(target.target.name)[-1].version
         seen, do = f"none in {state.environment.python}", commands.install(f"{package.name}<={newest}")
         return Problem("not-installed", f"{package.name} is not installed", "a pinned release", seen, do)
     do = commands.install(f"{package.name}=={package.version}", *AGAIN)
@@ -147,7 +147,7 @@ def _missing(target: TargetState, state: State) -> Problem:
 
 def _unsupported(target: TargetState, state: State) -> Problem:
     name, package, table = target.target.name, target.package, state.table
-    pins = table.of(name)
+    pins = table.pinned(name)
     nearest = table.nearest(name, package.version)
     if target.why is not None:
         return replace(target.why, do=nearest_releases(state, [target]))

@@ -73,6 +73,7 @@ def as_json(state: State, notes: list[str]) -> dict[str, Any]:
             "next": steps[target.target.name],
         }
         for target in state.targets
+        if target.sha256 or target in state.in_use()  # not the families that this release does not have
     ]
     path = str(state.runtime_path) if state.runtime_path else None
     runtime = {"path": path, "state": state.runtime_state, "version": state.runtime.version}
@@ -101,9 +102,7 @@ def as_text(state: State, notes: list[str]) -> str:
     if runtime_step:
         lines.append(f"{'':<{width}}next: {runtime_step}")
     if others:
-        lines.append(
-            f"{'other families':<{width}}stock; `install FAMILY ...` patches these, `install --all` every one:"
-        )
+        lines.append(f"{'other families':<{width}}stock; `install FAMILY ...` patches these, `install --all` all:")
         lines += [f"{'':<{width}}{line}" for line in textwrap.wrap(", ".join(others), 100)]
     return "\n".join(lines + [f"note: {note}" for note in notes])
 
@@ -137,7 +136,7 @@ def _other_release(target: TargetState, state: State, own: list[Problem]) -> str
     """The release to install where there is none, or where another one is all that is wrong."""
     package, name = target.package, target.target.name
     if package.site is None and not package.problems:
-        return f"{package.name}<={state.table.of(name)[-1].version}"
+        return f"{package.name}<={state.table.pinned(name)[-1].version}"
     if [problem.id for problem in own] == ["unpinned-release"]:
         return f"{package.name}=={state.table.nearest(name, package.version).version}"
     return ""
