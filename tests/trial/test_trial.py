@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 ON_STOCK_PACKAGES = """
 import runpy, sys
@@ -30,6 +32,7 @@ def test_on_stock_packages_no_check_holds_that_needs_selfaug():
     assert all(ok for name, ok in checks.items() if name.startswith(("arguments", "cache", "outputs", "warnings")))
 
 
+@pytest.mark.filterwarnings("ignore:SelfAug is on but", "ignore:.*is deprecated")
 def test_a_cache_that_is_a_module_is_handed_on_and_not_called(monkeypatch):
     """As the caches of transformers 4.44 to 4.48 are."""
     from transformers.cache_utils import DynamicCache
