@@ -72,18 +72,19 @@ def as_json(state: State, notes: list[str]) -> dict[str, Any]:
             "sha256": target.sha256 or None,
             "next": steps[target.target.name],
         }
-        for target in state.targets
-        if target.sha256 or target in state.in_use()  # not the families that this release does not have
+        for target in _shown(state)
     ]
+    others = {each.target.family: each.state for each in state.models if each.sha256 and each not in _shown(state)}
     path = str(state.runtime_path) if state.runtime_path else None
     runtime = {"path": path, "state": state.runtime_state, "version": state.runtime.version}
-    return {"targets": targets, "runtime": runtime, "python": state.environment.python, "notes": notes}
+    python = state.environment.python
+    return {"targets": targets, "other_families": others, "runtime": runtime, "python": python, "notes": notes}
 
 
 def as_text(state: State, notes: list[str]) -> str:
     """Details of the targets in use, what differs from stock elsewhere, and the names of all other families."""
     steps, runtime_step = next_steps(state)
-    shown = [each for each in state.targets if each in state.in_use() or each.state == MODIFIED]
+    shown = _shown(state)
     others = [each.target.family for each in state.targets if each not in shown and each.state in (STOCK, UNPINNED)]
     width = max([20, *(len(each.target.name) + 2 for each in shown)])
     lines = []
@@ -105,6 +106,11 @@ def as_text(state: State, notes: list[str]) -> str:
         lines.append(f"{'other families':<{width}}stock; `install FAMILY ...` patches these, `install --all` all:")
         lines += [f"{'':<{width}}{line}" for line in textwrap.wrap(", ".join(others), 100)]
     return "\n".join(lines + [f"note: {note}" for note in notes])
+
+
+def _shown(state: State) -> list[TargetState]:
+    """The targets in use, and any other that is neither stock nor patched."""
+    return [each for each in state.targets if each in state.in_use() or each.state == MODIFIED]
 
 
 def next_steps(state: State) -> tuple[dict[str, str], str]:
