@@ -80,7 +80,9 @@ class FamilyHead(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """(..., V) logits, with a gradient where ``hidden`` or the head has one."""
         rows = hidden.reshape(1, -1, hidden.shape[-1])
-        logits: Tensor = _called(self.model(), rows)[1]
+        model = self.model()
+        with _replaced(model, _decoder_name(model), _Returns(_OnlyStates(last_hidden_state=rows))):
+            logits: Tensor = _called(model, rows)[1]
         return logits.reshape(*hidden.shape[:-1], logits.shape[-1])
 
 
@@ -98,54 +100,45 @@ _TRAITS: weakref.WeakKeyDictionary[nn.Module, Traits] = weakref.WeakKeyDictionar
 
 @torch.no_grad()
 def _observed(model: Any) -> Traits:
-    head = model.get_output_embeddings()
-    if model.device.type == "meta":  # nothing can be compared, and nothing is trained
-        return Traits()
-    H = text_config(model).hidden_size
-    hidden = torch.arange(3 * H, device=model.device).sin().view(1, 3, H).to(model.dtype)
-    with _without_dropout(head):
-        plain = head(hidden).float()
-        logits = _called(model, hidden)[1].float()
-        linear = torch.equal(plain, logits)
-        labels = logits.argmin(-1)  # unlikely tokens, so that the loss is large
-        nll = nn.functional.cross_entropy(logits[0, :-1], labels[0, 1:])
+    """Made with constants in place of the decoder and of the head, so that no weight is used: a head may be sharded."""
+    config = text_config(model)
+    states = torch.zeros(1, 3, config.hidden_size)
+    logits = (10 * torch.arange(3.0 * config.vocab_size).sin()).view(1, 3, -1)
+    labels = logits.argmin(-1)  # unlikely tokens, so that the loss is large
+    nll = nn.functional.cross_entropy(logits[0, :-1], labels[0, 1:])
+    embeddings = model.get_output_embeddings()
+    head = next((name for name, module in model._modules.items() if module is embeddings), None)
+    if head is None:  # it is deeper inside
+        return Traits(linear=False, nll=False)
+    decoder = _Returns(_OnlyStates(last_hidden_state=states))
+    with _replaced(model, _decoder_name(model), decoder), _replaced(model, head, _Returns(logits)):
         try:
-            loss = _called(model, hidden, labels=labels)[0]
+            linear = torch.equal(_called(model, states)[1].float(), logits)
+        except Exception:  # it needs the head's weight
+            return Traits(linear=False, nll=False)
+        try:
+            loss = _called(model, states, labels=labels)[0]
         except Exception:  # it needs more of its decoder than hidden states, such as router logits
             return Traits(linear, nll=False)
     return Traits(linear, bool(torch.isclose(loss.float(), nll, rtol=1e-4)))
 
 
-def _called(model: Any, hidden: Tensor, **labels: Tensor) -> tuple[Any, Tensor]:
-    """(loss or None, logits) of transformers' own ``forward`` with ``hidden`` (1, T, H) as its decoder's output."""
-    ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
-    with _in_place_of_decoder(model, _Given(hidden)):
-        output = stock_forward(model)(model, input_ids=ids, use_cache=False, return_dict=True, **labels)
+def _called(model: Any, states: Tensor, **labels: Tensor) -> tuple[Any, Tensor]:
+    """(loss or None, logits) of transformers' own ``forward`` whose decoder returns ``states`` (1, T, H)."""
+    ids = torch.zeros(states.shape[:2], dtype=torch.long, device=states.device)
+    output = stock_forward(model)(model, input_ids=ids, use_cache=False, return_dict=True, **labels)
     return output.get("loss"), output.logits
 
 
-@contextmanager
-def _without_dropout(head: nn.Module) -> Iterator[None]:
-    """Within: the modules of a head that has LoRA are in eval mode, so that two calls give the same."""
-    training = [module for module in head.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
+class _Returns(nn.Module):
+    """A module that returns what it was made with."""
 
-
-class _Given(nn.Module):
-    """A decoder that returns hidden states which were there before."""
-
-    def __init__(self, hidden: Tensor) -> None:
+    def __init__(self, value: Any) -> None:
         super().__init__()
-        self.hidden = hidden
+        self.value = value
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return _OnlyStates(last_hidden_state=self.hidden)
+        return self.value
 
 
 class _OnlyStates(MoeModelOutputWithPast):
@@ -157,11 +150,11 @@ class _OnlyStates(MoeModelOutputWithPast):
 
 
 @contextmanager
-def _in_place_of_decoder(model: Any, given: nn.Module) -> Iterator[None]:
-    name = _decoder_name(model)
-    decoder = model._modules[name]
-    model._modules[name] = given
+def _replaced(model: Any, name: str, stand_in: nn.Module) -> Iterator[None]:
+    """Within: the child of ``model`` with this name is ``stand_in``."""
+    module = model._modules[name]
+    model._modules[name] = stand_in
     try:
         yield
     finally:
-        model._modules[name] = decoder
+        model._modules[name] = module
