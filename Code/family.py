@@ -88,14 +88,27 @@ class FamilyHead(nn.Module):
 
 @eager
 def traits(model: Any) -> Traits:
-    """What the ``forward`` of ``model`` does with hidden states; looked at once for each model."""
+    """What the ``forward`` of ``model`` does with hidden states; looked at again if a setting of the model changes,
+    such as ``config.output_router_logits``.
+    """
+    settings = _settings(model)
     known = _TRAITS.get(model)
-    if known is None:
-        known = _TRAITS[model] = _observed(model)
-    return known
+    if known is None or known[0] != settings:
+        known = _TRAITS[model] = (settings, _observed(model))
+    return known[1]
 
 
-_TRAITS: weakref.WeakKeyDictionary[nn.Module, Traits] = weakref.WeakKeyDictionary()
+_TRAITS: weakref.WeakKeyDictionary[nn.Module, tuple[list[Any], Traits]] = weakref.WeakKeyDictionary()
+
+
+def _settings(model: Any) -> list[Any]:
+    """The plain values of the model's configs, and the numbers that the model keeps as attributes (scales)."""
+    configs = {id(config): config for config in (model.config, text_config(model))}
+    values = [item for config in configs.values() for item in vars(config).items() if type(item[1]) in _PLAIN]
+    return values + [item for item in vars(model).items() if type(item[1]) in (int, float)]
+
+
+_PLAIN = (bool, int, float, str, type(None))
 
 
 @torch.no_grad()

@@ -71,7 +71,7 @@ class LoraOff:
         return head if same else self._head_with_lora_off
 
     def _head_with_lora_off(self, states: Tensor) -> Tensor:
-        head = head_of(self.model)
-        with switch.switched_off(head, self.kept):
-            logits: Tensor = head(states)
+        # a FamilyHead is new at each call, and the modules around a new module take a search of the whole process
+        with switch.switched_off(self.model.get_output_embeddings(), self.kept):
+            logits: Tensor = head_of(self.model)(states)
         return logits
