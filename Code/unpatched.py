@@ -35,6 +35,7 @@ FAMILIES = {
 # before torch 2.1 a layer cannot tell whether it is in a compiled graph, so no layer checks
 _COMPILER = getattr(torch, "compiler", None)
 _CAN_CHECK = hasattr(_COMPILER, "is_compiling")
+_STATUS = "python -m selfaug_patcher status"
 _MARK = b"added by selfaug_patcher; undo:"
 _VARKEYWORDS = 0x08  # in co_flags of a code object: the function takes **kwargs
 
@@ -108,7 +109,8 @@ def check_peft(model: Any, settings: config.Settings) -> None:
 class _Caller:
     """What the frames of a LoRA layer's callers show.
 
-    model: the innermost language model among the callers.
+    model: the innermost language model among the callers that has labels; if none has, the outermost one. A model of
+        images and text may call a language model inside it without labels, and compute the loss itself.
     labelled: this model or the trainer has labels to train on.
     with_gradient: gradients are enabled, or a checkpoint will compute this call again with gradients.
     within_a_call: some module is being called. Otherwise somebody only read an attribute of the layer.
@@ -124,11 +126,10 @@ class _Caller:
             first = frame.f_locals.get("self") if is_method else None
             if code.co_name == "_call_impl":
                 self.within_a_call = True
-            if self.model is None:
-                if frame.f_globals.get("__name__") == "torch.utils.checkpoint":
-                    self.with_gradient = True
-                if isinstance(first, nn.Module) and _is_language_model(first):
-                    self.model = first
+            if self.model is None and frame.f_globals.get("__name__") == "torch.utils.checkpoint":
+                self.with_gradient = True
+            if not self.labelled and isinstance(first, nn.Module) and _is_language_model(first):
+                self.model = first
             if first is self.model is not None:
                 self.labelled = self.labelled or _has_labels(frame)
             elif self.model is not None and code.co_name == "compute_loss":
@@ -174,12 +175,15 @@ def why(cls: type) -> tuple[str, str]:
     package = stock.__module__.split(".")[0]
     if package not in ("transformers", "peft"):
         return f"it is a model of its own, in {stock.__module__}", "Train a model whose class is transformers' own"
+    family = stock.__module__.split(".")[2]
+    if package == "transformers" and not stock.__name__.endswith("ForCausalLM"):
+        do = f"Train the ForCausalLM class of a family (`{_STATUS}` lists the families)"
+        return f"SelfAug has no patch for {stock.__name__}", do
     if _on_disk(stock.__module__):
         reason = f"this process had imported {package} before SelfAug was installed"
         return reason, "Restart the process (in a notebook, the kernel)"
-    family = stock.__module__.split(".")[2]
     if package == "transformers" and family not in FAMILIES:
-        do = "Train a model of another family (`python -m selfaug_patcher status` lists them)"
+        do = f"Train a model of another family (`{_STATUS}` lists them)"
         return f"SelfAug has no patch for {stock.__module__}", do
     by_name = package == "transformers" and family != "qwen2"
     verb = f"install {family}" if by_name else "install"

@@ -385,3 +385,31 @@ def test_a_family_that_install_takes_by_name_is_named_in_the_command():
     reason, do = unpatched.why(type("Olmo2ForCausalLM", (torch.nn.Module,), {"__module__": module}))
     assert reason == f"SelfAug was never installed for olmo2 of transformers {transformers.__version__}"
     assert do == f"Run `python -m selfaug_patcher install olmo2 --python {shlex.quote(sys.executable)}`"
+
+
+def test_a_class_that_no_family_patches_is_told_so_although_its_file_is_patched(site):
+    site(QWEN2, MARK, transformers.__version__)
+    reason, do = unpatched.why(type("Qwen2ForConditionalGeneration", (torch.nn.Module,), {"__module__": QWEN2}))
+    assert reason == "SelfAug has no patch for Qwen2ForConditionalGeneration"
+    assert do.startswith("Train the ForCausalLM class of a family")
+
+
+class Outer(DiffLlamaForCausalLM):
+    """A model of images and text: it asks a language model inside it for logits, and makes the loss itself."""
+
+    def __init__(self, config, inner):
+        super().__init__(config)
+        self.inner = inner
+
+    def forward(self, input_ids, labels=None, attention_mask=None, **others):
+        logits = self.inner(input_ids=input_ids, attention_mask=attention_mask).logits
+        return {"loss": torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())}
+
+
+def test_a_patched_model_without_labels_does_not_hide_the_one_around_it_that_has_them(said):
+    outer = Outer(DiffLlamaConfig(**SIZES), base()).train()
+    get_peft_model(outer.inner, LoraConfig(target_modules=["q_proj", "v_proj"]))
+    for _ in range(3):
+        outer(**batch())["loss"].backward()
+    assert len(said) == 1
+    assert "LoRA trains Outer on labels, but this class is not patched" in said[0]
