@@ -7,6 +7,7 @@ import contextlib
 import io
 import itertools
 import json
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -55,6 +56,12 @@ def answers(classes: list[str], with_checks: bool, with_hashes: bool) -> Iterato
         yield answer
 
 
+# What a launcher (torchrun, accelerate, DeepSpeed, MPI) tells its processes, here by its beginning. The trial is not one
+# of them: its Trainer would wait for the others, or shard.
+_OF_A_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "ACCELERATE_",
+                  "FSDP_", "PARALLELISM_CONFIG_", "PMI_", "OMPI_", "MV2_", "MPI_")  # fmt: skip
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m selfaug.trial", description=(__doc__ or "").split(": ")[1])
     parser.add_argument("classes", nargs="*", metavar="MODULE:CLASS", default=[QWEN2], help=f"default: {QWEN2}")
@@ -62,6 +69,8 @@ def main() -> int:
     parser.add_argument("--hashes", action="store_true", help="only hashes of what must equal stock")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    for name in [name for name in os.environ if name.startswith(_OF_A_LAUNCHER)]:
+        del os.environ[name]
     ok = True
     for answer in answers(arguments.classes, not arguments.hashes, arguments.json or arguments.hashes):
         if isinstance(answer, Check):

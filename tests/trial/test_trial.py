@@ -46,3 +46,20 @@ def test_a_cache_that_is_a_module_is_handed_on_and_not_called(monkeypatch):
     monkeypatch.setattr(exact, "_empty_cache", lambda *model: Callable())
     base = tiny.base(tiny.model_class("transformers.models.qwen2.modeling_qwen2:Qwen2ForCausalLM"))
     assert exact._filled_cache(base, "")[0]
+
+
+def test_the_trial_is_no_process_of_the_launcher_that_started_it(monkeypatch):
+    """Its Trainer would wait for the others, as under `torchrun -m selfaug_patcher run`, or shard."""
+    import os
+
+    from selfaug.trial import __main__ as trial
+
+    told = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_PORT": "29511", "ACCELERATE_USE_FSDP": "true"}
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["selfaug.trial"])
+    seen = {}
+    monkeypatch.setattr(trial, "answers", lambda *arguments: iter(seen.update(os.environ) or ()))
+    assert trial.main() == 0
+    assert seen
+    assert not seen.keys() & told.keys()
