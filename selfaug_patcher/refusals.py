@@ -85,11 +85,19 @@ def refusals(
                 problems += error.problems
         if target.state == MISSING and (target.target.is_model or target.path is not None):
             problems.append(_missing(target, state))
-        elif target.state == UNSUPPORTED or (pinned_only and target.state == UNPINNED):
+        elif target.state == UNSUPPORTED or (pinned_only and _is_unpinned(target, state)):
             problems.append(_unsupported(target, state))
         elif target.state == MODIFIED:
             problems.append(_modified(target, state))
     return list(dict.fromkeys(problems))  # what speaks against a package speaks against each of its files
+
+
+def _is_unpinned(target: TargetState, state: State) -> bool:
+    """Whether the file, patched or not, is as pip installed it, of a release that nobody has pinned."""
+    if target.state != PATCHED or target.pin is not None:
+        return target.state == UNPINNED
+    stock = target.original.stock_sha256 if target.original else ""  # an older SelfAug's patched file has no pin itself
+    return state.table.by_stock(target.target.name, stock) is None
 
 
 def all_refusals(state: State) -> list[Problem]:
@@ -152,7 +160,7 @@ def _unsupported(target: TargetState, state: State) -> Problem:
     if target.why is not None:
         return replace(target.why, do=nearest_releases(state, [target]))
     what = "not in the pin table"
-    if target.state != UNPINNED:
+    if target.state == UNSUPPORTED:
         what += ", and no RECORD tells whether pip installed this file"
     actual = (
         f"{target.path}, sha256 {target.sha256} ({what})"

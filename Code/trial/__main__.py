@@ -56,8 +56,8 @@ def answers(classes: list[str], with_checks: bool, with_hashes: bool) -> Iterato
         yield answer
 
 
-# What a launcher (torchrun, accelerate, DeepSpeed, MPI) tells its processes, here by its beginning. The trial is not one
-# of them: its Trainer would wait for the others, or shard.
+# How the names of the variables begin by which a launcher (torchrun, accelerate, DeepSpeed, MPI) tells its processes of
+# each other. The trial is none of these: its Trainer would wait for the others, or meet them in the job's store.
 _OF_A_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "ACCELERATE_",
                   "FSDP_", "PARALLELISM_CONFIG_", "PMI_", "OMPI_", "MV2_", "MPI_")  # fmt: skip
 

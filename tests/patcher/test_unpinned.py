@@ -114,6 +114,25 @@ def test_pinned_only_refuses_without_a_trial(new, tried):
     assert "error[unpinned-release]: no verified patch for transformers 9.9\n" in result.err
 
 
+@pytest.mark.parametrize("torch", ["as it was", "another"])
+def test_pinned_only_refuses_also_what_was_proved_here_before(new, tried, torch):
+    new.done("install")
+    if torch == "another":
+        (new.site / "torch-2.14.0.dist-info").mkdir()
+        (new.site / "torch-2.14.0.dist-info" / "METADATA").write_text("Name: torch\nVersion: 2.14.0\n")
+    before = new.snapshot()
+    result = new.run("install", "--pinned-only")
+    assert (result.code, len(tried.calls), new.snapshot()) == (3, 1, before)
+    assert "error[unpinned-release]: no verified patch for transformers 9.9\n" in result.err
+    assert "no RECORD" not in result.err
+
+
+def test_pinned_only_takes_a_pinned_release_that_an_older_selfaug_patched(place, newer_selfaug):
+    place.done("install")
+    place.done("install", "--pinned-only", selfaug=newer_selfaug)
+    assert outcome_of_import(place) == "0.2.0 True"
+
+
 def test_a_pinned_release_needs_no_trial(place, tried):
     place.done("install")
     assert tried.calls == []
