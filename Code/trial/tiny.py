@@ -37,6 +37,8 @@ _SIZES = {
     "max_position_embeddings": 64,
     "attention_dropout": 0.0,
     "residual_dropout": 0.0,
+    "final_logit_softcapping": 20.0,  # with none, or a scale of 1, a wrong head would be as good as the right one
+    "logits_scaling": 4.0,
     "tie_word_embeddings": False,
     "pad_token_id": 0,
     "bos_token_id": 1,

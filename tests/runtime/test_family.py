@@ -85,3 +85,15 @@ def test_the_head_of_a_family_does_not_search_the_process_at_each_chunk(monkeypa
     monkeypatch.setattr(gc, "get_objects", lambda *args: searches.append(1) or every(*args))
     loss(tuned)
     assert not searches
+
+
+@pytest.mark.parametrize("name", ["granite", "granitemoe", "gemma2", "gemma3", "cohere"])
+def test_the_trial_sees_a_head_that_leaves_out_what_the_family_does_with_logits(name, monkeypatch):
+    module = pytest.importorskip(f"transformers.models.{name}.modeling_{name}")
+    classes = {"granitemoe": "GraniteMoeForCausalLM"}
+    base = tiny.base(patched(getattr(module, classes.get(name, f"{name.capitalize()}ForCausalLM"))))
+    case = next(case for case in exact.cases(base) if case.name == "padded right")
+    assert exact._check("", "", base, case).ok
+    monkeypatch.setattr("selfaug.step.family.head_of", lambda model: model.get_output_embeddings())
+    monkeypatch.setattr("selfaug.reference.lora_off.head_of", lambda model: model.get_output_embeddings())
+    assert not exact._check("", "", base, case).ok
