@@ -13,9 +13,12 @@ from .families import MODELS, Target
 # transformers of that environment fetches the file: with its cache, its token, its endpoint. No model code is run.
 _CONFIG = """
 import json
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import cached_file
 with open(cached_file(json.load(sys.stdin), "config.json"), encoding="utf-8") as file:
-    print(json.dumps(json.load(file)))
+    config = json.load(file)
+config["AutoModelForCausalLM"] = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.get("model_type"))
+print(json.dumps(config))
 """
 _SECONDS = 120
 
@@ -35,6 +38,10 @@ def family_of(environment: Environment, name: str) -> tuple[Target, str]:
     for target in MODELS:
         if target.class_name in classes or (not classes and target.family == family):
             return target, _note(name, config)
+    for target in MODELS:  # the text side of a model of images and text, such as Qwen3.5
+        if target.class_name == config.get("AutoModelForCausalLM"):
+            whole = ", ".join(classes) or family
+            return target, f"{name} is {whole}. SelfAug acts in {target.class_name}, which AutoModelForCausalLM loads."
     raise PatcherError(
         Problem(
             id="unknown-family",

@@ -40,6 +40,23 @@ def test_a_folder_tells_its_family(here, model, config, family):
     assert (target.family, note) == (family, "")
 
 
+def test_a_model_of_images_and_text_is_of_the_family_that_auto_model_for_causal_lm_loads(here, model):
+    name = model(architectures=["Qwen3_5ForConditionalGeneration"], model_type="qwen3_5")
+    target, note = checkpoint.family_of(here, name)
+    assert target.family == "qwen3_5"
+    assert "SelfAug acts in Qwen3_5ForCausalLM, which AutoModelForCausalLM loads" in note
+
+
+def test_a_config_without_a_class_is_of_the_family_of_its_type(here, model):
+    assert checkpoint.family_of(here, model(model_type="qwen3_5_text"))[0].family == "qwen3_5"
+
+
+def test_a_model_of_images_and_text_that_is_loaded_whole_is_refused(here, model):
+    with pytest.raises(PatcherError) as refusal:
+        checkpoint.family_of(here, model(architectures=["Gemma3ForConditionalGeneration"], model_type="gemma3"))
+    assert refusal.value.problems[0].found == "Gemma3ForConditionalGeneration"
+
+
 def test_a_model_that_brings_code_of_its_own_is_noted(here, model):
     name = model(architectures=["LlamaForCausalLM"], auto_map={"AutoModelForCausalLM": "modeling.Mine"})
     assert (
