@@ -89,9 +89,10 @@ def _lines(
             with contextlib.suppress(BrokenPipeError), child.stdin as stdin:  # it may end before it has read all
                 stdin.write(order)
             for text in child.stdout:
-                if text.startswith('{"'):  # packages print things of their own
-                    lines.append(json.loads(text))
-                    report(str(lines[-1].get("name", lines[-1].get("case", ""))))
+                line = _object(text)
+                if line:
+                    lines.append(line)
+                    report(str(line.get("name", line.get("case", ""))))
         timer.cancel()
         if lines and lines[-1] == {"done": True}:
             return lines[:-1], ""
@@ -102,3 +103,12 @@ def _lines(
 
 def _nothing(name: str) -> None:
     return None
+
+
+def _object(text: str) -> dict[str, Any]:
+    """The JSON object in a line; empty for what packages print of their own."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) and value.keys() & {"name", "case", "done"} else {}
