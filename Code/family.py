@@ -115,7 +115,7 @@ _PLAIN = (bool, int, float, str, type(None))
 def _observed(model: Any) -> Traits:
     """Made with constants in place of the decoder and of the head, so that no weight is used: a head may be sharded."""
     config = text_config(model)
-    states = torch.zeros(1, 3, config.hidden_size)
+    states = torch.arange(3.0 * config.hidden_size).sin().view(1, 3, -1)
     logits = (10 * torch.arange(3.0 * config.vocab_size).sin()).view(1, 3, -1)
     labels = logits.argmin(-1)  # unlikely tokens, so that the loss is large
     nll = nn.functional.cross_entropy(logits[0, :-1], labels[0, 1:])
