@@ -30,8 +30,12 @@ PLAIN = {"input_ids", "attention_mask", "position_ids", *CACHES, "inputs_embeds"
          "use_cache", "output_attentions", "output_hidden_states", "return_dict", "cache_position", "logits_to_keep",
          "num_logits_to_keep", "num_items_in_batch", "per_layer_inputs", "head_mask",
          "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}  # fmt: skip
-# Those that may add to stock's loss. They are known all the same: then stock's own forward makes the loss.
-ADD_TO_LOSS = {"output_router_logits"}
+# Those with which stock's own forward makes the loss: one that may add to the loss, and what models of images and text
+# take beside text, which decoders get as it is.
+STOCK_LOSS = {"output_router_logits", "token_type_ids", "mm_token_type_ids", "pixel_values", "pixel_values_videos", "mm_encoder_outputs",
+              "input_features", "input_features_mask", "image_position_ids", "video_position_ids",
+              "num_frames_per_video", "image_sizes", "image_grid_thw", "video_grid_thw", "second_per_grid_ts", "rope_deltas",
+              "vision_feature_layer", "vision_feature_select_strategy"}  # fmt: skip
 
 
 @eager

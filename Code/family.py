@@ -48,8 +48,17 @@ def decoder_of(model: Any) -> Any:
 def _decoder_name(model: Any) -> str:
     if model.base_model_prefix in model._modules:
         return str(model.base_model_prefix)
-    decoder = model.get_decoder()  # Gemma 3 names another prefix in some releases
-    return str(next(name for name, module in model._modules.items() if module is decoder))
+    inside = model.get_decoder()  # in a model of images and text, a part of the decoder
+    return str(next(name for name, child in model._modules.items() if any(part is inside for part in child.modules())))
+
+
+def text_part(decoder: Any) -> Any:
+    """The part of a decoder that attends over tokens: in one of images and text, the language model inside."""
+    config = decoder.config
+    text = text_config(decoder)
+    parts = decoder._modules.values() if text is not config else ()
+    of_type = (part for part in parts if getattr(getattr(part, "config", None), "model_type", "") == text.model_type)
+    return next(of_type, decoder)
 
 
 def text_config(model: Any) -> Any:

@@ -84,8 +84,11 @@ def check_import(environment: Environment, patches: Sequence[Patch], table: PinT
     Raises:
         PatcherError: the import fails and that of the stock files does not, or what it loads is not the patched code.
     """
-    targets = [patch.target.target for patch in patches]
-    classes = [(target.module, target.class_name, table.seams[target.package].base) for target in targets]
+    classes = [
+        (patch.target.target.module, name, table.seams[patch.target.target.package].base)
+        for patch in patches
+        for name in patch.class_names
+    ]
     order = json.dumps({"classes": classes})
     patched = _run(environment, _PATCHED, input=order)
     if patched.returncode == 0:

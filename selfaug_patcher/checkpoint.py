@@ -40,7 +40,7 @@ def family_in(config: dict[str, Any], name: str) -> tuple[Target, str]:
     classes = [each for each in config.get("architectures") or [] if isinstance(each, str)]
     family = str(config.get("model_type", ""))
     for target in MODELS:
-        if target.class_name in classes or (not classes and target.family == family):
+        if not set(target.class_names).isdisjoint(classes) or (not classes and target.family == family):
             return target, _note(name, config)
     for target in MODELS:  # the text side of a model of images and text, such as Qwen3.5
         if target.class_name == config.get("AutoModelForCausalLM"):

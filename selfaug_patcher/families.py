@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Target:
-    """One file, and the class in it that gets a base class of SelfAug's.
+    """One file, and the classes in it that get a base class of SelfAug's.
 
     Args:
         name: the package and the family, as pins, receipts and messages write it: ``transformers:qwen2``.
         module: the name under which Python imports the file.
-        class_name: the class.
+        class_names: the classes. The first is in every release; another one, for images and text, gets the base class where it
+            has a head of its own: until transformers 4.51 such a class held a whole causal language model.
         configuration: the module of the relative import (``from .CONFIGURATION import ...``) that SelfAug's import
             follows; empty where the seam has no such import.
         since: the first release of the package that has the file.
@@ -20,9 +21,14 @@ class Target:
 
     name: str
     module: str
-    class_name: str
+    class_names: tuple[str, ...]
     configuration: str
     since: str
+
+    @property
+    def class_name(self) -> str:
+        """The class that people know the file by."""
+        return self.class_names[0]
 
     @property
     def package(self) -> str:
@@ -42,17 +48,17 @@ class Target:
         return self.module.replace(".", "/") + ".py"
 
 
-def model(family: str, class_name: str, since: str) -> Target:
-    """The modelling file of a family that keeps to transformers' naming."""
+def model(family: str, class_name: str, since: str, images: str = "") -> Target:
+    """The modelling file of a family that keeps to transformers' naming. ``images``: its class for images and text."""
     module = f"transformers.models.{family}.modeling_{family}"
-    return Target(f"transformers:{family}", module, class_name, f"configuration_{family}", since)
+    return Target(f"transformers:{family}", module, (class_name, images)[: 1 + bool(images)], f"configuration_{family}", since)
 
 
 # One line for each family. `install` without a name takes the first.
 MODELS = (
     model("qwen2", "Qwen2ForCausalLM", "4.37.0"),
     model("qwen3", "Qwen3ForCausalLM", "4.51.0"),
-    model("qwen3_5", "Qwen3_5ForCausalLM", "5.2.0"),
+    model("qwen3_5", "Qwen3_5ForCausalLM", "5.2.0", images="Qwen3_5ForConditionalGeneration"),
     model("llama", "LlamaForCausalLM", "4.37.0"),
     model("mistral", "MistralForCausalLM", "4.37.0"),
     model("ministral", "MinistralForCausalLM", "4.57.0"),
@@ -66,8 +72,8 @@ MODELS = (
     model("glm4", "Glm4ForCausalLM", "4.51.3"),
     model("gemma", "GemmaForCausalLM", "4.38.0"),
     model("gemma2", "Gemma2ForCausalLM", "4.42.0"),
-    model("gemma3", "Gemma3ForCausalLM", "4.50.0"),
-    model("gemma4", "Gemma4ForCausalLM", "5.5.0"),
+    model("gemma3", "Gemma3ForCausalLM", "4.50.0", images="Gemma3ForConditionalGeneration"),
+    model("gemma4", "Gemma4ForCausalLM", "5.5.0", images="Gemma4ForConditionalGeneration"),
     model("granite", "GraniteForCausalLM", "4.45.0"),
     model("cohere", "CohereForCausalLM", "4.39.0"),
     model("cohere2", "Cohere2ForCausalLM", "4.48.0"),
@@ -83,7 +89,7 @@ MODELS = (
     model("stablelm", "StableLmForCausalLM", "4.38.0"),
     model("qwen2_moe", "Qwen2MoeForCausalLM", "4.40.0"),
     model("qwen3_moe", "Qwen3MoeForCausalLM", "4.51.0"),
-    model("qwen3_5_moe", "Qwen3_5MoeForCausalLM", "5.2.0"),
+    model("qwen3_5_moe", "Qwen3_5MoeForCausalLM", "5.2.0", images="Qwen3_5MoeForConditionalGeneration"),
     model("mixtral", "MixtralForCausalLM", "4.37.0"),
     model("gpt_oss", "GptOssForCausalLM", "4.55.0"),
     model("glm4_moe", "Glm4MoeForCausalLM", "4.54.0"),
@@ -115,10 +121,10 @@ MODELS = (
     model("nanochat", "NanoChatForCausalLM", "5.0.0rc0"),
     model("mellum", "MellumForCausalLM", "5.10.1"),
     model("hyperclovax", "HyperCLOVAXForCausalLM", "5.9.0"),
-    model("gemma4_unified", "Gemma4UnifiedForCausalLM", "5.10.0"),
+    model("gemma4_unified", "Gemma4UnifiedForCausalLM", "5.10.0", images="Gemma4UnifiedForConditionalGeneration"),
 )
 
-LAYER = Target("peft:lora", "peft.tuners.lora.layer", "LoraLayer", "", "0.6.0")
+LAYER = Target("peft:lora", "peft.tuners.lora.layer", ("LoraLayer",), "", "0.6.0")
 
 
 def targets() -> tuple[Target, ...]:

@@ -12,6 +12,7 @@ from .environment import Commands, Environment
 from .errors import NOT_WRITABLE, PatcherError, Problem, leaving
 from .receipt import BYTECODE
 from .refusals import lost_original
+from .seam import class_names
 from .state import STOCK, UNPINNED, State, TargetState
 from .store import Store, content_of, digest, names, read, sha256_of
 from .transaction import DONE, MakeFolder, Operation, Put, RemoveFolder, execute, locked
@@ -35,6 +36,11 @@ class Patch:
     @property
     def is_model(self) -> bool:
         return self.target.target.is_model
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes that get a base class of SelfAug's."""
+        return class_names(self.target.target, self.stock)
 
 
 def patch(target: TargetState, state: State) -> Patch:

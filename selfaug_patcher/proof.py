@@ -68,7 +68,7 @@ def try_out(
     state: State, patches: Sequence[Patch], models: Sequence[Patch], report: Report, *, in_memory: bool
 ) -> list[Check]:
     """The trial's checks of these models: with patched texts and runtime ``in_memory``, or with those on disk."""
-    classes = [f"{each.target.target.module}:{each.target.target.class_name}" for each in models]
+    classes = [f"{each.target.target.module}:{name}" for each in models for name in each.class_names]
     patched = texts(patches, "patched") if in_memory else {}
     packages = {RUNTIME: str(state.runtime.root)} if in_memory else {}
     return trial(state.environment, patched, texts(patches, "stock"), packages, classes, report)

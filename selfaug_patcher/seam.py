@@ -1,7 +1,7 @@
 """The lines that SelfAug puts into a file, and where: read from ``patches/``, placed by the syntax tree.
 
-The rule is the same for both seams. The one class of that name, at the top level of the module, gets one more base
-class, first in line, between two lines of SelfAug's. A seam with an import has it on the line below the module's import
+The rule is the same for both seams. A class of that name, the only one at the top level of the module, gets one more
+base class, first in line, between two lines of SelfAug's. A seam with an import has it on the line below the module's import
 of its configuration. All other bytes of the file stay, and `remove` gives the stock file back.
 
 Of the syntax tree only line numbers are used, so that every version of Python places a seam in the same way.
@@ -89,14 +89,14 @@ def place(seam: Seam, target: Target, stock: bytes) -> bytes:
         raise _no_place(target, "a stock file", f"the word selfaug in line {number}")
     tree = _tree(target, stock)
     nodes = list(ast.walk(tree))
-    class_ = _class(seam, target, tree, nodes)
     lines = _LINE.findall(stock)
-    first, last = class_.lineno - 1, _last_line_of_statement(target, lines, class_.lineno - 1)
-    lines[last] += _ended(seam.after, lines[last])
-    lines[first] = _ended(seam.before, lines[first]) + _with_base(seam, target, lines[first])
-    where = tree.body.index(class_)
-    tree.body[where:where] = _tree(target, b"\n".join(seam.before)).body
-    class_.bases.insert(0, ast.Name(seam.base, ast.Load()))
+    for class_ in [_class(seam, target, name, tree, nodes) for name in class_names(target, stock)]:
+        first, last = class_.lineno - 1, _last_line_of_statement(target, lines, class_.lineno - 1)
+        lines[last] += _ended(seam.after, lines[last])
+        lines[first] = _ended(seam.before, lines[first]) + _with_base(seam, target, class_.name, lines[first])
+        where = tree.body.index(class_)
+        tree.body[where:where] = _tree(target, b"\n".join(seam.before)).body
+        class_.bases.insert(0, ast.Name(seam.base, ast.Load()))
     if seam.imports:
         anchor = _configuration(target, tree, nodes)
         lines[(anchor.end_lineno or anchor.lineno) - 1] += _ended(seam.imports, lines[anchor.lineno - 1])
@@ -107,6 +107,19 @@ def place(seam: Seam, target: Target, stock: bytes) -> bytes:
         what = "the import and the class on lines of their own"
         raise _no_place(target, what, "a file that would become another program, or could not be restored")
     return patched
+
+
+@functools.lru_cache(maxsize=256)
+def class_names(target: Target, stock: bytes) -> tuple[str, ...]:
+    """The classes of a target that get the seam in this file: the first, and each further one with a head of its own."""
+    first, *others = target.class_names
+    classes = {node.name: node for node in _tree(target, stock).body if isinstance(node, ast.ClassDef)} if others else {}
+    return (first, *(name for name in others if name in classes and _has_head(classes[name])))
+
+
+def _has_head(class_: ast.ClassDef) -> bool:
+    stored = (node for node in ast.walk(class_) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store))
+    return any(node.attr == "lm_head" for node in stored)
 
 
 @functools.lru_cache(maxsize=256)
@@ -123,26 +136,30 @@ def remove(seam: Seam, target: Target, patched: bytes) -> bytes:
 
 
 def _without(seam: Seam, target: Target, patched: bytes) -> bytes | None:
-    """The file without the lines of the seam; None where they are not there, each block of them once."""
+    """The file without the lines of the seam; None where they are not there, as often as a class has the base class."""
     lines = _LINE.findall(patched)
+    inserted = f"{seam.base}, ".encode()
+    openings = [f"class {name}(".encode() for name in target.class_names]
+    with_base = [opening for line in lines for opening in openings if line.startswith(opening + inserted)]
+    if not with_base or len(set(with_base)) < len(with_base):
+        return None
     for added in filter(None, (seam.after, seam.before, seam.imports)):
         texts = [line.rstrip(b"\r\n") for line in lines]
         places = [
             at for at, text in enumerate(texts) if text == added[0] and tuple(texts[at : at + len(added)]) == added
         ]
-        if len(places) != 1:
+        if len(places) != (1 if added == seam.imports else len(with_base)):
             return None
-        del lines[places[0] : places[0] + len(added)]
-    opening, inserted = f"class {target.class_name}(".encode(), f"{seam.base}, ".encode()
-    classes = [at for at, line in enumerate(lines) if line.startswith(opening + inserted)]
-    if len(classes) != 1:
-        return None
-    lines[classes[0]] = opening + lines[classes[0]][len(opening + inserted) :]
+        for at in reversed(places):
+            del lines[at : at + len(added)]
+    for opening in with_base:
+        (at,) = [at for at, line in enumerate(lines) if line.startswith(opening + inserted)]
+        lines[at] = opening + lines[at][len(opening + inserted) :]
     return b"".join(lines)
 
 
-def _with_base(seam: Seam, target: Target, line: bytes) -> bytes:
-    opening = f"class {target.class_name}(".encode()
+def _with_base(seam: Seam, target: Target, name: str, line: bytes) -> bytes:
+    opening = f"class {name}(".encode()
     if not line.startswith(opening):
         raise _no_place(target, f"a line that begins with {opening.decode()}", repr(line[:60])[1:])
     return opening + f"{seam.base}, ".encode() + line[len(opening) :]
@@ -164,18 +181,18 @@ def _last_line_of_statement(target: Target, lines: Sequence[bytes], start: int) 
     return start + newline.end[0] - 1
 
 
-def _class(seam: Seam, target: Target, tree: ast.Module, nodes: Sequence[ast.AST]) -> ast.ClassDef:
+def _class(seam: Seam, target: Target, name: str, tree: ast.Module, nodes: Sequence[ast.AST]) -> ast.ClassDef:
     """The class statement, where the name of the class means nothing else in this file."""
-    named, ours = _bindings(nodes, target.class_name), _bindings(nodes, seam.base)
+    named, ours = _bindings(nodes, name), _bindings(nodes, seam.base)
     at_top = [node for node in named if node in tree.body and isinstance(node, ast.ClassDef)]
     if len(named) != 1 or not at_top:
-        raise _no_place(target, f"one class {target.class_name}, at the top level", _lines_of(named))
+        raise _no_place(target, f"one class {name}, at the top level", _lines_of(named))
     if ours:
         raise _no_place(target, f"no {seam.base} in a stock file", _lines_of(ours))
     (class_,) = at_top
     assert isinstance(class_, ast.ClassDef)
     if class_.decorator_list and _tree(target, b"\n".join(seam.before)).body:
-        raise _no_place(target, f"a class {target.class_name} without a decorator", _lines_of(class_.decorator_list))
+        raise _no_place(target, f"a class {name} without a decorator", _lines_of(class_.decorator_list))
     return class_
 
 

@@ -33,6 +33,7 @@ class Verdict:
 
     Args:
         model: the folder or name that was asked about.
+        class_name: the class that SelfAug acts in.
         targets: the files of its family and of peft, as they are now.
         acts: whether a LoRA training of this model goes through SelfAug as things are.
         head: what the config says of the head: ``tied``, ``soft_cap``, ``scale``. What it does not say is left out.
@@ -44,6 +45,7 @@ class Verdict:
     """
 
     model: str
+    class_name: str
     targets: tuple[TargetState, TargetState]
     acts: bool
     head: dict[str, Any]
@@ -70,6 +72,7 @@ def verdict(environment: Environment, state: State, name: str) -> Verdict:
     """
     config = checkpoint.read(environment, name)
     family, note = checkpoint.family_in(config, name)
+    named = config.get("architectures") or []
     model = next(each for each in state.models if each.target == family)
     targets = (model, state.layer)
     acts = {each.state for each in targets} == {PATCHED} and state.runtime_state == "installed"
@@ -77,6 +80,7 @@ def verdict(environment: Environment, state: State, name: str) -> Verdict:
     step = "" if acts else environment.commands.patcher("install", family.family)
     return Verdict(
         model=name,
+        class_name=next((each for each in named if each in family.class_names), family.class_name),
         targets=targets,
         acts=acts,
         head=head(config),
@@ -135,7 +139,7 @@ def as_json(answer: Verdict) -> dict[str, Any]:
         "name": answer.model,
         "acts": answer.acts,
         "family": answer.family.family,
-        "class": answer.family.class_name,
+        "class": answer.class_name,
         "state": model.state,
         "trust": trust(model) or None,
         "head": answer.head,
@@ -147,7 +151,7 @@ def as_json(answer: Verdict) -> dict[str, Any]:
 
 
 def as_text(answer: Verdict) -> str:
-    rows = [("family", f"{answer.family.family} ({answer.family.class_name})")]
+    rows = [("family", f"{answer.family.family} ({answer.class_name})")]
     for each in answer.targets:
         label = f"{each.package.name} {each.package.version}".rstrip()
         rows.append((label, ", ".join(filter(None, [each.state, trust(each)]))))

@@ -31,7 +31,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "trainers")]
 
-from selfaug_patcher import families, memory, pins  # noqa: E402
+from selfaug_patcher import families, memory, pins, seam  # noqa: E402
 from selfaug_patcher.pins import Pin  # noqa: E402
 
 RESULTS = ROOT / "docs" / "families"
@@ -82,7 +82,23 @@ def trl_step(name: str) -> dict[str, float]:
 def measure(target: families.Target) -> dict[str, Any]:
     """What came out for one family: the checks that failed, and the largest errors."""
     memory.install(sources(target), {"selfaug": str(ROOT / "Code")})
-    name = f"{target.module}:{target.class_name}"
+    stock = path_of(target).read_bytes()
+    names = [f"{target.module}:{name}" for name in seam.class_names(target, stock)]
+    results = [measure_class(name) for name in names]
+    return {
+        "checks": sum(result["checks"] for result in results),
+        "failed": {check: found for result in results for check, found in result["failed"].items()},
+        **{key: max(result[key] for result in results) for key in ("loss", "kl", "gradient") if key in results[0]},
+        **{
+            "trl": {key: max(result["trl"][key] for result in results) for key in ("kl", "gradient")}
+            for _ in results[:1]
+            if all("trl" in result for result in results)
+        },
+    }
+
+
+def measure_class(name: str) -> dict[str, Any]:
+    """The same for one class, ``module:class``."""
     answers = trial(name)
     checks = [answer for answer in answers if "ok" in answer]
     errors = [match.groups() for check in checks if (match := ERRORS.search(check["found"]))]

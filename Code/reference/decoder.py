@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import calls
 from ..eager import eager, eager_around
-from ..family import decoder_of
+from ..family import decoder_of, text_part
 from ..padding import may_attend
 from .switch import NOTHING, Kept, all_modules, switched_off
 
@@ -31,10 +31,11 @@ def fills_cache(decoder: Any, arguments: dict[str, Any]) -> bool:
         return False
     if any(calls.is_cache(value) for value in arguments.values()):
         return True
-    if getattr(decoder, "gradient_checkpointing", False) and decoder.training:  # the tuned pass has no cache then
+    text = text_part(decoder)
+    if getattr(text, "gradient_checkpointing", False) and text.training:  # the tuned pass has no cache then
         return False
     use_cache = arguments.get("use_cache")
-    return bool(decoder.config.use_cache if use_cache is None else use_cache)
+    return bool(text.config.use_cache if use_cache is None else use_cache)
 
 
 @eager
@@ -44,9 +45,10 @@ def reads_whole_length(decoder: Any) -> bool:
     This is so if the rotary frequencies depend on the length of the batch (``rope_type`` "dynamic" and "longrope"; an
     unknown type counts as one of these), and in a decoder that was made bidirectional.
     """
-    if getattr(decoder.config, "is_causal", True) is False:
+    text = text_part(decoder)
+    if getattr(text.config, "is_causal", True) is False:
         return True
-    for module in all_modules(decoder):
+    for module in all_modules(text):
         if vars(module).get("is_causal") is False:
             return True
         kinds = vars(module).get("rope_type", "default")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .. import family
-from ..calls import ADD_TO_LOSS, CACHES, PLAIN
+from ..calls import STOCK_LOSS, CACHES, PLAIN
 from .checks import Check
 
 
@@ -17,7 +17,7 @@ def checks(model: Any) -> Iterator[Check]:
     """Whether the runtime knows every argument of a model's ``forward`` and of its decoder's."""
     for name, module in (("forward", model), ("the decoder's forward", family.decoder_of(model))):
         parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
-        unknown = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in PLAIN | ADD_TO_LOSS]
+        unknown = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in PLAIN | STOCK_LOSS]
         yield Check(
             f"arguments of {name}",
             not unknown,

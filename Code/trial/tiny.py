@@ -16,6 +16,9 @@ VOCABULARY = 97
 # The names of any family: peft takes those that a model has.
 ATTENTION = ["q_proj", "v_proj", "o_proj", "query_key_value", "kv_b_proj"]
 MLP = ["down_proj", "dense_4h_to_h"]
+# Of any tower for images, which the trial makes and never calls.
+_VISION = {"depth": 1, "num_hidden_layers": 1, "num_heads": 4, "num_key_value_heads": 4, "out_hidden_size": 32,
+           "embed_dim": 32, "image_size": 16, "patch_size": 4}  # fmt: skip
 # Of any family: a config keeps what it has no use for.
 _SIZES = {
     "vocab_size": VOCABULARY,
@@ -64,13 +67,27 @@ def model_class(name: str) -> Any:
 def base(cls: Any) -> Any:
     """A random two-layer model in evaluation mode, with logits of some tens, so that a soft cap or a scale shows."""
     torch.manual_seed(0)
-    sizes = dict(_SIZES)
-    if hasattr(cls.config_class(), "kv_lora_rank"):  # latent attention has one key for each query
-        sizes["num_key_value_heads"] = sizes["num_attention_heads"]
-    model = cls(cls.config_class(**sizes))
+    model = cls(config(cls.config_class))
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(30)
     return model.eval()
+
+
+def config(cls: Any) -> Any:
+    """A config of the class with the trial's sizes; in one of images and text, those of each part."""
+    sizes = dict(_SIZES)
+    if hasattr(cls(), "kv_lora_rank"):  # latent attention has one key for each query
+        sizes["num_key_value_heads"] = sizes["num_attention_heads"]
+    parts = {name: {**sizes, **({} if "text" in name else _VISION)} for name in getattr(cls, "sub_configs", {})}
+    made = cls(**sizes, **parts)
+    if parts:  # how many frequencies turn with time, with height and with width, where a family tells them apart
+        text = made.get_text_config()
+        if not hasattr(text, "rope_parameters"):
+            text.rope_scaling = {"rope_type": "default"}
+        rope = text.rope_parameters if hasattr(text, "rope_parameters") else text.rope_scaling
+        pairs = int(sizes["head_dim"] * rope.get("partial_rotary_factor", 1)) // 2
+        rope["mrope_section"] = [pairs - 2 * (pairs // 3), pairs // 3, pairs // 3]
+    return made
 
 
 def with_lora(model: nn.Module, fresh: bool = False, **options: Any) -> Any:
@@ -78,9 +95,10 @@ def with_lora(model: nn.Module, fresh: bool = False, **options: Any) -> Any:
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(1)
-    tuned = get_peft_model(
-        copy.deepcopy(model), LoraConfig(**{"r": 4, "target_modules": [*ATTENTION, *MLP], **options})
-    )
+    wanted = options.pop("target_modules", [*ATTENTION, *MLP])
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    targets = [name for name in linear if name.rpartition(".")[2] in wanted]  # a vision tower may have other layers
+    tuned = get_peft_model(copy.deepcopy(model), LoraConfig(**{"r": 4, "target_modules": targets, **options}))
     if not fresh:
         for name, parameter in tuned.named_parameters():
             if "lora_B" in name:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import re
 
 from ..families import LAYER, Target
 
@@ -15,8 +16,9 @@ def names(target: Target) -> tuple[str, ...]:
     """The classes and functions to read, by dotted name: the patched class, and what that calls."""
     if target == LAYER:
         return _OF_LAYER
-    model, decoder = target.class_name, target.class_name.replace("ForCausalLM", "Model")
-    return (model, f"{model}.__init__", f"{model}.forward", f"{decoder}.forward")
+    decoder = re.sub("For[A-Z].*", "Model", target.class_name)
+    parts = [part for name in target.class_names for part in (name, f"{name}.__init__", f"{name}.forward")]
+    return (*parts, f"{decoder}.forward")
 
 
 def changes(target: Target, before: bytes, after: bytes, labels: tuple[str, str]) -> str:

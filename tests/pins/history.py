@@ -85,7 +85,7 @@ def unknown_arguments(target: Target, source: bytes, known: set[str]) -> list[st
     model, decoder = forwards(target, source)
     modules = {"model": type("Decoder", (), {"forward": decoder})()}
     stand_in = type("Model", (), {"forward": model, "base_model_prefix": "model", "_modules": modules})
-    with patch.multiple(arguments, PLAIN=known, ADD_TO_LOSS=set(), CACHES=arguments.CACHES & known):
+    with patch.multiple(arguments, PLAIN=known, STOCK_LOSS=set(), CACHES=arguments.CACHES & known):
         return [f"{check.name}: {check.found}" for check in arguments.checks(stand_in()) if not check.ok]
 
 
