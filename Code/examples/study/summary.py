@@ -24,6 +24,8 @@ METRICS = {
     "ended": ("general", "ended"),
     "one_word": ("general", "one_word"),
     "input_kl": ("task", "input_kl"),
+    "code": ("code", "passed"),
+    "code_length": ("code", "length"),
 }
 OF_BASE = {"kl": 0.0, "reverse_kl": 0.0, "top1": 1.0, "input_kl": 0.0}  # by definition
 SPENT = ("steps", "cpu_seconds", "cpu_per_step", "peak_mb", "dialogues_cpu_seconds")
@@ -72,7 +74,7 @@ def readers() -> dict[str, Reader]:
 
     def of(part: str, column: str, metric: str) -> Reader:
         def read(record: dict[str, Any]) -> list[Any] | None:
-            values: list[Any] | None = record[part].get(column)
+            values: list[Any] | None = record.get(part, {}).get(column)
             if values is None and record["arm"] == BASE and metric in OF_BASE:
                 return [OF_BASE[metric]]  # the same for every item
             return values
