@@ -16,6 +16,7 @@ from typing import Any, Callable
 DIRECTIONS = ("base-tuned", "tuned-base")
 POSITIONS = ("input", "strict-input", "output", "all")
 REDUCTIONS = ("token", "sequence")
+SAMPLERS = ("uniform", "shift")
 REFERENCES = ("base", "frozen-adapters", "start")
 
 
@@ -36,6 +37,8 @@ class Settings:
         weights rows by their supervised tokens.
     chunk_size: how many positions have logits at the same time; None is "auto", see :func:`.loss.auto_chunk_size`.
     sample: the share of the aligned positions, 0 < p <= 1, at which the KL is computed, see :mod:`.sample`.
+    sample_by: "uniform" draws each position with the same chance; "shift" with a chance that grows with how far its
+        hidden state has moved from the reference's.
     reference_cache: the folder that keeps the reference's hidden states between epochs, see :mod:`.reference.cache`.
     reference_cache_gb: how many gigabytes the folder may take.
     reference: the reference if there were adapters before training. "base" switches all adapters off,
@@ -52,6 +55,7 @@ class Settings:
     reduction: str = "token"
     chunk_size: int | None = None
     sample: float = 1.0
+    sample_by: str = "uniform"
     reference_cache: str | None = None
     reference_cache_gb: float = 50.0
     reference: str | None = None
@@ -122,6 +126,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "reduction": _one_of(REDUCTIONS),
     "chunk_size": _chunk_size,
     "sample": _share,
+    "sample_by": _one_of(SAMPLERS),
     "reference_cache": _folder,
     "reference_cache_gb": _weight,
     "reference": _one_of(REFERENCES),

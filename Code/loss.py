@@ -32,7 +32,7 @@ class Terms:
 
     total: Tensor  # () sum of NLL + sum of weighted KL, not yet divided by N
     nll_sum: Tensor  # () nats, over supervised positions
-    kl_sum: Tensor  # () nats, over aligned positions, unweighted
+    kl_sum: Tensor  # () nats, over aligned positions, not weighted as in total
 
 
 def plain_loss(
@@ -44,7 +44,7 @@ def plain_loss(
         logits: (P, V), LoRA on.
         reference_logits: (A, V), LoRA off, for the first A <= P positions.
         next_labels: (P,) long, IGNORE_INDEX where NLL takes no part.
-        kl_weight: (A,) weight of each aligned position's KL.
+        kl_weight: (A,) weight of each aligned position's KL. (A, 2): in ``total``, and in ``kl_sum``, which else is 1.
     """
     A = len(reference_logits)
     log_p = logits.to(_wide(logits)).log_softmax(-1)
@@ -56,7 +56,8 @@ def plain_loss(
         kl = (log_q.exp() * (log_q - log_p[:A])).sum(-1)
     else:
         kl = (log_p[:A].exp() * (log_p[:A] - log_q)).sum(-1)
-    return Terms(nll.sum() + (kl_weight * kl).sum(), nll.detach().sum(), kl.detach().sum())
+    weight, count = _two_weights(kl_weight)
+    return Terms(nll.sum() + (weight * kl).sum(), nll.detach().sum(), (count * kl.detach()).sum())
 
 
 def chunked_loss(
@@ -84,7 +85,7 @@ def chunked_loss(
         hidden: (P, H), LoRA on. Aligned positions first.
         reference_hidden: (A, H), LoRA off, for the first A <= P positions. May be empty.
         next_labels: (P,) long, IGNORE_INDEX where NLL takes no part.
-        kl_weight: (A,) weight of each aligned position's KL.
+        kl_weight: (A,) weight of each aligned position's KL. (A, 2): in ``total``, and in ``kl_sum``, which else is 1.
         head: module from (n, H) to logits (n, V).
         reference_head: from (n, H) to the reference's logits (n, V), called without gradient. It is ``head`` itself if
             there is no LoRA on the head; then one product computes both logits.
@@ -306,7 +307,7 @@ def _aligned_block(z: Tensor, r: Tensor, next_labels: Tensor, kl_weight: Tensor,
     in z - r, while its parts are of first order.
     """
     supervised, label = _supervised(next_labels)
-    trained, weight = supervised.to(z.dtype), kl_weight.unsqueeze(-1)
+    trained, (weight, count) = supervised.to(z.dtype), (w.unsqueeze(-1) for w in _two_weights(kl_weight))
     picked = z.gather(-1, label)
     difference = r - z if direction == "base-tuned" else z - r
     z_top, z_total = _exponentials(z)
@@ -326,7 +327,11 @@ def _aligned_block(z: Tensor, r: Tensor, next_labels: Tensor, kl_weight: Tensor,
         kl += mean
         z.mul_(difference.sub_(mean).mul_(weight).add_(trained))
     z.scatter_add_(-1, label, -trained)
-    return torch.stack((nll + (weight * kl).sum(), nll, kl.sum()))
+    return torch.stack((nll + (weight * kl).sum(), nll, (count * kl).sum()))
+
+
+def _two_weights(kl_weight: Tensor) -> tuple[Tensor, Tensor]:
+    return (kl_weight[:, 0], kl_weight[:, 1]) if kl_weight.dim() == 2 else (kl_weight, torch.ones_like(kl_weight))
 
 
 def _supervised(next_labels: Tensor) -> tuple[Tensor, Tensor]:

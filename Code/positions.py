@@ -79,6 +79,7 @@ class Selection:
     index: Tensor  # (P,) long
     next_labels: Tensor  # (P,) long, IGNORE_INDEX where NLL takes no part
     kl_weight: Tensor  # (A,) double
+    stands_for: Tensor  # (A,) double, how many aligned positions each is counted as: 1 without sampling
     supervised: int
     aligned: int  # A, after sampling
     all_aligned: Tensor  # (N,) long, ascending, before sampling
@@ -160,6 +161,7 @@ def select(
         index=index,
         next_labels=next_labels.flatten()[index],
         kl_weight=weight.flatten()[all_aligned],
+        stands_for=torch.ones(len(all_aligned), dtype=torch.double),
         supervised=int(supervised.sum()),
         aligned=len(all_aligned),
         all_aligned=all_aligned,

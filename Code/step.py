@@ -19,6 +19,7 @@ from .positions import Selection, select
 from .reference import Reference, reference_of
 from .trainers import attach, bypass
 
+Draw = Callable[[Tensor, Selection, Tensor], "tuple[Selection, Tensor]"]
 _ACTED = "_selfaug_acted"  # on a model while a foreign forward runs: whether a wrapped forward inside it has acted
 
 
@@ -62,9 +63,10 @@ def _fused(model: Any, call: dict[str, Any], settings: config.Settings, referenc
     decoder = family.decoder_of(model)
     arguments = calls.decoder_arguments(decoder, call)
     # before the tuned pass, whose activations would be alive during this one
-    states = reference.states(arguments, chosen)
+    chosen, states, draw = _states(model, reference, arguments, chosen, settings)
     decoded = decoder(**arguments)
     hidden = decoded[0]
+    chosen, states = draw(hidden, chosen, states)
     terms = _terms(model, hidden, reference, states, chosen, settings)
     total = terms.total / chosen.divisor(call.get("num_items_in_batch"), hidden.device)
     _record(model, settings, reference, terms.nll_sum, terms, chosen)
@@ -111,7 +113,8 @@ def _around(
     num_items = receiver.num_items_in_batch if receiver else call.get("num_items_in_batch")
     call = {**call, **arguments, "num_items_in_batch": num_items}
     chosen = _select(model, call, labels, hidden.shape[1], settings)
-    states = reference.states(arguments, chosen)
+    chosen, states, draw = _states(model, reference, arguments, chosen, settings)
+    chosen, states = draw(hidden, chosen, states)
     terms = _terms(model, hidden, reference, states, chosen.aligned_only(), settings)
     if receiver:
         _record(model, settings, reference, _nll_sum(outputs, chosen, call), terms, chosen)
@@ -175,7 +178,7 @@ def _record(
 def _select(model: Any, call: dict[str, Any], labels: Tensor, total: int, settings: config.Settings) -> Selection:
     """The positions of this step, of the (B, ``total``) batch in ``call``."""
     labels, next_labels = labels_of.at_all_positions(labels, call, total)
-    chosen = select(
+    return select(
         labels,
         call.get("attention_mask"),
         call.get("position_ids"),
@@ -186,9 +189,33 @@ def _select(model: Any, call: dict[str, Any], labels: Tensor, total: int, settin
         pad_tokens=_pad_tokens(model) if call.get("input_ids") is not None else (),
         next_labels=next_labels,
     )
-    if settings.sample < 1 and model.training:  # an evaluation is exact, and leaves the random state alone
-        return sample.sampled(chosen, settings.sample, sample.step_generator(model))
-    return chosen
+
+
+@eager_around
+def _states(
+    model: Any, reference: Reference, arguments: dict[str, Any], chosen: Selection, settings: config.Settings
+) -> tuple[Selection, Tensor, Draw]:
+    """(the positions, the reference's states there, the draw that is left once the tuned hidden states are known). A
+    uniform sample is drawn at once, so that only its states are kept; a sample by shift needs them at all positions.
+    """
+    if settings.sample == 1 or not model.training:  # an evaluation is exact, and leaves the random state alone
+        return chosen, reference.states(arguments, chosen), _keep_all
+    generator = sample.step_generator(model)
+    if settings.sample_by == "uniform":
+        chosen = sample.sampled(chosen, settings.sample, generator)
+        return chosen, reference.states(arguments, chosen), _keep_all
+
+    def by_shift(hidden: Tensor, chosen: Selection, states: Tensor) -> tuple[Selection, Tensor]:
+        tuned = hidden.flatten(0, 1)[chosen.index[: chosen.aligned].to(hidden.device)]
+        scores = sample.shift(tuned, states) * chosen.kl_weight
+        drawn, chances = sample.by_score(scores, settings.sample, generator)
+        return sample.taken(chosen, drawn, chances), states[drawn.to(states.device)]
+
+    return chosen, reference.states(arguments, chosen), by_shift
+
+
+def _keep_all(_: Tensor, chosen: Selection, states: Tensor) -> tuple[Selection, Tensor]:
+    return chosen, states
 
 
 def _token_ids(call: dict[str, Any]) -> Tensor | None:
@@ -219,7 +246,7 @@ def _terms(
         hidden.flatten(0, 1)[chosen.index.to(hidden.device)],
         states,
         chosen.next_labels,
-        settings.alpha * chosen.kl_weight,
+        torch.stack((settings.alpha * chosen.kl_weight, chosen.stands_for), -1),
         family.head_of(model),
         reference.head,
         settings.chunk_size or loss.auto_chunk_size(family.text_config(model).vocab_size, hidden.device),

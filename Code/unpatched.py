@@ -30,7 +30,10 @@ FAMILIES = {
     "olmo2", "olmo3", "glm", "glm4", "gemma", "gemma2", "gemma3", "gemma4", "granite", "cohere", "cohere2",
     "exaone4", "seed_oss", "starcoder2", "arcee", "apertus", "ernie4_5", "hunyuan_v1_dense", "nemotron",
     "helium", "stablelm", "qwen2_moe", "qwen3_moe", "qwen3_5_moe", "mixtral", "gpt_oss", "glm4_moe", "olmoe",
-    "granitemoe", "bitnet",
+    "granitemoe", "bitnet", "phi", "gpt_neox", "bloom", "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "lfm2",
+    "qwen3_next", "nemotron_h", "ernie4_5_moe", "exaone_moe", "solar_open", "minimax", "minimax_m2", "cwm",
+    "granitemoeshared", "hunyuan_v1_moe", "flex_olmo", "jais2", "cohere2_moe", "afmoe", "vaultgemma",
+    "nanochat", "mellum", "hyperclovax", "gemma4_unified", "diffllama",
 }  # fmt: skip
 # before torch 2.1 a layer cannot tell whether it is in a compiled graph, so no layer checks
 _COMPILER = getattr(torch, "compiler", None)

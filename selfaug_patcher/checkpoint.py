@@ -32,7 +32,11 @@ def family_of(environment: Environment, name: str) -> tuple[Target, str]:
     Raises:
         PatcherError: there is no such model, or its class is not one that SelfAug can patch.
     """
-    config = _config(environment, name)
+    return family_in(read(environment, name), name)
+
+
+def family_in(config: dict[str, Any], name: str) -> tuple[Target, str]:
+    """The same, from the config that `read` gave for ``name``."""
     classes = [each for each in config.get("architectures") or [] if isinstance(each, str)]
     family = str(config.get("model_type", ""))
     for target in MODELS:
@@ -60,7 +64,12 @@ def _note(name: str, config: dict[str, Any]) -> str:
     return f"{name} brings code of its own. With trust_remote_code=True that code is loaded, and SelfAug does not act."
 
 
-def _config(environment: Environment, name: str) -> dict[str, Any]:
+def read(environment: Environment, name: str) -> dict[str, Any]:
+    """The config.json of a model, with the class that AutoModelForCausalLM has for it.
+
+    Raises:
+        PatcherError: there is no such model, or its config cannot be read.
+    """
     try:
         result = environment.run_code(_CONFIG, input=json.dumps(name), timeout=_SECONDS)
         complaint = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]

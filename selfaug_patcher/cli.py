@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import checkpoint, difference, install, payload, pins, revert, run, status, verify
+from . import checkpoint, difference, install, payload, pins, revert, run, status, verdict, verify
 from .environment import Environment, discover
 from .errors import DONE, FAILED, USAGE, PatcherError, Problem, from_os_error, leaving, state_of
 from .families import targets
@@ -91,7 +91,13 @@ def _revert(options: argparse.Namespace, setup: Setup) -> int:
 
 
 def _status(options: argparse.Namespace, setup: Setup) -> int:
-    state, notes = status.status(*setup())
+    environment, table, runtime = setup()
+    state, notes = status.status(environment, table, runtime)
+    if options.model:
+        answer = verdict.verdict(environment, state, options.model)
+        data = {"model": verdict.as_json(answer), **status.as_json(state, notes), "exit_code": answer.exit_code}
+        _print(options, verdict.as_text(answer), data)
+        return answer.exit_code
     code = status.exit_code(state)
     _print(options, status.as_text(state, notes), {**status.as_json(state, notes), "exit_code": code})
     return code
@@ -272,7 +278,8 @@ def _parser() -> argparse.ArgumentParser:
     installing.add_argument("--model", action="append", default=[], metavar="NAME", help=of_model)
     taken_out = verb("revert", _revert, "restore the stock files and remove all that install added", writing)
     taken_out.add_argument("--keep-edits", type=Path, metavar="DIR", help="save files edited since install in DIR")
-    verb("status", _status, "say what is patched, and what to do next")
+    asking = verb("status", _status, "say what is patched, and what to do next")
+    asking.add_argument("--model", metavar="NAME", help="whether SelfAug acts on this model: a folder, or a name")
     verb("verify", _verify, "check hashes, and try SelfAug on tiny models against stock (20 seconds)")
     verb("diff", _diff, "print the diff that install would make, or has made")
     run_text = "run a script with the patches in memory, here and in child processes; write nothing"

@@ -75,7 +75,7 @@ def parse(text: str, name: str) -> Seam:
 _PARTS = ("import", "before", "after")
 
 
-@functools.lru_cache(maxsize=64)  # each file is asked about several times in a run
+@functools.lru_cache(maxsize=256)  # more than there are families; each file is asked about several times in a run
 def place(seam: Seam, target: Target, stock: bytes) -> bytes:
     """The stock file with the seam in it.
 
@@ -88,7 +88,8 @@ def place(seam: Seam, target: Target, stock: bytes) -> bytes:
         number = stock[: stock.lower().index(b"selfaug")].count(b"\n") + 1
         raise _no_place(target, "a stock file", f"the word selfaug in line {number}")
     tree = _tree(target, stock)
-    class_ = _class(seam, target, tree)
+    nodes = list(ast.walk(tree))
+    class_ = _class(seam, target, tree, nodes)
     lines = _LINE.findall(stock)
     first, last = class_.lineno - 1, _last_line_of_statement(target, lines, class_.lineno - 1)
     lines[last] += _ended(seam.after, lines[last])
@@ -97,7 +98,7 @@ def place(seam: Seam, target: Target, stock: bytes) -> bytes:
     tree.body[where:where] = _tree(target, b"\n".join(seam.before)).body
     class_.bases.insert(0, ast.Name(seam.base, ast.Load()))
     if seam.imports:
-        anchor = _configuration(target, tree)
+        anchor = _configuration(target, tree, nodes)
         lines[(anchor.end_lineno or anchor.lineno) - 1] += _ended(seam.imports, lines[anchor.lineno - 1])
         where = tree.body.index(anchor) + 1
         tree.body[where:where] = _tree(target, b"\n".join(seam.imports)).body
@@ -108,7 +109,7 @@ def place(seam: Seam, target: Target, stock: bytes) -> bytes:
     return patched
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=256)
 def remove(seam: Seam, target: Target, patched: bytes) -> bytes:
     """The stock file of a file that `place` has made.
 
@@ -163,9 +164,9 @@ def _last_line_of_statement(target: Target, lines: Sequence[bytes], start: int) 
     return start + newline.end[0] - 1
 
 
-def _class(seam: Seam, target: Target, tree: ast.Module) -> ast.ClassDef:
+def _class(seam: Seam, target: Target, tree: ast.Module, nodes: Sequence[ast.AST]) -> ast.ClassDef:
     """The class statement, where the name of the class means nothing else in this file."""
-    named, ours = _bindings(tree, target.class_name), _bindings(tree, seam.base)
+    named, ours = _bindings(nodes, target.class_name), _bindings(nodes, seam.base)
     at_top = [node for node in named if node in tree.body and isinstance(node, ast.ClassDef)]
     if len(named) != 1 or not at_top:
         raise _no_place(target, f"one class {target.class_name}, at the top level", _lines_of(named))
@@ -178,19 +179,19 @@ def _class(seam: Seam, target: Target, tree: ast.Module) -> ast.ClassDef:
     return class_
 
 
-def _configuration(target: Target, tree: ast.Module) -> ast.ImportFrom:
+def _configuration(target: Target, tree: ast.Module, nodes: Sequence[ast.AST]) -> ast.ImportFrom:
     """The import that the import of the seam follows."""
-    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    imports = [node for node in nodes if isinstance(node, ast.ImportFrom)]
     anchors = [node for node in imports if (node.level, node.module) == (1, target.configuration)]
     if len(anchors) != 1 or anchors[0] not in tree.body:
         raise _no_place(target, f"one `from .{target.configuration} import`, at the top level", _lines_of(anchors))
     return anchors[0]
 
 
-def _bindings(tree: ast.Module, name: str) -> list[ast.AST]:
-    """Every statement or expression in a module that gives this name a meaning."""
-    nodes: list[ast.AST] = []
-    for node in ast.walk(tree):
+def _bindings(nodes: Sequence[ast.AST], name: str) -> list[ast.AST]:
+    """Every statement or expression among the nodes of a module that gives this name a meaning."""
+    found: list[ast.AST] = []
+    for node in nodes:
         if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             bound = [node.name]
         elif isinstance(node, ast.Name):
@@ -200,8 +201,8 @@ def _bindings(tree: ast.Module, name: str) -> list[ast.AST]:
         else:
             continue
         if name in bound:
-            nodes.append(node)
-    return nodes
+            found.append(node)
+    return found
 
 
 def _tree(target: Target, text: bytes) -> ast.Module:

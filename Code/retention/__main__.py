@@ -56,6 +56,8 @@ def parser() -> argparse.ArgumentParser:
     kept.add_argument("--general-count", type=_whole, metavar="N", help="take N of them, evenly (default: all)")
     kept.add_argument("--answer-limit", type=_whole, default=128, metavar="N", help="tokens (default: 128)")
 
+    kept.add_argument("--probes", action="store_true", help="tool calls, system prompts, thinking, plain questions")
+
     learned = whole.add_argument_group("learned")
     learned.add_argument("--task", type=Path, metavar="FILE", help="questions with answers, JSONL")
     learned.add_argument("--task-count", type=_whole, metavar="N", help="take N of them, evenly (default: all)")
@@ -94,13 +96,17 @@ def run(args: argparse.Namespace) -> None:
     task = prompts.task(args.task, args.task_count) if args.task else []
 
     from ..toolkit.models import usable_device
+    from . import probes
     from .base_model import BaseModel, adapter_hash
     from .measurement import Measurement, Plan
 
     hashes = {name: adapter_hash(folder) for name, folder in adapters.items()}
     base_model = BaseModel(args.base, args.dtype, usable_device(args.device), args.template)
     inputs = len(task) if args.input_count is None else args.input_count
-    plan = Plan(general, task, args.answer_limit, args.task_answer_limit, args.batch_size, inputs)
+    asked, left_out = probes.collect(base_model.chat) if args.probes else ([], {})
+    for name, reason in left_out.items():
+        print(f"probe {name} left out: {reason}", flush=True)
+    plan = Plan(general, task, args.answer_limit, args.task_answer_limit, args.batch_size, inputs, asked)
     measurement = Measurement(base_model, plan, args.out / "items")
     base = measurement.base()
     models = {summary.BASE: base}
@@ -116,6 +122,8 @@ def run(args: argparse.Namespace) -> None:
         "dtype": args.dtype,
         "batch_size": args.batch_size,
     }
+    if args.probes:
+        settings["probes"] = {"count": len(asked), "limit": probes.LIMIT, "left_out": left_out}
     result: dict[str, Any] = {"settings": settings, **summary.summarise(models, task)}
     for name, figures in results.items():
         result["models"][name]["lm_eval"] = figures

@@ -81,7 +81,7 @@ class BaseModel:
 
     def _ids(self, prompt: Prompt) -> list[int]:
         if not isinstance(prompt.content, str):
-            return self.chat.assistant_prompt(prompt.content)
+            return self.chat.assistant_prompt(prompt.content, **prompt.arguments)
         return begun(self.tokenizer, prompt.content)
 
     @cached_property

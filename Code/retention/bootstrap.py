@@ -58,6 +58,21 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float], seed: int 
     return mean_interval([a - b for a, b in zip(ours, theirs)], seed)
 
 
+def proportion(values: Sequence[float]) -> Interval:
+    """Share of ones among zeros and ones, with its 95 % interval by Wilson (1927), which has a width even where all
+    values are the same.
+
+    Raises:
+        ValueError: there are no values.
+    """
+    if not values:
+        raise ValueError("no values to take a share of")
+    n, share, z = len(values), fmean(values), 1.959964
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return Interval(share, max(0.0, centre - half), min(1.0, centre + half))
+
+
 def mean_interval(values: Sequence[float], seed: int = 0) -> Interval:
     """Mean of ``values`` with its 95 % percentile interval over ``RESAMPLES`` resamples."""
     return bounds(fmean(values) if values else 0.0, resampled([values], seed)[:, 0] / max(1, len(values)))

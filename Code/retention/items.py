@@ -12,13 +12,14 @@ from ..toolkit.errors import Refusal
 from ..toolkit.files import read_json
 
 FORMAT = 1  # raised when the definition of a figure changes, so that everything is measured again
-GENERAL, TASK = "general", "task"
-# section, which is measured at once -> its rows (general or task), and its columns
+GENERAL, TASK, PROBES = "general", "task", "probes"
+# section, which is measured at once -> its rows (general, task or probes), and its columns
 SECTIONS = {
     "answers": (GENERAL, ("prompt", "answer", "length", "ended", "list", "one_word", "ids")),
     "drift": (GENERAL, ("kl", "reverse_kl", "top1", "base_nll", "nll", "tokens", "kl_by_position")),
     "scores": (TASK, ("answer", "exact_match", "contains", "f1")),
     "input": (TASK, ("input_kl", "input_top1")),
+    "probes": (PROBES, ("probe", "prompt", "answer", "figures")),
 }
 
 
@@ -28,7 +29,8 @@ def key(*parts: Any) -> str:
 
 
 class Items:
-    """``FILE``: {"keys": {section: key}, "general": [{…}, one per instruction], "task": [{…}, one per question]}.
+    """``FILE``: {"keys": {section: key}, "general": [{…}, one per instruction], "task": [{…}, one per question],
+    "probes": [{…}, one per probe]}.
 
     A section that an earlier run measured with the same key is not measured again.
     """
@@ -36,9 +38,10 @@ class Items:
     def __init__(self, file: Path) -> None:
         self.file = file
         self.keys: dict[str, str] = {}
-        self.rows: dict[str, list[dict[str, Any]]] = {GENERAL: [], TASK: []}
+        self.rows: dict[str, list[dict[str, Any]]] = {GENERAL: [], TASK: [], PROBES: []}
         try:
             content = read_json(file)
+            content = {PROBES: [], **content}  # files from before there were probes hold none
             keys, rows = dict(content["keys"]), {name: list(map(dict, content[name])) for name in self.rows}
             self.keys, self.rows = keys, rows
         except (OSError, Refusal, ValueError, KeyError, TypeError):
@@ -72,7 +75,7 @@ class Items:
                 self.rows[name] = []
 
     def drop(self, name: str) -> None:
-        """Drop all rows of ``name`` (general or task) and their sections."""
+        """Drop all rows of ``name`` (general, task or probes) and their sections."""
         self.keys = {section: known for section, known in self.keys.items() if SECTIONS[section][0] != name}
         self.rows[name] = []
 

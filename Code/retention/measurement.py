@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import drift
+from . import drift, probes
 from .answers import Answer, greedy, has_list, one_word
 from .base_model import BaseModel, adapter_hash
 from .drift import Stretch
 from .items import Items, key
+from .probes import Probe
 from .prompts import Prompt, spread
 from .scores import score
 
@@ -30,6 +31,7 @@ class Plan:
     task_answer_limit: int
     batch_size: int
     input_count: int
+    probes: list[Probe] = field(default_factory=list)
 
 
 class Measurement:
@@ -50,18 +52,21 @@ class Measurement:
         self._scores_key = key(common, self.task, plan.task_answer_limit, accepted)
         self.inputs = spread(range(len(self.task)), plan.input_count)
         self._input_key = key(common, self.task, self.inputs)
+        self.probes = base_model.encode([probe.prompt for probe in plan.probes], probes.LIMIT)
+        self._probes_key = key(common, self.probes, probes.LIMIT, probes.VERSION)
         folder.mkdir(parents=True, exist_ok=True)
 
     def base(self) -> Items:
         """Measure the base model. Every adapter is measured on the base model's answers."""
         items = Items(self.folder / "base.json")
-        keys = {"answers": self._answers_key, "scores": self._scores_key}
+        keys = {"answers": self._answers_key, "scores": self._scores_key, "probes": self._probes_key}
         items.keep({**keys, "drift": items.keys.get("drift", "") if items.has("answers", keys["answers"]) else ""})
         if not items.has("answers", keys["answers"]):
             answers = self._answer(self.base_model.model, self.general, self.plan.answer_limit, "base, instructions")
             rows = [{"prompt": prompt.text(), "ids": answer.ids} for prompt, answer in zip(self.plan.general, answers)]
             items.put("answers", keys["answers"], [{**row, **_answer_row(one)} for row, one in zip(rows, answers)])
         self._scores(items, keys["scores"], "base", lambda: self.base_model.model)
+        self._probes(items, keys["probes"], "base", lambda: self.base_model.model)
         return items
 
     def adapter(self, name: str, folder: Path, base: Items) -> Items:
@@ -74,10 +79,12 @@ class Measurement:
             "drift": key(own, self._answers_key, ids),
             "scores": key(own, self._scores_key),
             "input": key(own, self._input_key),
+            "probes": key(own, self._probes_key),
         }
         items.keep(keys if self.inputs else {**keys, "input": ""})
         wanted = ["answers", "drift", *(["scores"] if self.task else [])]
         wanted += ["input"] if self.inputs else []
+        wanted += ["probes"] if self.probes else []
         if all(items.has(section, keys[section]) for section in wanted):
             print(f"{name}: measured before", flush=True)
             return items
@@ -86,6 +93,7 @@ class Measurement:
                 answers = self._answer(model, self.general, self.plan.answer_limit, f"{name}, instructions")
                 items.put("answers", keys["answers"], [_answer_row(answer) for answer in answers])
             self._scores(items, keys["scores"], name, lambda: model)
+            self._probes(items, keys["probes"], name, lambda: model)
             if not items.has("drift", keys["drift"]):
                 stretches = [Stretch.of_answer(prompt, answer) for prompt, answer in zip(self.general, ids)]
                 drifts = self._drift(model, stretches, f"{name}, drift")
@@ -120,6 +128,18 @@ class Measurement:
             pairs = zip(self.plan.task, answers)
             rows = [{"answer": answer.text, **score(answer.text, prompt.accepted)} for prompt, answer in pairs]
             items.put("scores", key, rows)
+
+    def _probes(self, items: Items, key: str, name: str, model: Callable[[], Any]) -> None:
+        if not self.probes or items.has("probes", key):
+            return
+        base, rows = self.base_model, []
+        answers = self._answer(model(), self.probes, probes.LIMIT, f"{name}, probes")
+        for probe, answer in zip(self.plan.probes, answers):
+            text, _, _ = base.chat.decode(answer.ids, base.ending)  # the marks of calls and thoughts may be special
+            rows.append(
+                {"probe": probe.name, "prompt": probe.prompt.text(), "answer": text, "figures": probe.check(text)}
+            )
+        items.put("probes", key, rows)
 
     def _drift(self, model: Any, stretches: Sequence[Stretch], label: str) -> list[Any]:
         measured: dict[int, Any] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,12 +20,15 @@ Read = Callable[[Mapping[str, Any]], "Prompt"]
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a model shall answer: a conversation for the chat template, or a plain text."""
+    """What a model shall answer: a conversation for the chat template, or a plain text. ``arguments``: for the chat
+    template.
+    """
 
     content: list[dict[str, Any]] | str
     accepted: tuple[str, ...] = ()
     answerable: bool | None = None
     where: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def text(self) -> str:
         """The last message, for people to read."""

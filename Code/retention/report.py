@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..toolkit import tables
-from .summary import KEPT, LEARNED
+from .summary import KEPT, LEARNED, PROBED
 
 TITLES = {
     "exact_match": "exact match",
@@ -24,6 +24,15 @@ TITLES = {
     "ended": "ended",
     "lists": "with a list",
     "one_word": "one word",
+    "tool_calls": "right call",
+    "tool_json": "valid call",
+    "tool_function": "right function",
+    "system_language": "system: language",
+    "system_persona": "system: persona",
+    "system_format": "system: format",
+    "thinking_on": "thinks when on",
+    "thinking_off": "answers when off",
+    "questions": "questions",
 }
 _DIGITS = {"kl": 3, "reverse_kl": 3, "top1": 3, "input_kl": 3, "input_top1": 3, "answer_length": 1}
 
@@ -36,18 +45,33 @@ def markdown(result: Mapping[str, Any]) -> str:
         ("Learned", f"{settings['task']['count']} questions, greedy answers", LEARNED),
         ("Kept", f"{settings['general']['count']} general instructions; KL in nats per token", KEPT),
     ]
+    parts += _groups(groups, models, differences, settings["compared_with"], "± is a standard error", _cell)
+    if "probes" in settings:
+        count, left_out = settings["probes"]["count"], settings["probes"]["left_out"]
+        what = f"{count} probes; share passed"
+        probed = [("Probes", what, PROBED)]
+        interval = "In brackets, the 95 % interval by Wilson"
+        parts += _groups(probed, models, differences, settings["compared_with"], interval, _share)
+        parts += [f"Left out: {name}: {reason}." for name, reason in left_out.items()]
+    parts += _harness(models)
+    return "\n\n".join(parts) + "\n"
+
+
+def _groups(
+    groups: Sequence[tuple[str, str, Sequence[str]]], models: Mapping[str, Any], differences: Mapping[str, Any],
+    first: str, how_sure: str, cell: Any,
+) -> list[str]:  # fmt: skip
+    parts: list[str] = []
     for title, what, metrics in groups:
         shown = [metric for metric in metrics if any(metric in model for model in models.values())]
         if shown:
-            parts += [f"## {title}", f"{what}. ± is a standard error.", _table("model", models, shown, _cell)]
+            parts += [f"## {title}", f"{what}. {how_sure}.", _table("model", models, shown, cell)]
             if differences:
-                first = settings["compared_with"]
                 parts += [
                     f"Difference to {first}, paired, with its 95 % bootstrap interval:",
                     _table("adapter", differences, shown, _difference),
                 ]
-    parts += _harness(models)
-    return "\n\n".join(parts) + "\n"
+    return parts
 
 
 def _harness(models: Mapping[str, Any]) -> list[str]:
@@ -73,6 +97,10 @@ def _cell(value: Mapping[str, Any] | None, metric: str) -> str:
     error = value.get("se")
     text = f"{value['mean']:.{digits}f}" + (f" ± {error:.{digits}f}" if error is not None else "")
     return text + (f" (median {value['median']:.0f})" if "median" in value else "")
+
+
+def _share(value: Mapping[str, Any] | None, metric: str) -> str:
+    return "" if value is None else f"{value['mean']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
 
 
 def _difference(value: Mapping[str, Any] | None, metric: str) -> str:

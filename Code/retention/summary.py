@@ -7,8 +7,9 @@ from math import exp
 from statistics import fmean, median
 from typing import Any
 
-from .bootstrap import bounds, paired_difference, ratio_error, resampled, standard_error
-from .items import GENERAL, TASK, Items
+from .bootstrap import bounds, paired_difference, proportion, ratio_error, resampled, standard_error
+from .items import GENERAL, PROBES, TASK, Items
+from .probes import METRICS
 from .prompts import Prompt
 
 BASE = "base"
@@ -18,6 +19,7 @@ DRIFT = {"kl": "kl", "reverse_kl": "reverse_kl", "top1": "top1"}
 SHAPE = {"answer_length": "length", "ended": "ended", "lists": "list", "one_word": "one_word"}
 INPUT = {"input_kl": "input_kl", "input_top1": "input_top1"}
 KEPT = ("kl", "reverse_kl", "top1", "perplexity", *INPUT, *SHAPE)
+PROBED = tuple(metric for metrics in METRICS.values() for metric in metrics)
 Columns = dict[str, list[float]]
 
 
@@ -50,6 +52,9 @@ def _columns(items: Items, task: Sequence[Prompt], tuned: bool) -> Columns:
     columns = {metric: [float(row[name]) for row in general] for metric, name in SHAPE.items()}
     if tuned:
         columns.update({metric: [row[name] for row in general] for metric, name in DRIFT.items()})
+    for metric in PROBED:
+        figures = [row["figures"] for row in items.rows[PROBES]]
+        columns[metric] = [one[metric] for one in figures if metric in one]
     if questions:
         columns.update({metric: [row[metric] for row in questions] for metric in ("exact_match", "contains", "f1")})
         columns["answerable"] = _exact(questions, task, True)
@@ -73,6 +78,9 @@ def _figures(columns: Columns, weighted: tuple[list[float], list[float]]) -> dic
     figures = {
         metric: {"mean": fmean(values), "se": standard_error(values)} for metric, values in columns.items() if values
     }
+    for metric in set(PROBED) & figures.keys():
+        interval = proportion(columns[metric])
+        figures[metric].update(low=interval.low, high=interval.high, items=len(columns[metric]))
     figures["answer_length"]["median"] = median(columns["answer_length"])
     nll, tokens = weighted
     perplexity = exp(sum(n * t for n, t in zip(nll, tokens)) / sum(tokens))

@@ -71,13 +71,21 @@ class Chat:
         head = text[: _only(text, turn["content"])]
         return self._prompt(head if head.endswith("\n") else head.rstrip(" "))
 
-    def assistant_prompt(self, messages: Sequence[Message]) -> list[int]:
+    def assistant_prompt(self, messages: Sequence[Message], **arguments: Any) -> list[int]:
         """Token ids of the conversation and the header of the assistant's turn."""
-        return self._prompt(self.prompt_text(messages))
+        return self._prompt(self.prompt_text(messages, **arguments))
 
-    def prompt_text(self, messages: Sequence[Message]) -> str:
-        """The conversation and the header of the assistant's turn, as text."""
-        return self._render(messages, answer=True)
+    def prompt_text(self, messages: Sequence[Message], **arguments: Any) -> str:
+        """The conversation and the header of the assistant's turn, as text.
+
+        Args:
+            arguments: for the template: ``tools``, ``enable_thinking``. A template ignores those that it does not know.
+        """
+        return self._render(messages, answer=True, **arguments)
+
+    def text(self, messages: Sequence[Message], **arguments: Any) -> str:
+        """The conversation as text, without the header of another turn. Arguments as in :meth:`prompt_text`."""
+        return self._render(messages, answer=False, **arguments)
 
     def shown_prompt(self, messages: Sequence[Message]) -> str:
         """:meth:`prompt_text`, checked: a row that keeps only this text must not lose a message.
@@ -111,9 +119,11 @@ class Chat:
         """Token ids of a prompt. The plain template needs BOS added; any other template writes BOS itself."""
         return begun(self.tokenizer, text) if self.plain else bare(self.tokenizer, text)
 
-    def _render(self, messages: Sequence[Message], answer: bool) -> str:
+    def _render(self, messages: Sequence[Message], answer: bool, **arguments: Any) -> str:
         try:
-            text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=answer)
+            text = self.tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=answer, **arguments
+            )
         except Exception as error:  # a template may raise any error
             raise Refusal(
                 "bad-template", "the chat template fails", found=f"{type(error).__name__}: {error}"

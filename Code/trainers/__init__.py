@@ -32,14 +32,14 @@ def record(
 
     Args:
         nll_sum: () nats, over the supervised tokens of this step.
-        kl_sum: () nats, over its aligned tokens, unweighted.
+        kl_sum: () nats, over all its aligned tokens, also where a sample estimates the sum.
     """
     call = attach.current_call()
     if call is not None:
         call.acted = True
     announce.unknown_padding(model, chosen.tail)
     if model.training:
-        metrics.RUNNING.of(model).add(nll_sum, chosen.supervised, kl_sum, chosen.aligned, settings.alpha)
-        announce.first_step(model, settings, reference, kl_sum, chosen.aligned)
+        metrics.RUNNING.of(model).add(nll_sum, chosen.supervised, kl_sum, len(chosen.all_aligned), settings.alpha)
+        announce.first_step(model, settings, reference, kl_sum, len(chosen.all_aligned))
         if chosen.supervised:
             bypass.of(model).count_aligned(chosen, settings, None if call is None else call.trainer)

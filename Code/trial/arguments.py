@@ -8,13 +8,14 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
+from .. import family
 from ..calls import ADD_TO_LOSS, CACHES, PLAIN
 from .checks import Check
 
 
 def checks(model: Any) -> Iterator[Check]:
     """Whether the runtime knows every argument of a model's ``forward`` and of its decoder's."""
-    for name, module in (("forward", model), ("the decoder's forward", model.get_decoder())):
+    for name, module in (("forward", model), ("the decoder's forward", family.decoder_of(model))):
         parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
         unknown = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in PLAIN | ADD_TO_LOSS]
         yield Check(

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 VOCABULARY = 97
-ATTENTION = ["q_proj", "v_proj", "o_proj"]
+# The names of any family: peft takes those that a model has.
+ATTENTION = ["q_proj", "v_proj", "o_proj", "query_key_value", "kv_b_proj"]
+MLP = ["down_proj", "dense_4h_to_h"]
 # Of any family: a config keeps what it has no use for.
 _SIZES = {
     "vocab_size": VOCABULARY,
@@ -32,6 +34,13 @@ _SIZES = {
     "linear_key_head_dim": 8,
     "linear_value_head_dim": 8,
     "full_attention_interval": 2,  # of both kinds of layer one, in a family that has two
+    "kv_lora_rank": 16,
+    "q_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+    "n_group": 1,
+    "topk_group": 1,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
@@ -55,7 +64,10 @@ def model_class(name: str) -> Any:
 def base(cls: Any) -> Any:
     """A random two-layer model in evaluation mode, with logits of some tens, so that a soft cap or a scale shows."""
     torch.manual_seed(0)
-    model = cls(cls.config_class(**_SIZES))
+    sizes = dict(_SIZES)
+    if hasattr(cls.config_class(), "kv_lora_rank"):  # latent attention has one key for each query
+        sizes["num_key_value_heads"] = sizes["num_attention_heads"]
+    model = cls(cls.config_class(**sizes))
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(30)
     return model.eval()
@@ -67,7 +79,7 @@ def with_lora(model: nn.Module, fresh: bool = False, **options: Any) -> Any:
 
     torch.manual_seed(1)
     tuned = get_peft_model(
-        copy.deepcopy(model), LoraConfig(**{"r": 4, "target_modules": [*ATTENTION, "down_proj"], **options})
+        copy.deepcopy(model), LoraConfig(**{"r": 4, "target_modules": [*ATTENTION, *MLP], **options})
     )
     if not fresh:
         for name, parameter in tuned.named_parameters():

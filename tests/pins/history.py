@@ -83,7 +83,8 @@ def no_place(table: pins.PinTable, target: Target, source: bytes) -> list[str]:
 def unknown_arguments(target: Target, source: bytes, known: set[str]) -> list[str]:
     """What the trial's checks of the arguments say to this file, where the runtime knows no other names."""
     model, decoder = forwards(target, source)
-    stand_in = type("Model", (), {"forward": model, "get_decoder": lambda self: type("D", (), {"forward": decoder})()})
+    modules = {"model": type("Decoder", (), {"forward": decoder})()}
+    stand_in = type("Model", (), {"forward": model, "base_model_prefix": "model", "_modules": modules})
     with patch.multiple(arguments, PLAIN=known, ADD_TO_LOSS=set(), CACHES=arguments.CACHES & known):
         return [f"{check.name}: {check.found}" for check in arguments.checks(stand_in()) if not check.ok]
 

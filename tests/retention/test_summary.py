@@ -87,4 +87,4 @@ def test_the_page_has_every_figure_with_its_error_and_every_difference_with_its_
     assert "| 0.300 ± 0.100 | 0.600 ± 0.200 |" in page
     assert "-0.125 [-0.300, +0.050]" in rows["selfaug"]
     assert "3.5 ± 2.5 (median 4)" in page
-    assert set(report.TITLES) == {*summary.LEARNED, *summary.KEPT}
+    assert set(report.TITLES) == {*summary.LEARNED, *summary.KEPT, *summary.PROBED}

@@ -119,3 +119,76 @@ def test_without_sampling_and_in_evaluation_the_random_state_is_left_alone():
 def test_a_share_outside_0_to_1_is_refused(value):
     with pytest.raises(config.SettingError, match=r"SELFAUG_SAMPLE must be a number > 0 and <= 1"):
         config.read(None, {"SELFAUG_SAMPLE": value})
+
+
+def test_chances_by_score_sum_to_the_size_and_no_chance_is_above_1_or_0():
+    scores = torch.tensor([0.0, 1, 2, 100, 3, 0, 50, 1]).double()
+    for k in range(1, 9):
+        chance = sample.chances(scores, k)
+        assert chance.sum().item() == pytest.approx(k)
+        assert chance.min() > 0
+        assert chance.max() <= 1
+    assert sample.chances(scores, 1)[3] > sample.chances(scores, 1)[2] > sample.chances(scores, 1)[0]
+
+
+@pytest.mark.parametrize(
+    "scores", [torch.zeros(5), torch.tensor([1.0, float("nan"), 1, 1, 1]), torch.full((5,), torch.inf)]
+)
+def test_without_usable_scores_all_chances_are_equal(scores):
+    assert torch.allclose(sample.chances(scores.double(), 2), torch.full((5,), 0.4).double())
+
+
+class _At:
+    """Stands for ``torch.rand`` at one place of the unit interval."""
+
+    def __init__(self, place):
+        self.place = place
+
+    def __call__(self, *_, **__):
+        return torch.tensor(self.place, dtype=torch.double)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.9])
+def test_over_all_places_of_the_draw_the_weighted_sum_is_exactly_that_of_all_positions(share, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.rand(20, generator=generator, dtype=torch.double) ** 4
+    values = torch.rand(20, generator=generator, dtype=torch.double)
+    k = max(1, round(share * 20))
+    # the drawn positions change only where a place passes the fractional part of a summed chance; edges that rounding
+    # alone parts are one
+    parts = (sample.chances(scores, k).cumsum(0) % 1).mul(1e12).round().div(1e12)
+    edges = torch.cat((torch.tensor([0.0, 1.0]).double(), parts)).unique()
+    mean = 0.0
+    for low, high in zip(edges[:-1].tolist(), edges[1:].tolist()):
+        monkeypatch.setattr(torch, "rand", _At((low + high) / 2))
+        drawn, chance = sample.by_score(scores, share, generator)
+        assert len(drawn) == k
+        mean += (high - low) * (values[drawn] / chance).sum().item()
+    assert mean == pytest.approx(values.sum().item(), rel=1e-9)
+
+
+def test_the_gradient_and_the_logged_kl_by_shift_are_right_on_average():
+    model, data = with_lora(base()), batch()
+    whole = step(model, data, 0)
+    kl = metrics.RUNNING.take()["selfaug/kl"]
+    mean, mean_kl = {name: torch.zeros_like(g) for name, g in whole.items()}, 0.0
+    with settings(selfaug_sample="0.5", selfaug_sample_by="shift"):
+        for seed in range(60):
+            for name, g in step(model, data, seed).items():
+                mean[name] += g / 60
+            mean_kl += metrics.RUNNING.take()["selfaug/kl"] / 60
+    error = sum((mean[n] - whole[n]).norm() ** 2 for n in whole) ** 0.5
+    assert error / sum(g.norm() ** 2 for g in whole.values()) ** 0.5 < 0.15
+    assert mean_kl == pytest.approx(kl, rel=0.15)
+
+
+def test_a_seed_repeats_a_step_by_shift_also_when_the_states_come_from_a_cache(tmp_path):
+    model, data = with_lora(base()), batch()
+    with settings(selfaug_sample="0.3", selfaug_sample_by="shift"):
+        first, again, other = (step(model, data, seed) for seed in (1, 1, 2))
+        with settings(selfaug_cache=str(tmp_path)):
+            cached = [step(model, data, 1) for _ in range(2)]
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+    for found in cached:
+        assert all((first[name] - found[name]).norm() <= 1e-4 * first[name].norm() for name in first)
