@@ -8,8 +8,8 @@ package ``gguf``.
 
 from __future__ import annotations
 
+import argparse
 import importlib
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -70,16 +70,25 @@ def _both(model: PreTrainedModel) -> tuple[Any, Any]:
     return model.get_input_embeddings(), model.get_output_embeddings()
 
 
-def main(file: str, output: str) -> None:
-    tokenizer, model = load(Path(file))
-    embeddings = shared_embeddings(Path(file), model)
+def build(file: Path, output: Path) -> str:
+    """Write the model folder. Returns what was written, in words."""
+    tokenizer, model = load(file)
+    embeddings = shared_embeddings(file, model)
     ordinary(model, embeddings).save_pretrained(output)
     tokenizer.save_pretrained(output)
     tied = "" if embeddings is None else ", embedding and head tied"
-    print(f"{output}: {type(model).__name__}, float32{tied}")
+    return f"{output}: {type(model).__name__}, float32{tied}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, metavar="FILE.gguf")
+    parser.add_argument("output", type=Path, metavar="OUTPUT_DIR")
+    args = parser.parse_args()
+    if not args.file.is_file():
+        parser.error(f"there is no file {args.file}")
+    print(build(args.file, args.output))
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        raise SystemExit(__doc__)
-    main(*sys.argv[1:])
+    main()
