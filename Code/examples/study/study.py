@@ -248,9 +248,11 @@ class Study:
             "log": log,
         }
         figures = records.compact(read(items))
-        answerable = [row["answerable"] for row in questions.read(self.paths.test) if "answerable" in row]
-        if len(answerable) == self.setting.test:
-            figures["task"]["answerable"] = [int(flag) for flag in answerable]
+        test = questions.read(self.paths.test)
+        if all("answerable" in row for row in test):
+            figures["task"]["answerable"] = [int(row["answerable"]) for row in test]
+        if all("cluster" in row for row in test):
+            figures["task"]["cluster"] = questions.numbered([row["cluster"] for row in test])
         if self.given.code:
             figures["code"] = records.code(self.paths.code(Run(arm, seed) if arm and seed is not None else None))
         records.write(self.paths.record(name), {**record, **figures})

@@ -11,10 +11,10 @@ from sandbox import StepFailed
 from Code.toolkit.tables import between, markdown
 
 BEGIN, END = "<!-- study -->", "<!-- end of study -->"
-DIGITS = {"exact_match": 2, "code": 3, "length": 1}
+DIGITS = {"exact_match": 2, "f1": 2, "unanswerable": 2, "code": 3, "length": 1}
 HEADS = {
-    "exact_match": "exact match", "code": "HumanEval", "kl": "KL", "top1": "top-1", "input_kl": "input KL",
-    "length": "answer, tokens",
+    "exact_match": "exact match", "f1": "F1", "unanswerable": "without answer", "code": "HumanEval", "kl": "KL",
+    "top1": "top-1", "input_kl": "input KL", "length": "answer, tokens",
 }  # fmt: skip
 DERIVED = "of LoRA"
 
@@ -47,7 +47,7 @@ def extent(summary: dict[str, Any]) -> str:
 
 
 def figures(summary: dict[str, Any]) -> str:
-    rows, keys = [], shown(summary, ("exact_match", "code", "kl", "top1", "input_kl", "length"))
+    rows, keys = [], shown(summary, ("exact_match", "f1", "unanswerable", "code", "kl", "top1", "input_kl", "length"))
     for name, row in summary["arms"].items():
         cells = [row["title"], str(len(row["seeds"])) if row["seeds"] else "-"]
         cells += [value(row["estimates"].get(key), key) for key in keys]
