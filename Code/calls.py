@@ -28,7 +28,7 @@ CACHES = {"past_key_values", "cache"}
 # Arguments with which stock's loss is the NLL of the labels. One that is not named here may add to the loss.
 PLAIN = {"input_ids", "attention_mask", "position_ids", *CACHES, "inputs_embeds", "labels", "shift_labels",
          "use_cache", "output_attentions", "output_hidden_states", "return_dict", "cache_position", "logits_to_keep",
-         "num_logits_to_keep", "num_items_in_batch", "per_layer_inputs", "head_mask", "token_type_ids",
+         "num_logits_to_keep", "num_items_in_batch", "per_layer_inputs", "head_mask",
          "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}  # fmt: skip
 # Those that may add to stock's loss. They are known all the same: then stock's own forward makes the loss.
 ADD_TO_LOSS = {"output_router_logits"}

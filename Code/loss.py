@@ -44,7 +44,7 @@ def plain_loss(
         logits: (P, V), LoRA on.
         reference_logits: (A, V), LoRA off, for the first A <= P positions.
         next_labels: (P,) long, IGNORE_INDEX where NLL takes no part.
-        kl_weight: (A,) weight of each aligned position's KL. (A, 2): in ``total``, and in ``kl_sum``, which else is 1.
+        kl_weight: (A,) weight of each position's KL in ``total``; or (A, 2), that and the one in ``kl_sum`` (else 1).
     """
     A = len(reference_logits)
     log_p = logits.to(_wide(logits)).log_softmax(-1)
@@ -85,7 +85,7 @@ def chunked_loss(
         hidden: (P, H), LoRA on. Aligned positions first.
         reference_hidden: (A, H), LoRA off, for the first A <= P positions. May be empty.
         next_labels: (P,) long, IGNORE_INDEX where NLL takes no part.
-        kl_weight: (A,) weight of each aligned position's KL. (A, 2): in ``total``, and in ``kl_sum``, which else is 1.
+        kl_weight: (A,) weight of each position's KL in ``total``; or (A, 2), that and the one in ``kl_sum`` (else 1).
         head: module from (n, H) to logits (n, V).
         reference_head: from (n, H) to the reference's logits (n, V), called without gradient. It is ``head`` itself if
             there is no LoRA on the head; then one product computes both logits.

@@ -33,7 +33,7 @@ FAMILIES = {
     "granitemoe", "bitnet", "phi", "gpt_neox", "bloom", "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "lfm2",
     "qwen3_next", "nemotron_h", "ernie4_5_moe", "exaone_moe", "solar_open", "minimax", "minimax_m2", "cwm",
     "granitemoeshared", "hunyuan_v1_moe", "flex_olmo", "jais2", "cohere2_moe", "afmoe", "vaultgemma",
-    "nanochat", "mellum", "hyperclovax", "gemma4_unified", "diffllama",
+    "nanochat", "mellum", "hyperclovax", "gemma4_unified",
 }  # fmt: skip
 # before torch 2.1 a layer cannot tell whether it is in a compiled graph, so no layer checks
 _COMPILER = getattr(torch, "compiler", None)

@@ -116,7 +116,6 @@ MODELS = (
     model("mellum", "MellumForCausalLM", "5.10.1"),
     model("hyperclovax", "HyperCLOVAXForCausalLM", "5.9.0"),
     model("gemma4_unified", "Gemma4UnifiedForCausalLM", "5.10.0"),
-    model("diffllama", "DiffLlamaForCausalLM", "4.48.0"),
 )
 
 LAYER = Target("peft:lora", "peft.tuners.lora.layer", "LoraLayer", "", "0.6.0")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from os.path import commonpath
 from typing import Any
 
 from ..toolkit.chat import MARK, Chat
@@ -82,7 +81,7 @@ def without_tools(chat: Chat) -> str | None:
         plain = chat.text([*asked, {"role": "assistant", "content": MARK.format(1)}], tools=tools)
     except Refusal as error:
         return f"the chat template fails with tools: {error.found}"
-    header = commonpath([text, plain])  # up to where the assistant's own text begins
+    header = plain.partition(MARK.format(1))[0]  # up to where the assistant's own text begins
     if tool_calls.read(text[len(header) :]) != [(name, right)]:
         return "the chat template writes no calls, or writes them in a form that this tool cannot read"
     return None

@@ -41,37 +41,28 @@ def markdown(result: Mapping[str, Any]) -> str:
     """The whole page, from the content of ``retention.json``."""
     settings, models, differences = (result[name] for name in ("settings", "models", "differences"))
     parts = [f"# What was learned, what was kept: {settings['base']}"]
-    groups = [
-        ("Learned", f"{settings['task']['count']} questions, greedy answers", LEARNED),
-        ("Kept", f"{settings['general']['count']} general instructions; KL in nats per token", KEPT),
+    sure = "± is a standard error"
+    groups: list[tuple[str, str, Sequence[str], Any]] = [
+        ("Learned", f"{settings['task']['count']} questions, greedy answers. {sure}.", LEARNED, _cell),
+        ("Kept", f"{settings['general']['count']} general instructions; KL in nats per token. {sure}.", KEPT, _cell),
     ]
-    parts += _groups(groups, models, differences, settings["compared_with"], "± is a standard error", _cell)
-    if "probes" in settings:
-        count, left_out = settings["probes"]["count"], settings["probes"]["left_out"]
-        what = f"{count} probes; share passed"
-        probed = [("Probes", what, PROBED)]
-        interval = "In brackets, the 95 % interval by Wilson"
-        parts += _groups(probed, models, differences, settings["compared_with"], interval, _share)
-        parts += [f"Left out: {name}: {reason}." for name, reason in left_out.items()]
-    parts += _harness(models)
-    return "\n\n".join(parts) + "\n"
-
-
-def _groups(
-    groups: Sequence[tuple[str, str, Sequence[str]]], models: Mapping[str, Any], differences: Mapping[str, Any],
-    first: str, how_sure: str, cell: Any,
-) -> list[str]:  # fmt: skip
-    parts: list[str] = []
-    for title, what, metrics in groups:
+    probes = settings.get("probes")
+    if probes:
+        what = f"{probes['count']} probes; share passed. In brackets, the 95 % interval by Wilson."
+        groups.append(("Probes", what, PROBED, _share))
+    for title, what, metrics, cell in groups:
         shown = [metric for metric in metrics if any(metric in model for model in models.values())]
         if shown:
-            parts += [f"## {title}", f"{what}. {how_sure}.", _table("model", models, shown, cell)]
+            parts += [f"## {title}", what, _table("model", models, shown, cell)]
             if differences:
                 parts += [
-                    f"Difference to {first}, paired, with its 95 % bootstrap interval:",
+                    f"Difference to {settings['compared_with']}, paired, with its 95 % bootstrap interval:",
                     _table("adapter", differences, shown, _difference),
                 ]
-    return parts
+    if probes:
+        parts += [f"Left out: {name}: {reason}." for name, reason in probes["left_out"].items()]
+    parts += _harness(models)
+    return "\n\n".join(parts) + "\n"
 
 
 def _harness(models: Mapping[str, Any]) -> list[str]:

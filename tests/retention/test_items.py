@@ -29,7 +29,11 @@ def test_what_was_written_is_read_again(file):
 def test_sections_that_do_not_hold_any_more_take_their_columns_with_them(file):
     items = filled(file)
     items.keep({"answers": "a", "drift": "other", "scores": "other"})
-    assert items.rows == {"general": [{"answer": "x\n\u2028", "length": 1, "ended": True}] * 2, "task": [], "probes": []}
+    assert items.rows == {
+        "general": [{"answer": "x\n\u2028", "length": 1, "ended": True}] * 2,
+        "task": [],
+        "probes": [],
+    }
     assert items.keys == {"answers": "a"}
 
 

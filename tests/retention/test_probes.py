@@ -52,6 +52,12 @@ def test_a_probe_that_the_template_does_not_support_is_left_out_with_the_reason(
     assert name not in {probe.name for probe in found}
 
 
+def test_a_header_that_tells_how_calls_are_written_does_not_stand_in_their_way(chat):
+    told = "{% if tools %}Write each call behind <tool_call> as JSON. {{ tools | tojson }}{% endif %}"
+    _, left_out = probes.collect(chat(TOOLS.replace("{% if tools %}{{ tools | tojson }}{% endif %}", told)))
+    assert left_out == {}
+
+
 @pytest.mark.parametrize(
     "text",
     [CALL, f"Sure.<tool_call>\n{CALL}\n</tool_call>", f"[TOOL_CALLS] [{CALL}]", '[TOOL_CALLS]f[ARGS]{"a": 1}',
