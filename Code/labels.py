@@ -58,8 +58,9 @@ def at_all_positions(labels: Tensor, call: dict[str, Any], total: int) -> tuple[
         return labels, shifted(labels)
     next_labels = _full_next_labels(call["shift_labels"], keep, total)
     first = next_labels[:, :1]  # the first token's own label is lost; take it to be supervised if the second token is
-    if labels.shape == next_labels.shape and torch.equal(labels[:, 1:], next_labels[:, :-1].to(labels.device)):
-        first = labels[:, :1].to(next_labels.device)  # labels that are not shifted were given, too
+    if labels.shape == next_labels.shape:  # labels that are not shifted may have been given, too
+        own = labels.to(next_labels.device)
+        first = torch.where((own[:, 1:] == next_labels[:, :-1]).all(), own[:, :1], first)
     return torch.cat((first, next_labels[:, :-1]), 1), next_labels
 
 

@@ -20,10 +20,12 @@ from typing import Any, Callable
 import torch
 from torch import Tensor, nn
 
+from . import copies
 from .head import frozen_weight, has_own_graph, sharded_linear, without_hooks
 from .labels import IGNORE_INDEX
 
 Head = Callable[[Tensor], Tensor]
+_CPU_BLOCK, _BLOCK = 3 * 2**20, 64 * 2**20  # bytes of float32 logits that are worked on at a time, see _chunk_terms
 
 
 @dataclass
@@ -91,10 +93,10 @@ def chunked_loss(
             there is no LoRA on the head; then one product computes both logits.
         chunk_size: positions per chunk, see :func:`auto_chunk_size`.
 
-    The other tensors and the head may be on other devices than ``hidden``. The result is on the device of ``hidden``.
+    The other tensors and the head may be on other devices than ``hidden``, where the result is.
     """
-    here, weight = hidden.device, kl_weight.to(hidden.device, _wide(hidden))  # copied once, not once per chunk
-    chunks = _Chunks(next_labels.to(here), weight, reference_hidden.to(here), direction, chunk_size)
+    here, states = hidden.device, copies.on_device(hidden.device, reference_hidden)[0]
+    chunks = _Chunks(next_labels.to(here), kl_weight.to(here, _wide(hidden)), states, direction, chunk_size)
     if has_own_graph(head):
         with torch.no_grad():
             reference_logits = _cast_once(reference_head, hidden.dtype)(chunks.reference_hidden)
@@ -126,13 +128,10 @@ def _in_chunks(chunks: _Chunks, hidden: Tensor, head: nn.Module, reference_head:
 
 def auto_chunk_size(vocabulary: int, device: torch.device) -> int:
     """How many aligned positions make a chunk: their tuned and base logits take at most 128 MiB of float32 on a CPU and
-    512 MiB elsewhere.
-
-    At V = 151,936 a chunk has 110 positions (220 rows of logits) on a CPU and 441 positions on a GPU. ``python
-    Code/benchmarks chunks`` measures the time by chunk size.
+    512 MiB elsewhere, 110 and 440 positions at V = 151,936. They are whole blocks: one of one row has as many kernels.
     """
-    budget = (128 if device.type == "cpu" else 512) * 2**20
-    return max(1, budget // (8 * vocabulary))
+    fitting = (128 if device.type == "cpu" else 512) * 2**20 // (8 * vocabulary)
+    return max(1, fitting - fitting % _block_rows(vocabulary, device))
 
 
 @dataclass
@@ -267,7 +266,7 @@ def _chunk_terms(chunks: _Chunks, part: slice, logits: Tensor, reference_logits:
     wide = _wide(logits)
     next_labels, kl_weight = chunks.next_labels[part].to(logits.device), chunks.kl_weight[part].to(logits.device, wide)
     sums = logits.new_zeros(3, dtype=wide)
-    block = max(1, (_CPU_BLOCK if logits.device.type == "cpu" else _BLOCK) // (4 * logits.shape[1]))
+    block = _block_rows(logits.shape[1], logits.device)
     for start in range(0, len(logits), block):
         rows = slice(start, start + block)
         z = logits[rows].to(wide)
@@ -281,7 +280,8 @@ def _chunk_terms(chunks: _Chunks, part: slice, logits: Tensor, reference_logits:
     return sums
 
 
-_CPU_BLOCK, _BLOCK = 3 * 2**20, 64 * 2**20  # bytes
+def _block_rows(vocabulary: int, device: torch.device) -> int:
+    return max(1, (_CPU_BLOCK if device.type == "cpu" else _BLOCK) // (4 * vocabulary))
 
 
 def _supervised_block(z: Tensor, next_labels: Tensor) -> Tensor:

@@ -6,13 +6,13 @@ All masks are (B, T) bool. A position is the one *whose logits are used*: the lo
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import padding
+from . import copies, padding
 from .labels import IGNORE_INDEX, shifted
 
 
@@ -70,6 +70,20 @@ def kl_weights(aligned: Tensor, supervised: Tensor, row: Tensor, reduction: str)
     return (supervised_in / aligned_in.clamp(min=1))[row] * aligned
 
 
+def length_of(index: Tensor, total: int) -> int:
+    """How many columns of a (B, ``total``) batch hold the positions ``index`` (n,) of the flattened batch."""
+    return int((index % total).max()) + 1 if len(index) else 0
+
+
+@dataclass
+class Placed:
+    """The tensors of a :class:`Selection` on a device."""
+
+    index: Tensor  # (P,) long
+    next_labels: Tensor  # (P,) long
+    weights: Tensor  # (A, 2) float32 or float64: kl_weight and stands_for
+
+
 @dataclass
 class Selection:
     """The positions that take part in the loss of one step, by their index in the flattened (B * T) batch. Aligned
@@ -78,7 +92,7 @@ class Selection:
 
     index: Tensor  # (P,) long
     next_labels: Tensor  # (P,) long, IGNORE_INDEX where NLL takes no part
-    kl_weight: Tensor  # (A,) double
+    kl_weight: Tensor  # (A,) double, the weight of each KL in the sum that NLL is a part of, see `weighted`
     stands_for: Tensor  # (A,) double, how many aligned positions each is counted as: 1 without sampling
     supervised: int
     aligned: int  # A, after sampling
@@ -87,12 +101,27 @@ class Selection:
     total: int  # T
     tail: int  # see padding.unexplained_tail
     rows: int  # B
+    _placed: dict[Any, Placed] = field(init=False, repr=False, compare=False, default_factory=dict)
+
+    def weighted(self, factor: float) -> Selection:
+        """The same with every KL's weight multiplied by ``factor``."""
+        return replace(self, kl_weight=factor * self.kl_weight)
+
+    def beside(self, hidden: Tensor) -> Placed:
+        """What a step computes with on the device of ``hidden``, in the dtype that the loss of such states has. It is
+        copied once, however often it is asked for.
+        """
+        wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        key = (hidden.device, wide)
+        if key not in self._placed:
+            weights = torch.stack((self.kl_weight, self.stands_for), -1).to(wide)
+            self._placed[key] = Placed(*copies.on_device(hidden.device, self.index, self.next_labels, weights))
+        return self._placed[key]
 
     @property
     def length(self) -> int:
         """How many columns of the batch hold all aligned positions."""
-        columns = self.index[: self.aligned] % self.total
-        return int(columns.max()) + 1 if len(columns) else 0
+        return length_of(self.index[: self.aligned], self.total)
 
     def aligned_only(self) -> Selection:
         """The same without NLL, for a step whose NLL another forward has computed."""
@@ -135,7 +164,7 @@ def select(
     next_labels: Tensor | None = None,
 ) -> Selection:
     """Select the positions of a batch, on the CPU. Masks on one device are copied together. Only here does a step wait
-    for the device; the selection goes back in a few small copies.
+    for the device; the selection goes back in one copy, :meth:`Selection.beside`, which waits for nothing.
 
     Args:
         divided_by_batch: the trainer gives ``num_items_in_batch``. Then a micro-batch without a supervised token weighs
@@ -148,7 +177,7 @@ def select(
     unmasked = padding.any_mask(attention_mask) is None
     mask = None if unmasked else padding.real_tokens(attention_mask, labels)
     ids = input_ids if unmasked and input_ids is not None and not input_ids.is_meta else None
-    labels, mask, position_ids, ids, next_labels = _on_cpu(labels, mask, position_ids, ids, next_labels)
+    labels, mask, position_ids, ids, next_labels = copies.on_cpu(labels, mask, position_ids, ids, next_labels)
     real = padding.without_padding(labels, ids, pad_tokens) if unmasked else mask != 0
     next_labels = shifted(labels) if next_labels is None else next_labels
     supervised = next_labels != IGNORE_INDEX
@@ -170,11 +199,3 @@ def select(
         tail=0 if ids is None else padding.unexplained_tail(labels, ids, real),
         rows=labels.shape[0],
     )
-
-
-def _on_cpu(labels: Tensor, *others: Tensor | None) -> list[Any]:
-    """(B, T) copies on the CPU, as long. Tensors on one device are copied together, in one synchronisation."""
-    tensors = [labels, *(None if t is None else t.to(labels.dtype).expand_as(labels) for t in others)]
-    together = [t for t in tensors if t is not None and t.device == labels.device]
-    copied = iter(torch.stack(together).cpu())
-    return [t if t is None else next(copied) if t.device == labels.device else t.cpu() for t in tensors]

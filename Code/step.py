@@ -11,7 +11,7 @@ from typing import Any, Callable
 import torch
 from torch import Tensor, nn
 
-from . import calls, config, family, loss, sample, trainers, unpatched
+from . import calls, config, copies, family, loss, sample, trainers, unpatched
 from . import labels as labels_of
 from .eager import eager, eager_around
 from .outputs import SelfAugOutput, output
@@ -113,9 +113,9 @@ def _around(
     num_items = receiver.num_items_in_batch if receiver else call.get("num_items_in_batch")
     call = {**call, **arguments, "num_items_in_batch": num_items}
     chosen = _select(model, call, labels, hidden.shape[1], settings)
-    chosen, states, draw = _states(model, reference, arguments, chosen, settings)
-    chosen, states = draw(hidden, chosen, states)
-    terms = _terms(model, hidden, reference, states, chosen.aligned_only(), settings)
+    aligned, states, draw = _states(model, reference, arguments, chosen.aligned_only(), settings)
+    aligned, states = draw(hidden, aligned, states)
+    terms = _terms(model, hidden, reference, states, aligned, settings)
     if receiver:
         _record(model, settings, reference, _nll_sum(outputs, chosen, call), terms, chosen)
         receiver.leave_term(terms.total, chosen)
@@ -158,10 +158,10 @@ def _nll_sum(outputs: Any, chosen: Selection, call: dict[str, Any]) -> Tensor:
         nll: Tensor = -log_probs.float().sum()
         return nll
     logits = outputs[0] if isinstance(outputs, tuple) else outputs.logits
-    next_labels = chosen.next_labels_at(labels_of.logits_to_keep(call)).flatten().to(logits.device)
-    supervised = next_labels != labels_of.IGNORE_INDEX
-    kept = logits.flatten(0, 1)[supervised].float()
-    return nn.functional.cross_entropy(kept, next_labels[supervised], reduction="sum")
+    next_labels = chosen.next_labels_at(labels_of.logits_to_keep(call)).flatten()
+    supervised = (next_labels != labels_of.IGNORE_INDEX).nonzero().squeeze(-1)
+    index, next_labels = copies.on_device(logits.device, supervised, next_labels[supervised])
+    return nn.functional.cross_entropy(logits.flatten(0, 1)[index].float(), next_labels, reduction="sum")
 
 
 @eager
@@ -176,9 +176,9 @@ def _record(
 
 @eager
 def _select(model: Any, call: dict[str, Any], labels: Tensor, total: int, settings: config.Settings) -> Selection:
-    """The positions of this step, of the (B, ``total``) batch in ``call``."""
+    """The positions of this step, of the (B, ``total``) batch in ``call``, with alpha in their weights."""
     labels, next_labels = labels_of.at_all_positions(labels, call, total)
-    return select(
+    chosen = select(
         labels,
         call.get("attention_mask"),
         call.get("position_ids"),
@@ -189,6 +189,7 @@ def _select(model: Any, call: dict[str, Any], labels: Tensor, total: int, settin
         pad_tokens=_pad_tokens(model) if call.get("input_ids") is not None else (),
         next_labels=next_labels,
     )
+    return chosen.weighted(settings.alpha)
 
 
 @eager_around
@@ -206,10 +207,10 @@ def _states(
         return chosen, reference.states(arguments, chosen), _keep_all
 
     def by_shift(hidden: Tensor, chosen: Selection, states: Tensor) -> tuple[Selection, Tensor]:
-        tuned = hidden.flatten(0, 1)[chosen.index[: chosen.aligned].to(hidden.device)]
+        tuned = hidden.flatten(0, 1)[chosen.beside(hidden).index[: chosen.aligned]]
         scores = sample.shift(tuned, states) * chosen.kl_weight
         drawn, chances = sample.by_score(scores, settings.sample, generator)
-        return sample.taken(chosen, drawn, chances), states[drawn.to(states.device)]
+        return sample.taken(chosen, drawn, chances), states[copies.on_device(states.device, drawn)[0]]
 
     return chosen, reference.states(arguments, chosen), by_shift
 
@@ -242,11 +243,12 @@ def _terms(
     model: Any, hidden: Tensor, reference: Reference, states: Tensor, chosen: Selection, settings: config.Settings
 ) -> loss.Terms:
     """The sums of one micro-batch, from the decoder's (B, T, H) hidden states and the reference's (A, H) ``states``."""
+    placed = chosen.beside(hidden)
     return loss.chunked_loss(
-        hidden.flatten(0, 1)[chosen.index.to(hidden.device)],
+        hidden.flatten(0, 1)[placed.index],
         states,
-        chosen.next_labels,
-        torch.stack((settings.alpha * chosen.kl_weight, chosen.stands_for), -1),
+        placed.next_labels,
+        placed.weights,
         family.head_of(model),
         reference.head,
         settings.chunk_size or loss.auto_chunk_size(family.text_config(model).vocab_size, hidden.device),

@@ -1,6 +1,11 @@
 # mypy: allow-untyped-defs, allow-untyped-calls
 
+import os
 import sys
+
+if not __package__:  # started by its path, `python CHECKOUT/selfaug_patcher`: the package lies one folder further up
+    _HERE = os.path.dirname(os.path.abspath(__file__))
+    sys.path[:] = [os.path.dirname(_HERE)] + [entry for entry in sys.path if os.path.abspath(entry) != _HERE]
 
 
 def _stop(name, what, expected, seen, do):

@@ -231,7 +231,9 @@ def _closing(outcome: Outcome, options: argparse.Namespace) -> str:
         return "Nothing was changed (dry run)."
     version = outcome.state.runtime.version
     if patched:
-        return f"SelfAug {version} is installed. Processes that run already keep the old code until they are restarted."
+        names = ", ".join(each.target.family for each in outcome.state.models if each.state == PATCHED)
+        done = f"SelfAug {version} is installed for {names}."
+        return f"{done} Processes that run already keep the old code until they are restarted."
     if outcome.plan.stays:
         return "SelfAug is gone from what this environment imports, and what it had changed there is as it was."
     return "SelfAug is gone, and what it had changed is as it was."

@@ -120,3 +120,22 @@ def tiny_model(tmp_path_factory):
     )  # fmt: skip
     Qwen2ForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session", params=["llama", "qwen3"])
+def tiny_other_model(tiny_model, tmp_path_factory, request):
+    """The folder of a random Llama or Qwen3, with the tokenizer and the sizes of :func:`tiny_model`."""
+    import shutil
+
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp(f"tiny-{request.param}")
+    shutil.copytree(tiny_model, folder, dirs_exist_ok=True)
+    own = AutoConfig.from_pretrained(tiny_model)
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    names = (*names, "num_key_value_heads", "eos_token_id", "pad_token_id", "bos_token_id")
+    config = AutoConfig.for_model(request.param, **{name: getattr(own, name) for name in names})
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder

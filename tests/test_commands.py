@@ -47,7 +47,7 @@ ELSEWHERE = {
 
 # Blocks that say no language and are no commands, by how they begin.
 NO_COMMANDS = {
-    "README.md": ["loss = NLL + alpha * KL", "Code/  "],
+    "docs/design.md": ["loss = NLL + alpha * KL", "Code/  "],
     "docs/installing.md": ['{"error": ', '{"targets": ', "COPY SelfAug "],
     "docs/rebasing.md": ["transformers 5.22.1 has the", "transformers 9.9 is stopped"],
     "docs/reference-model.md": ["SELFAUG_REFERENCE=base  ", "SelfAug cannot take the model"],

@@ -1,6 +1,6 @@
-"""README.md says what is so: its generated blocks, its settings and its test command are compared with their sources.
+"""README.md and docs/ say what is so: generated blocks, settings, tree and test command are compared with sources.
 
-python tests/test_readme.py      writes the generated blocks anew, those of docs/releases.md, and docs/settings.md
+python tests/test_readme.py      writes the generated blocks anew, in docs/installing.md and docs/releases.md
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from types import SimpleNamespace
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 SETTINGS = ROOT / "docs" / "settings.md"
+INSTALLING = ROOT / "docs" / "installing.md"
 RELEASES = ROOT / "docs" / "releases.md"
 sys.path.insert(0, str(ROOT))
 
 from selfaug_patcher import families, pins  # noqa: E402
 
 
-def block(name: str, page: Path = README) -> str:
+def block(name: str, page: Path) -> str:
     """What the page has between the comments NAME and "end of NAME"."""
     text = page.read_text(encoding="utf-8")
     found = re.search(rf"<!-- {name} -->\n(.*?)<!-- end of {name} -->", text, re.DOTALL)
@@ -66,28 +67,21 @@ def files(rows) -> int:
 
 
 GENERATED = {
-    "transformers seam": (README, lambda: seam(families.MODELS[0])),
-    "peft seam": (README, lambda: seam(families.LAYER)),
-    "releases": (README, releases),
+    "transformers seam": (INSTALLING, lambda: seam(families.MODELS[0])),
+    "peft seam": (INSTALLING, lambda: seam(families.LAYER)),
+    "releases": (RELEASES, releases),
     "proved": (RELEASES, proved),
 }
 REWRITE = "python tests/test_readme.py writes it anew"
 
 
-def settings_page() -> str:
-    """docs/settings.md with README's table, whose links lead from there."""
-    text = SETTINGS.read_text(encoding="utf-8")
-    begin, end = text.index("-->", text.index("<!-- settings")) + len("-->\n"), text.index("<!-- end of settings -->")
-    return text[:begin] + block("settings").replace("[docs/", "[").replace("](docs/", "](") + text[end:]
-
-
-def test_what_the_readme_shows_is_what_goes_into_the_files():
-    assert block("transformers seam") == seam(families.MODELS[0]), REWRITE
-    assert block("peft seam") == seam(families.LAYER), REWRITE
+def test_what_the_page_of_installing_shows_is_what_goes_into_the_files():
+    assert block("transformers seam", INSTALLING) == seam(families.MODELS[0]), REWRITE
+    assert block("peft seam", INSTALLING) == seam(families.LAYER), REWRITE
 
 
 def test_the_releases_listed_are_those_pinned():
-    assert block("releases") == releases(), REWRITE
+    assert block("releases", RELEASES) == releases(), REWRITE
 
 
 def test_the_page_of_releases_has_every_file_and_the_counts():
@@ -97,14 +91,12 @@ def test_the_page_of_releases_has_every_file_and_the_counts():
 def test_every_setting_is_listed_with_its_default():
     from selfaug import config
 
-    listed = dict(re.findall(r"^\| `(SELFAUG\w*)` \|.*\| (`[^`]*`|not set) \|$", block("settings"), re.MULTILINE))
+    listed = dict(
+        re.findall(r"^\| `(SELFAUG\w*)` \|.*\| (`[^`]*`|not set) \|$", block("settings", SETTINGS), re.MULTILINE)
+    )
     assert set(listed) == set(config.ENVIRONMENT)
     defaults = {name: default.strip("`") for name, default in listed.items() if default != "not set"}
     assert config.read(None, defaults) == config.Settings()
-
-
-def test_the_settings_page_has_the_table_of_the_readme():
-    assert SETTINGS.read_text(encoding="utf-8") == settings_page()
 
 
 def test_what_the_settings_page_sets_as_an_example_is_a_setting():
@@ -134,11 +126,21 @@ def test_every_file_and_link_that_is_named_exists():
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
-    tree = text[text.index("## The tree") :]
-    named = re.findall(r"^  (\w[\w./, ]*?)  +", tree[: tree.index("## Tests")], re.MULTILINE)
+    design = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    tree = design[design.index("## The tree") :]
+    named = re.findall(r"^  (\w[\w./, ]*?)  +", tree[: tree.index("## Words")], re.MULTILINE)
     files = [name for entry in named for name in entry.split(", ")]
     assert len(files) > 8
     assert [name for name in files if not (ROOT / "Code" / name).exists()] == []
+
+
+def test_what_a_reader_needs_first_is_on_the_first_screen():
+    """What it does, one plot, the three commands, what it keeps and costs, and what is not shown."""
+    screen = README.read_text(encoding="utf-8").split("\n## ")[0]
+    assert len(screen.splitlines()) <= 30
+    assert (screen.count("!["), screen.count("\n    python ")) == (1, 3)
+    assert all(f"**What it {verb}" in screen for verb in ("does", "keeps", "costs"))
+    assert "**What is not shown.**" in screen
 
 
 def main() -> None:
@@ -148,7 +150,6 @@ def main() -> None:
         page.write_text(
             text.replace(f"<!-- {name} -->\n{block(name, page)}", f"<!-- {name} -->\n{make()}"), encoding="utf-8"
         )
-    SETTINGS.write_text(settings_page(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, set_seed
 
 IGNORE_INDEX = -100
-LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -39,6 +38,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--warmup-steps", type=int, default=3)
     parser.add_argument("--rank", type=int, default=16, help="LoRA rank; lora_alpha is twice that")
+    parser.add_argument(
+        "--layers", default="all-linear", help="layers that get LoRA: a regular expression for their whole names "
+        "(default: every linear layer but the head)",
+    )  # fmt: skip
     parser.add_argument("--dropout", type=float, default=0.0, help="LoRA dropout")
     parser.add_argument("--max-length", type=int, default=2048, help="longer samples are left out")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the frozen weights")
@@ -115,7 +118,7 @@ def main(argv: list[str] | None = None) -> None:
         r=args.rank,
         lora_alpha=2 * args.rank,
         lora_dropout=args.dropout,
-        target_modules=LINEAR_LAYERS,
+        target_modules=args.layers,
         task_type="CAUSAL_LM",
     )
     model = get_peft_model(model, config)

@@ -19,7 +19,7 @@ from typing import Any, Callable
 import torch
 from torch import Tensor, nn
 
-from .. import config, family
+from .. import config, copies, family
 from ..eager import eager
 from ..head import is_sharded
 from ..positions import Selection
@@ -81,16 +81,17 @@ class Cached:
         stored = self.folder.read(keyed)
         states = _all_of(stored)
         if states is None:
-            states = self.computed.states_at(chosen.all_aligned, arguments, chosen.total)
+            states = self.computed.all_states(arguments, chosen)
             self._write(keyed, stored, states, chosen)
-        return states[_sampled(chosen).to(states.device)]
+        return states[copies.on_device(states.device, _sampled(chosen))[0]]
 
     @eager
     def _write(self, keyed: list[Any], stored: list[Tensor | None], states: Tensor, chosen: Selection) -> None:
+        states = states.cpu()
         for (key, index), old in zip(keyed, stored):
             if old is None:
                 rows = torch.searchsorted(chosen.all_aligned, index)
-                self.folder.entries.put(key, states[rows.to(states.device)])
+                self.folder.entries.put(key, states[rows])
 
 
 class Built:

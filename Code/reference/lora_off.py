@@ -7,10 +7,11 @@ from typing import Any, Callable
 import torch
 from torch import Tensor
 
+from .. import copies
 from ..eager import eager_around
 from ..family import decoder_of, head_of, text_config
 from ..head import is_frozen_matrix, is_sharded, sharded_linear
-from ..positions import Selection
+from ..positions import Selection, length_of
 from . import decoder, switch
 
 
@@ -40,18 +41,20 @@ class LoraOff:
         """
         if chosen.aligned == 0 and not is_sharded(self.model):
             return torch.empty(0, text_config(self.model).hidden_size)
-        return self.states_at(chosen.index[: chosen.aligned], arguments, chosen.total)
+        hidden = self._hidden(arguments, chosen.length)
+        return _at(hidden, chosen.beside(hidden).index[: chosen.aligned], chosen.total)
+
+    def all_states(self, arguments: dict[str, Any], chosen: Selection) -> Tensor:
+        """(N, H) hidden states at all aligned positions, also those that are not in the sample."""
+        hidden = self._hidden(arguments, length_of(chosen.all_aligned, chosen.total))
+        return _at(hidden, copies.on_device(hidden.device, chosen.all_aligned)[0], chosen.total)
 
     @eager_around
-    def states_at(self, index: Tensor, arguments: dict[str, Any], T: int) -> Tensor:
-        """(n, H) hidden states at ``index`` (n,) of the flattened (B * T) batch.
-
-        The pass runs even if ``index`` is empty: other processes may be waiting for this one to gather weights.
+    def _hidden(self, arguments: dict[str, Any], length: int) -> Tensor:
+        """(B, length or T, H). The pass runs even if no position is needed: other processes may be waiting for this one
+        to gather weights.
         """
-        row, column = index // T, index % T
-        length = int(column.max()) + 1 if len(column) else 1
-        hidden = decoder.hidden_states(self.model, arguments, length, self.kept)  # (B, length or T, H)
-        return hidden.flatten(0, 1)[(row * hidden.shape[1] + column).to(hidden.device)]
+        return decoder.hidden_states(self.model, arguments, max(1, length), self.kept)
 
     def fills_cache(self, arguments: dict[str, Any]) -> bool:
         """See :func:`.decoder.fills_cache`."""
@@ -75,3 +78,8 @@ class LoraOff:
         with switch.switched_off(self.model.get_output_embeddings(), self.kept):
             logits: Tensor = head_of(self.model)(states)
         return logits
+
+
+def _at(hidden: Tensor, index: Tensor, T: int) -> Tensor:
+    """(n, H): of hidden states (B, L, H) those at ``index`` (n,) of the flattened (B * T) batch, on the same device."""
+    return hidden.flatten(0, 1)[index // T * hidden.shape[1] + index % T]

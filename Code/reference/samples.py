@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import copies
 from ..eager import eager
 from ..positions import Selection
 
@@ -34,9 +35,9 @@ def samples(
         return None
     if numbers is not None and numbers.dim() != 2:
         return None
-    ids, unmasked = ids.cpu(), mask is None
-    mask = torch.ones_like(ids) if mask is None else mask.cpu().long()
-    numbers = None if numbers is None else numbers.cpu().expand_as(ids)
+    ids, mask, numbers = copies.on_cpu(ids.long(), mask, numbers)
+    unmasked = mask is None
+    mask = torch.ones_like(ids) if unmasked else mask
     rows = []
     for row in range(len(ids)):
         index = chosen.all_aligned[chosen.all_aligned // chosen.total == row]

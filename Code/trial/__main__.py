@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import io
 import itertools
 import json
@@ -11,6 +12,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -27,16 +29,24 @@ def checks(classes: list[str]) -> Iterator[Check]:
 
     for name in classes:
         cls = tiny.model_class(name)
-        yield from arguments.checks(tiny.base(cls))
-        yield from itertools.chain(exact.checks(cls), outputs.checks(cls), training.checks(cls))
+        for check in itertools.chain(
+            arguments.checks(tiny.base(cls)), exact.checks(cls), outputs.checks(cls), training.checks(cls)
+        ):
+            yield dataclasses.replace(check, name=_named(check.name, cls, classes))
     yield from lora_layers.checks()
 
 
 def hashes(classes: list[str]) -> Iterator[dict[str, str]]:
     """Hashes of what has to be bit-identical with stock, as {"case", "sha256"}."""
     for name in classes:
-        for case, sha256 in as_stock.hashes(tiny.model_class(name)):
-            yield {"case": f"as stock: {case}", "sha256": sha256}
+        cls = tiny.model_class(name)
+        for case, sha256 in as_stock.hashes(cls):
+            yield {"case": _named(f"as stock: {case}", cls, classes), "sha256": sha256}
+
+
+def _named(name: str, cls: Any, classes: list[str]) -> str:
+    """The name of a check, by which it is told from the same check of another class where there are several."""
+    return name if len(classes) == 1 else f"{name}, {cls.__name__}"
 
 
 def answers(classes: list[str], with_checks: bool, with_hashes: bool) -> Iterator[Check | dict[str, str]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import re
 import runpy
 import shutil
 import subprocess
@@ -57,13 +59,42 @@ def test_the_demo_trains_twice_reverts_and_goes_on_where_it_stopped(tiny_model, 
         assert sha256(site(tmp_path) / target) == sha256(Path(sysconfig.get_path("purelib")) / target)
     assert not (site(tmp_path) / "selfaug").exists()
     first = capsys.readouterr().out
-    assert "reverted: both files have their stock sha256 again" in first
+    assert "reverted: every file of transformers and peft has its stock sha256 again" in first
     assert "done before" not in first
 
     DEMO["Demo"](tmp_path, str(tiny_model), size, seed=0).run()
     second = capsys.readouterr().out
     assert second.count("done before") == 6
     assert second.split("learned:")[1].split("Whole time")[0] == first.split("learned:")[1].split("Whole time")[0]
+
+
+PROBLEM = {
+    "prompt": 'def one() -> int:\n    """Return 1."""\n',
+    "entry_point": "one",
+    "test": "def check(one): assert one() == 1",
+}
+
+
+@pytest.mark.environments
+def test_a_model_of_another_family_is_patched_reverted_and_may_be_asked_for_code(
+    tiny_other_model, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(Sandbox, "create", create)
+    code = tmp_path / "HumanEval.jsonl.gz"
+    rows = [{"task_id": f"HumanEval/{number}", **PROBLEM} for number in range(2)]
+    code.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    size = replace(DEMO["QUICK"], train=4, test=4, instructions=3, answer_limit=4)
+    DEMO["Demo"](tmp_path / "out", str(tiny_other_model), size, seed=0, code=code).run()
+
+    assert "selfaug/kl" in (tmp_path / "out" / "logs" / "train-selfaug.log").read_text(encoding="utf-8")
+    assert "transformers:qwen2" not in (tmp_path / "out" / "logs" / "patcher-install.log").read_text(encoding="utf-8")
+    family = json.loads((tiny_other_model / "config.json").read_text(encoding="utf-8"))["model_type"]
+    file = f"transformers/models/{family}/modeling_{family}.py"
+    assert sha256(site(tmp_path / "out") / file) == sha256(Path(sysconfig.get_path("purelib")) / file)
+    shown = capsys.readouterr().out
+    assert "[9/9]" in shown
+    assert "kept: 2 problems of HumanEval" in shown
+    assert re.search(r"pass@1 +0.00 +0.00 +0.00 ", shown)
 
 
 @pytest.mark.environments

@@ -1,4 +1,4 @@
-"""docs/demo.md names every option, and its figures are those of the data and of README's table."""
+"""docs/demo.md names every option, and its figures are those of the data and of its table."""
 
 from __future__ import annotations
 
@@ -26,6 +26,6 @@ def test_the_share_of_questions_in_new_words_is_that_of_the_data():
         assert sum(one.held_out_wording for one in questions) == int(held_out)
 
 
-def test_the_length_of_an_answer_is_that_of_the_readmes_table():
-    row = re.search(r"median answer, tokens +(\d+) +(\d+)", (ROOT / "README.md").read_text(encoding="utf-8"))
+def test_the_length_of_an_answer_is_that_of_the_table():
+    row = re.search(r"median answer, tokens +(\d+) +(\d+)", TEXT)
     assert "an answer of {} tokens becomes one of {}".format(*row.groups()) in TEXT

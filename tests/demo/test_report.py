@@ -111,8 +111,8 @@ def test_the_verdict_on_the_task_goes_by_the_interval_as_that_on_the_drift_does(
     assert f"Task: {said}\n" in verdict(summarise(retention, TRAINING))
 
 
-def test_the_readme_ends_its_table_with_the_verdict_on_these_figures():
-    text = Path(__file__).resolve().parents[2].joinpath("README.md").read_text(encoding="utf-8")
+def test_the_page_ends_its_table_with_the_verdict_on_these_figures():
+    text = Path(__file__).resolve().parents[2].joinpath("docs/demo.md").read_text(encoding="utf-8")
     block = text[text.index("<!-- demo table -->") : text.index("<!-- end of demo table -->")]
     line = next(line for line in block.splitlines() if line.startswith("  exact match"))
     retention = copy.deepcopy(RETENTION)

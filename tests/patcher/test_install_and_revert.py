@@ -36,7 +36,7 @@ def test_install_patches_both_files_and_puts_the_runtime_beside_them(place):
         "trial/__init__.py",
         "trial/__main__.py",
     ]
-    assert "SelfAug 0.1.0 is installed" in result.out
+    assert "SelfAug 0.1.0 is installed for qwen2." in result.out
 
 
 def test_revert_restores_every_byte_mode_and_time(place):
@@ -168,7 +168,7 @@ NOT_THERE = {
     ("peft", "diff"): (0, "+class Qwen2ForCausalLM(SelfAligned, Qwen2Config):\n"),
     ("peft", "revert"): (0, "SelfAug is not installed: nothing to do.\n"),
     ("peft", "install --dry-run"): (0, "note: peft is not installed: SelfAug stays idle until it is"),
-    ("peft", "install"): (0, "SelfAug 0.1.0 is installed."),
+    ("peft", "install"): (0, "SelfAug 0.1.0 is installed for qwen2."),
     ("both", "install"): (1, "error[not-installed]: transformers is not installed\n"),
     ("both", "status"): (1, ' -m pip install "peft<=2.0" && '),
     ("both", "verify"): (1, "FAIL  hash of transformers:qwen2: transformers is not installed\n"),

@@ -41,6 +41,21 @@ def test_a_script_its_children_and_spawned_processes_are_patched_and_nothing_is_
     assert snapshot(equipped.root.parent) == before
 
 
+@pytest.mark.parametrize("form", ["__main__.py", "."])
+def test_the_patcher_can_be_started_by_its_path_from_any_folder(equipped, form):
+    """`python CHECKOUT/selfaug_patcher`; the script sees the path that it has with `python -m`."""
+    work = equipped.root.parent / "work"
+    (work / "paths.py").write_text("import json, sys; print(json.dumps(sys.path))")
+    package = equipped.root.parent / "checkout" / "selfaug_patcher"
+    package.parent.mkdir()
+    shutil.move(equipped.site / "selfaug_patcher", package)
+    result = launch(equipped, str(package / form), "run", "script.py")
+    assert result.stdout.startswith("arguments\nhere 0.1.0 True\n"), result.stderr
+    shown = launch(equipped, str(package / form), "run", "paths.py")
+    assert str(package) not in json.loads(shown.stdout), shown.stderr
+    assert str(work) == json.loads(shown.stdout)[0]
+
+
 def test_a_module_runs_as_with_python_m(equipped):
     result = launch(equipped, "-m", "selfaug_patcher", "run", "-m", "script", "--json", "-x")
     assert result.stdout == "arguments --json -x\nhere 0.1.0 True\n", result.stderr

@@ -1,8 +1,11 @@
 """Two devices where there is one: tensors say that they are on ``cuda:0`` or ``cuda:1``, and an operation on tensors of
-both fails as it does on real ones. The numbers stay on the CPU.
+both fails as it does on real ones. The numbers stay on the CPU. It is noted where the CPU waits for a
+device, and what is copied to one.
 """
 
 from __future__ import annotations
+
+import sys
 
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
@@ -13,6 +16,12 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 CPU, FIRST, SECOND = torch.device("cpu"), torch.device("cuda", 0), torch.device("cuda", 1)
 _COPIES = {Tensor.copy_, Tensor.__setitem__, Tensor.__getitem__, torch.autograd.grad}  # take values from anywhere
+# the size or the value of what they return is known only when the device is done
+_WAIT = {
+    *(getattr(Tensor, f"__{name}__") for name in ("bool", "int", "float", "index")),
+    *(getattr(Tensor, name) for name in ("item", "tolist", "numpy", "nonzero", "unique", "masked_select", "equal")),
+    *(torch.nonzero, torch.unique, torch.masked_select, torch.equal, torch.allclose, torch.argwhere),
+}
 _FROM_SELF = {Tensor.new_zeros, Tensor.new_empty, Tensor.new_full, Tensor.new_ones, Tensor.new_tensor}
 
 
@@ -29,6 +38,7 @@ class Devices(TorchFunctionMode):
     def __init__(self):
         super().__init__()
         self.of = WeakTensorKeyDictionary()
+        self.waits, self.copies = [], []  # (what was called, the innermost module of a library that called it)
 
     def put(self, tensor, device):
         self.of[tensor] = device
@@ -48,6 +58,11 @@ class Devices(TorchFunctionMode):
             return self._moved(func, *args, **kwargs)
         wanted = kwargs.pop("device", None)
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        by_mask = func in (Tensor.__getitem__, Tensor.__setitem__) and any(
+            isinstance(x, Tensor) and x.dtype == torch.bool for x in tree_leaves(args[1])
+        )
+        if (by_mask or func in _WAIT) and self.of.get(args[0], CPU) != CPU:
+            self.waits.append((func.__name__, _caller()))
         if func in (*_COPIES, *_FROM_SELF):
             common = {self.of.get(tensors[0], CPU)}
         else:
@@ -74,9 +89,19 @@ class Devices(TorchFunctionMode):
             elif x is not None:
                 rest.append(x)
         moved = tensor.to(*rest, **kwargs) if rest or kwargs else tensor
+        if device != here:
+            (self.waits if device == CPU else self.copies).append((f"{here} to {device}", _caller()))
         if device != here and moved is tensor:
             moved = tensor.clone()
         return self.put(moved, device) if moved is not tensor else moved
+
+
+def _caller():
+    """The name of the innermost module, of those on the stack, that is neither this one nor torch's."""
+    frame = sys._getframe(1)
+    while frame.f_globals.get("__name__", "").partition(".")[0] in (__name__, "torch"):
+        frame = frame.f_back
+    return frame.f_globals["__name__"]
 
 
 def spread(devices: Devices, model: nn.Module):

@@ -38,6 +38,7 @@ def test_a_baseline_changes_one_thing():
     assert plain == ["--epochs", "1", "--batch-size", "2", "--lr", "0.001", "--rank", "16"]
     assert training(ARMS["lower-lr"], Setting()) == [*plain[:5], "0.000333333", *plain[6:]]
     assert training(ARMS["lower-rank"], Setting()) == [*plain[:7], "4"]
+    assert training(ARMS["mlp-only"], Setting()) == [*plain, "--layers", r".*\.mlp\.\w+_proj"]
     assert all(training(arm, Setting()) == plain for arm in SELFAUG.values())
 
 

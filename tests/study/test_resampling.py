@@ -42,3 +42,24 @@ def test_the_same_values_have_the_same_interval():
 def test_anything_but_seeds_by_items_is_refused(values):
     with pytest.raises(ValueError, match="seeds by items"):
         estimate(values)
+
+
+def test_items_of_one_cluster_are_drawn_together():
+    clusters = [number for number in range(25) for _ in range(8)]
+    same = RNG.normal(0, 1, (1, 25)).repeat(8, axis=1)  # every item of a cluster has the same value
+    found = estimate(same, clusters=clusters)
+    assert found.se == pytest.approx(same.std() / 25**0.5, rel=0.03)
+    assert found.se > 2.5 * estimate(same).se
+    alone = RNG.normal(0, 1, (2, 60))
+    assert estimate(alone, clusters=list(range(60))) == estimate(alone)
+
+
+def test_large_clusters_weigh_more():
+    values = numpy.array([[1.0] * 90 + [0.0] * 10])
+    found = estimate(values, clusters=[0] * 90 + [1] * 10)
+    assert (found.mean, found.low, found.high) == pytest.approx((0.9, 0.0, 1.0))
+
+
+def test_clusters_of_other_items_are_refused():
+    with pytest.raises(ValueError, match="3 items, but the clusters of 2"):
+        estimate(numpy.ones((1, 3)), clusters=[0, 1])

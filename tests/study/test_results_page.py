@@ -25,7 +25,7 @@ def test_every_option_is_on_the_page_and_every_one_on_the_page_exists():
 
 def test_the_commands_on_the_page_are_accepted():
     commands = re.findall(r"^    python Code/examples/study (.*)$", TEXT, re.MULTILINE)
-    assert len(commands) == 2
+    assert len(commands) == 3
     for command in commands:
         STUDY["parser"]().parse_args(command.split())
 

@@ -55,6 +55,10 @@ class Stage(Study):
                 self.bases = [*getattr(self, "bases", []), run]
             put(base, {**rows, "of": run})
             put(folder / "retention" / "items" / f"{run}.json", {**rows, "task": [{**TASK, "input_kl": 0.1}] * 5})
+        elif step == "code":
+            rows = [{"task_id": f"HumanEval/{n}", "passed": n == 10, "length": n, "ended": True} for n in (10, 2, 1)]
+            out = Path(command[command.index("--out") + 1])
+            out.write_text("\n".join(json.dumps(row) for row in [{"key": ""}, *rows]), encoding="utf-8")
         return ""
 
     def called(self):
@@ -63,8 +67,8 @@ class Stage(Study):
 
 @pytest.fixture
 def stage(tmp_path):
-    def make(arms, seeds=(0,), setting=SETTING, jobs=1, results="results", model="someone/small", task=None):
-        given = Given(tmp_path / "out", tmp_path / results, arms, seeds, jobs, "python", model, task)
+    def make(arms, seeds=(0,), setting=SETTING, jobs=1, results="results", model="someone/small", task=None, code=None):
+        given = Given(tmp_path / "out", tmp_path / results, arms, seeds, jobs, "python", model, task, code)
         return Stage(given, setting)
 
     return make
@@ -84,12 +88,29 @@ def test_plain_arms_train_on_stock_packages_and_the_others_patched_in_memory(sta
         assert "selfaug_patcher" not in command
     for name in ("selfaug-0.3", "output"):
         command, settings = trained[f"train-{name}-0"]
-        assert command[:3] == ["-m", "selfaug_patcher", "run"]
+        assert command[:4] == ["-m", "selfaug_patcher", "run", "--all"], "the model may be of any family"
         assert settings == dict(ARMS[name].settings)
     scripts = {tuple(part for part in command if part.endswith("train_lora.py")) for command, _ in trained.values()}
     assert len(scripts) == 1
     assert record(tmp_path, "selfaug-0.3-0")["log"] == {"nll": [0.9] * 4, "kl": [0.1] * 4}
     assert record(tmp_path, "lora-0")["log"] == {"nll": [1.0] * 4}
+
+
+def test_humaneval_is_measured_for_every_run_and_once_for_the_base(stage, tmp_path):
+    file = tmp_path / "HumanEval.jsonl.gz"
+    file.write_bytes(b"problems")
+    study = stage(["lora", "mlp-only"], code=file)
+    assert study.run() == {}
+    asked = {name: command for name, command, _ in study.children if name.startswith("code")}
+    assert sorted(asked) == ["code-base", "code-lora-0", "code-mlp-only-0"]
+    assert "--adapter" not in asked["code-base"]
+    command = asked["code-mlp-only-0"]
+    assert command[command.index("--adapter") + 1] == str(tmp_path / "out" / "runs" / "mlp-only-0" / "adapter")
+    for name in ("base", "lora-0"):
+        assert record(tmp_path, name)["code"] == {"passed": [0, 0, 1], "length": [1, 2, 10], "ended": [1, 1, 1]}
+    stage(["lora"], results="without").run()
+    with pytest.raises(StepFailed, match="code None, now "):
+        stage(["lora"], results="without", code=file).run()
 
 
 def test_alphas_end_is_given_to_the_runner_and_stands_in_the_record(stage, tmp_path):

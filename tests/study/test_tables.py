@@ -35,13 +35,36 @@ def cells(text, title):
 def test_a_row_has_its_seeds_what_was_learned_kept_and_spent(found):
     text = tables.figures(summary.summarise(found))
     assert cells(text, "LoRA")[1:3] == ["3", "0.60 ± 0.22"]
-    assert cells(text, "LoRA")[3].startswith("0.600 ± 0.0")
+    assert cells(text, "LoRA")[5].startswith("0.600 ± 0.0")
     assert cells(text, "LoRA")[-3:] == ["2.00", "96", "1500"]
     assert cells(text, "SelfAug, alpha 0.5")[-3] == "3.00"
     assert cells(text, "SA-SFT")[-2] == "296", "what the dialogues took is part of the price"
     assert cells(text, "LoRA, adapter times 0.5")[-3:] == ["of LoRA", "96", "of LoRA"]
-    assert cells(text, "base")[1:4] == ["-", "0.00", "0.000"]
-    assert cells(text, "base")[5] == "0.000"
+    assert cells(text, "base")[1:3] == ["-", "0.00"]
+    assert (cells(text, "base")[5], cells(text, "base")[7]) == ("0.000", "0.000")
+    assert "HumanEval" not in text
+
+
+def test_humaneval_has_a_column_where_it_was_measured(found):
+    for one in found:
+        one["code"] = {"passed": [0, 0, 1, 0] if one["arm"] == "lora" else [1, 0, 1, 0], "length": [3, 4, 90, 5]}
+    whole = summary.summarise(found)
+    assert "| F1 | without answer | HumanEval | KL |" in tables.figures(whole)
+    assert cells(tables.figures(whole), "LoRA")[5].startswith("0.250 ± 0.2")
+    assert cells(tables.differences(whole, "lora"), "SelfAug, alpha 0.5")[2].startswith("+0.250 [+0.0")
+
+
+def test_figures_of_the_task_have_intervals_over_the_clusters_of_its_questions(found):
+    alone = summary.summarise(found)["arms"]["lora"]
+    for one in found:
+        one["task"]["cluster"] = [0, 0, 1, 1, 1]
+    together = summary.summarise(found)["arms"]
+    assert together["lora"]["estimates"]["exact_match"] != alone["estimates"]["exact_match"]
+    assert together["lora"]["estimates"]["exact_match"]["mean"] == alone["estimates"]["exact_match"]["mean"]
+    assert together["lora"]["estimates"]["kl"] == alone["estimates"]["kl"]
+    assert together["lora"]["estimates"]["unanswerable"]["mean"] == 1
+    bounds = [together["sasft"]["differences"]["selfaug-0.5"]["exact_match"][name] for name in ("low", "high")]
+    assert bounds == pytest.approx([-1 / 3, 0], abs=1e-5), "all that differs is in one of the two clusters"
 
 
 def test_a_difference_is_taken_on_the_seeds_that_both_have(found):
@@ -79,7 +102,7 @@ def test_questions_with_and_without_an_answer_are_scored_apart(found):
 
 def test_the_text_says_which_rows_have_fewer_seeds_and_what_was_not_run(found):
     text = tables.extent(summary.summarise(found))
-    assert text.startswith("8 runs: 4 of 17 arms, with up to 3 seeds")
+    assert text.startswith("8 runs: 4 of 18 arms, with up to 3 seeds")
     assert "Fewer seeds: SA-SFT (1); LoRA, adapter times 0.5 (1)." in text
     assert "Not run: SA-SFT + SelfAug 0.5; SelfAug 0.5, strict-input;" in text
 

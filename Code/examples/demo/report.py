@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import sqrt
+from random import Random
+from statistics import fmean, median
 from typing import Any
 
-PLAIN, ALIGNED, DIALOGUES, BOTH = "lora", "selfaug", "sa-sft", "sa-sft-selfaug"
-TITLES = {"base": "base", PLAIN: "LoRA", ALIGNED: "LoRA + SelfAug"}
+BASE, PLAIN, ALIGNED, DIALOGUES, BOTH = "base", "lora", "selfaug", "sa-sft", "sa-sft-selfaug"
+TITLES = {BASE: "base", PLAIN: "LoRA", ALIGNED: "LoRA + SelfAug"}
+CODE = (("code", None), ("pass@1", "code"), ("median answer, tokens", "code_length"))
 ROWS = (
     ("learned", None),
     ("exact match", "exact_match"),
@@ -18,32 +22,61 @@ ROWS = (
     ("top-1 agreement with base", "top1"),
     ("perplexity of base's answers", "perplexity"),
     ("median answer, tokens", "answer_length"),
+    *CODE,
     ("spent", None),
     ("seconds per training step", "seconds_per_step"),
 )
 BESIDE = {DIALOGUES: "SA-SFT", BOTH: "SA-SFT + SelfAug"}
-ALONE = {"perplexity": "mean", "answer_length": "median"}  # rows without an error and a difference
+ALONE = {"perplexity": "mean", "answer_length": "median", "code_length": "median"}  # without error and difference
+RESAMPLES = 10_000
 
 
-def summarise(retention: dict[str, Any], training: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The content of ``results.json``: the figures of ``retention.json``, and the cost of each training.
+def summarise(
+    retention: dict[str, Any], training: dict[str, dict[str, Any]], code: dict[str, list[dict[str, Any]]] | None = None
+) -> dict[str, Any]:
+    """The content of ``results.json``: the figures of ``retention.json``, the cost of each training, and HumanEval.
 
     Args:
         retention: the content of ``retention.json``.
         training: ``seconds_per_step`` and ``steps`` of each adapter.
+        code: for each model, the rows of ``humaneval.py``, in the order of the problems. Empty: not measured.
     """
-    models = {name: {**figures, **training.get(name, {})} for name, figures in retention["models"].items()}
+    written = {name: code_figures(rows) for name, rows in (code or {}).items()}
+    models = {
+        name: {**figures, **training.get(name, {}), **written.get(name, {})}
+        for name, figures in retention["models"].items()
+    }
+    differences = dict(retention["differences"][ALIGNED])
+    if code:
+        pairs = zip(code[ALIGNED], code[PLAIN])
+        differences["code"] = interval([ours["passed"] - theirs["passed"] for ours, theirs in pairs])
     drift = retention["differences"][ALIGNED]["kl"]
     plain = models[PLAIN]["kl"]["mean"]
     return {
         "questions": retention["settings"]["task"]["count"],
         "instructions": retention["settings"]["general"]["count"],
+        "problems": len(code[PLAIN]) if code else 0,
         "models": models,
-        "differences": retention["differences"][ALIGNED],
+        "differences": differences,
         "kl_change": drift["mean"] / plain if plain else 0.0,
         "kl_lower_on": drift["lower"],
         "dialogue_differences": {name: figures for name, figures in retention["differences"].items() if name in BESIDE},
     }
+
+
+def code_figures(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """pass@1 with its standard error, and the median length of an answer."""
+    share, count = fmean(row["passed"] for row in rows), len(rows)
+    error = sqrt(share * (1 - share) / max(1, count - 1))
+    return {"code": {"mean": share, "se": error}, "code_length": {"median": median(row["length"] for row in rows)}}
+
+
+def interval(differences: Sequence[float]) -> dict[str, float]:
+    """The mean of paired differences and its 95 % bootstrap interval, without numpy, which this Python may not have."""
+    rng = Random(0)
+    means = sorted(sum(rng.choices(differences, k=len(differences))) for _ in range(RESAMPLES))
+    low, high = (means[round(share * (RESAMPLES - 1))] / len(differences) for share in (0.025, 0.975))
+    return {"mean": fmean(differences), "low": low, "high": high}
 
 
 def table(summary: dict[str, Any]) -> str:
@@ -51,10 +84,12 @@ def table(summary: dict[str, Any]) -> str:
     headings = {
         "learned": f"learned: {summary['questions']} questions about entities not in training",
         "kept": f"kept: {summary['instructions']} general instructions, none in training",
+        "code": f"kept: {summary['problems']} problems of HumanEval",
         "spent": "spent",
     }
+    rows = [row for row in ROWS if summary["problems"] or row not in CODE]
     lines = [columns("", [*TITLES.values(), "difference [95 % interval]"])]
-    for title, key in ROWS:
+    for title, key in rows:
         if key is None:
             lines.append(headings[title])
         else:

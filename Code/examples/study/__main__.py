@@ -41,9 +41,10 @@ def parser() -> argparse.ArgumentParser:
     )
     whole.add_argument("--report-only", action="store_true", help="tables and plots from the raw figures; runs nothing")
     whole.add_argument("--here", action="store_true", help="use the packages of this Python, not an own environment")
-    whole.add_argument("--model", help="a Qwen2 model, by name on the hub or by folder (default: SmolLM2-135M)")
+    whole.add_argument("--model", help="a chat model, by name on the hub or by folder (default: SmolLM2-135M)")
     whole.add_argument("--task-train", type=Path, metavar="FILE", help="JSONL with messages, or prompt and answer")
     whole.add_argument("--task-test", type=Path, metavar="FILE")
+    whole.add_argument("--code", type=Path, metavar="FILE", help="HumanEval.jsonl.gz, to be measured, too")
     setting = whole.add_argument_group("setting")
     for one in fields(Setting):
         option = "--" + one.name.replace("_", "-")
@@ -74,7 +75,8 @@ def main() -> int:
         setting = Setting(**{one.name: getattr(args, one.name) for one in fields(Setting)})
         task = (args.task_train.resolve(), args.task_test.resolve()) if args.task_train else None
         python = sys.executable if args.here else None
-        given = Given(args.output.resolve(), results, args.arms, args.seeds, args.jobs, python, args.model, task)
+        code = args.code.resolve() if args.code else None
+        given = Given(args.output.resolve(), results, args.arms, args.seeds, args.jobs, python, args.model, task, code)
         failed = Study(given, setting).run()
     except StepFailed as failure:
         print(f"\nfailed: {failure}", file=sys.stderr)

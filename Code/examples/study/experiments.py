@@ -35,6 +35,7 @@ class Arm:
     settings: the SELFAUG_* variables of the training; None trains on stock packages.
     alpha_to: alpha at the last step, reached on a straight line; None keeps the alpha of ``settings``.
     lr, rank: factors on the values of the setting.
+    layers: the layers that get LoRA, as train_lora.py takes them; None: all linear layers.
     dialogues: whether the model's own dialogues are mixed into the data (SA-SFT).
     scaled: nothing is trained; the adapter is LoRA's adapter times this factor.
     halfway: nothing is trained; the adapter is LoRA's adapter at half of its steps.
@@ -46,6 +47,7 @@ class Arm:
     alpha_to: float | None = None
     lr: float = 1
     rank: float = 1
+    layers: str | None = None
     dialogues: bool = False
     scaled: float | None = None
     halfway: bool = False
@@ -74,6 +76,7 @@ THEN = (
     Arm("early-stopping", "LoRA, half of the steps", halfway=True),
     Arm("lower-lr", "LoRA, lr / 3", lr=1 / 3),
     Arm("lower-rank", "LoRA, rank / 4", rank=1 / 4),
+    Arm("mlp-only", "LoRA on the MLP only", layers=r".*\.mlp\.\w+_proj"),
     Arm("selfaug-1.0", "SelfAug, alpha 1.0", selfaug(1.0)),
     Arm("selfaug-0.1", "SelfAug, alpha 0.1", selfaug(0.1)),
     Arm("falling", "SelfAug, alpha 1 to 0", selfaug(1.0), alpha_to=0),
@@ -88,7 +91,7 @@ ARMS = {arm.name: arm for arm in (*FIRST, *THEN)}
 ROWS = (
     BASE, LORA, "selfaug-0.1", "selfaug-0.3", "selfaug-0.5", "selfaug-1.0", "falling", "rising",
     "strict-input", "output", "all", "tuned-base", "sasft", "sasft-selfaug-0.5",
-    "lower-lr", "lower-rank", "interpolation", "early-stopping",
+    "lower-lr", "lower-rank", "mlp-only", "interpolation", "early-stopping",
 )  # fmt: skip
 TITLES = {BASE: "base", **{arm.name: arm.title for arm in ARMS.values()}}
 
@@ -117,4 +120,5 @@ def training(arm: Arm, setting: Setting) -> list[str]:
     """The arguments of train_lora.py that depend on the setting and the arm."""
     given = {"--epochs": setting.epochs, "--batch-size": setting.batch_size}
     given |= {"--lr": setting.lr * arm.lr, "--rank": max(1, round(setting.rank * arm.rank))}
-    return [text for name, value in given.items() for text in (name, f"{value:g}")]
+    numbers = [text for name, value in given.items() for text in (name, f"{value:g}")]
+    return numbers if arm.layers is None else [*numbers, "--layers", arm.layers]

@@ -39,6 +39,10 @@ class Paths:
     def spent(self, run: Run) -> Path:
         return self.adapter(run).with_name("spent.json")
 
+    def code(self, run: Run | None) -> Path:
+        """The answers to HumanEval of a run, or of the base model."""
+        return self.adapter(run).with_name("code.jsonl") if run else self.output / "base-code.jsonl"
+
     def record(self, name: str) -> Path:
         return self.records / f"{name}.json"
 

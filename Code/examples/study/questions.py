@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from Code.toolkit.messages import READ_BY_MODEL, empty, refuse_columns
 HELD_OUT = [2]  # the number of the wording that no training sample has
 TRAINED = [0, 1]
 MODEL_FILES = {".safetensors", ".bin", ".json", ".jinja", ".model", ".txt"}
-ACCEPTED = 'rows {"messages": [user, assistant]} or {"prompt": …, "answer": …}'
+ACCEPTED = 'rows {"messages": [user, assistant]} or {"prompt": …, "answer": … or [all accepted answers]}'
 
 
 def synthetic(train: int, test: int, seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -59,7 +59,8 @@ def of_files(
 
 
 def messages(row: dict[str, Any]) -> list[dict[str, str]]:
-    return [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["answer"]}]
+    answer = row["answer"] if isinstance(row["answer"], str) else row["answer"][0]
+    return [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": answer}]
 
 
 def enough(rows: list[dict[str, Any]], count: int, file: Path, option: str) -> list[dict[str, Any]]:
@@ -89,7 +90,8 @@ def folder_hash(model: Path) -> str:
 
 
 def read(file: Path) -> list[dict[str, Any]]:
-    """Rows with ``prompt``, ``answer`` and, if the file has that column, ``answerable``.
+    """Rows with ``prompt``, ``answer`` (a text, or all accepted texts) and, if the file has these columns,
+    ``answerable`` and ``cluster``.
 
     Raises:
         StepFailed: the file cannot be read, or a row has another format. The message has file and line.
@@ -113,12 +115,16 @@ def parse(row: dict[str, Any], where: str) -> dict[str, Any]:
     answerable = row.get("answerable")
     if not isinstance(answerable, (bool, type(None))):
         raise StepFailed(f"{where}: expected answerable to be true or false; found {json.dumps(answerable)[:40]}")
-    kept = {} if answerable is None else {"answerable": answerable}
+    cluster = row.get("cluster")
+    if not isinstance(cluster, (str, type(None))):
+        raise StepFailed(f"{where}: expected cluster to be a text; found {json.dumps(cluster)[:40]}")
+    given = {"answerable": answerable, "cluster": cluster}
+    kept = {name: value for name, value in given.items() if value is not None}
     return {"prompt": texts[0], "answer": texts[1], **kept}
 
 
-def pair(row: dict[str, Any]) -> tuple[str, str] | None:
-    """(prompt, answer), or None if the row has no accepted format."""
+def pair(row: dict[str, Any]) -> tuple[str, str | list[str]] | None:
+    """(prompt, answer or all accepted answers), or None if the row has no accepted format."""
     if "messages" in row:
         try:
             (user, prompt), (assistant, answer) = [(turn["role"], turn["content"]) for turn in row["messages"]]
@@ -129,7 +135,14 @@ def pair(row: dict[str, Any]) -> tuple[str, str] | None:
             return None
     else:
         prompt, answer = row.get("prompt"), row.get("answer")
-    return (prompt, answer) if isinstance(prompt, str) and isinstance(answer, str) else None
+    several = isinstance(answer, list) and bool(answer) and all(isinstance(one, str) for one in answer)
+    return (prompt, answer) if isinstance(prompt, str) and (several or isinstance(answer, str)) else None
+
+
+def numbered(names: Sequence[str]) -> list[int]:
+    """Each name as a number, equal names as the same; in the order in which they first appear, from 0."""
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    return [numbers[name] for name in names]
 
 
 def write(file: Path, rows: Iterable[dict[str, Any]]) -> None:

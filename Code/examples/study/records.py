@@ -14,7 +14,8 @@ from sandbox import StepFailed
 
 DIGITS = 4
 GENERAL = ("kl", "reverse_kl", "top1", "base_nll", "nll", "tokens", "length", "ended", "list", "one_word")
-EARLIER = {"max_length": 2048}  # the values of settings that earlier records do not have
+EARLIER = {"max_length": 2048, "code": None}  # the values of settings that earlier records do not have
+CODE = ("passed", "length", "ended")
 TASK = ("exact_match", "contains", "f1", "input_kl", "input_top1")
 
 
@@ -38,6 +39,13 @@ def compact(items: dict[str, Any]) -> dict[str, Any]:
     figures = {"general": columns(items["general"], GENERAL), "task": columns(items["task"], TASK)}
     curves = [item["kl_by_position"] for item in items["general"] if "kl_by_position" in item]
     return {**figures, "by_position": {"kl": by_position(curves)}}
+
+
+def code(file: Path) -> dict[str, Any]:
+    """The figures in a file of ``Code.examples.demo.humaneval``, without texts, in the order of the problems."""
+    _, *rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    rows.sort(key=lambda row: int(row["task_id"].rpartition("/")[2]))
+    return columns(rows, CODE)
 
 
 def by_position(curves: Sequence[Sequence[float]]) -> list[Any]:

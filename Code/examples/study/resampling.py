@@ -12,6 +12,7 @@ seeds hardly differ. Where seeds differ much, three seeds cannot tell how much, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy
@@ -28,27 +29,39 @@ class Estimate(NamedTuple):
     high: float
 
 
-def estimate(values: numpy.ndarray, seed: int = 0) -> Estimate:
+def estimate(values: numpy.ndarray, seed: int = 0, clusters: Sequence[int] | None = None) -> Estimate:
     """The mean of ``values``, an (S, N) matrix of seeds by items. With one seed, the interval covers the items only.
 
+    Args:
+        clusters: (N,), the cluster of each item, such as the article that a question is about. Items of one cluster are
+            drawn together.
+
     Raises:
-        ValueError: ``values`` is not a matrix, or is empty.
+        ValueError: ``values`` is not a matrix, or is empty, or has other items than ``clusters``.
     """
     values = numpy.asarray(values, dtype=float)
     if values.ndim != 2 or not values.size:
         raise ValueError(f"expected seeds by items, found a shape of {values.shape}")
     rng = numpy.random.default_rng(seed)
     mean, seeds = values.mean(), len(values)
-    by_item = resampled(rng, values.mean(0) - mean)
+    if clusters is not None and len(clusters) != values.shape[1]:
+        raise ValueError(f"{values.shape[1]} items, but the clusters of {len(clusters)}")
+    by_item = resampled(rng, values.mean(0) - mean, clusters)
     by_seed = resampled(rng, (values.mean(1) - mean) * (seeds / (seeds - 1)) ** 0.5) if seeds > 1 else 0.0
     means = mean + by_item + by_seed
     low, high = numpy.percentile(means, [2.5, 97.5])
     return Estimate(float(mean), float(means.std()), float(low), float(high))
 
 
-def resampled(rng: numpy.random.Generator, values: numpy.ndarray) -> numpy.ndarray:
-    """(RESAMPLES,): the mean of each resample of ``values``."""
-    count = len(values)
+def resampled(
+    rng: numpy.random.Generator, values: numpy.ndarray, clusters: Sequence[int] | None = None
+) -> numpy.ndarray:
+    """(RESAMPLES,): the mean of each resample of ``values``, in which whole clusters are drawn."""
+    if clusters is None:
+        clusters = range(len(values))
+    _, number = numpy.unique(clusters, return_inverse=True)
+    sums, sizes = numpy.bincount(number, values), numpy.bincount(number)
+    count = len(sums)
     drawn = rng.multinomial(count, numpy.full(count, 1 / count), size=RESAMPLES)  # how often each is drawn
-    means: numpy.ndarray = drawn @ values / count
+    means: numpy.ndarray = drawn @ sums / (drawn @ sizes)
     return means

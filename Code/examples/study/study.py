@@ -23,6 +23,8 @@ from paths import Paths, lora, read
 from sandbox import MODEL_PACKAGE, PACKAGES, Sandbox, StepFailed, duration, stop
 from schedule import Schedule, Task
 
+from Code.toolkit.files import sha256
+
 STUDY = Path(__file__).resolve().parent
 CHECKOUT = STUDY.parents[2]
 TRAIN_SCRIPT, RUNNER = STUDY.parent / "train_lora.py", STUDY / "runner.py"
@@ -30,6 +32,7 @@ VERSIONS = """
 import json, peft, torch, transformers
 print(json.dumps({module.__name__: module.__version__ for module in (torch, transformers, peft)}))
 """
+HUMANEVAL = STUDY.parent / "demo" / "humaneval.py"
 STOCK = {"SELFAUG": "0"}  # switches SelfAug off, even in an environment that has it installed
 
 
@@ -45,6 +48,7 @@ class Given:
     python: str | None = None
     model: str | None = None
     task: tuple[Path, Path] | None = None
+    code: Path | None = None  # HumanEval
 
 
 class Study:
@@ -94,7 +98,8 @@ class Study:
         model = Path(self.given.model).name if self.given.model else MODEL_PACKAGE
         if self.own_weights:
             model += f" {self.own_weights[:12]}"
-        return {**asdict(self.setting), "model": model, "task": files or "made-up entities"}
+        code = {"code": sha256(self.given.code)[:12]} if self.given.code else {}
+        return {**asdict(self.setting), "model": model, "task": files or "made-up entities", **code}
 
     def prepare(self, seeds: set[int]) -> None:
         """Make the questions, the environment and the model."""
@@ -113,8 +118,8 @@ class Study:
             versions = self.child("versions", ["-c", VERSIONS]).splitlines()[-1]
             journal.finish("environment", versions=json.loads(versions))
         self.versions = journal.facts("environment")["versions"]
-        smollm = STUDY.parent / "demo" / "smollm.py"
-        if self.given.model is None and journal.begin("model", MODEL_PACKAGE, [smollm]):
+        smollm, sources = STUDY.parent / "demo" / "smollm.py", [STUDY.parent / "demo" / "gguf_model.py"]
+        if self.given.model is None and journal.begin("model", MODEL_PACKAGE, [smollm, *sources]):
             self.say("unpack SmolLM2-135M-Instruct as a Qwen2 model")
             self.child("model", [str(smollm), self.model])
             journal.finish("model")
@@ -175,7 +180,7 @@ class Study:
         command += ["--max-length", str(self.setting.max_length)]
         command += ["--seed", str(run.seed), *training(arm, self.setting)]
         if arm.settings is not None:
-            command = ["-m", "selfaug_patcher", "run", *command]
+            command = ["-m", "selfaug_patcher", "run", "--all", *command]  # whatever the family
         folder.mkdir(parents=True, exist_ok=True)
         journal = Journal(folder.with_name("steps.json"))
         runtime = [] if arm.settings is None else runtime_files(CHECKOUT / "Code")
@@ -207,11 +212,13 @@ class Study:
         command += ["--task", str(self.paths.test), "--task-answer-limit", str(setting.task_answer_limit)]
         command += ["--input-count", str(setting.inputs)]
         self.child(f"measure-{run.name}", [*command, "--out", str(folder)])
+        self.write_code(run.name, self.paths.code(run), self.paths.adapter(run))
         with self.writing_base:  # also if the file exists: retention drops figures of another model or test
             new = base.with_suffix(".new")
             shutil.copyfile(folder / "items" / "base.json", new)
             new.replace(base)
             if not self.paths.record(BASE).exists():
+                self.write_code(BASE, self.paths.code(None))
                 self.write(BASE, None, None, base, {}, {})
         self.write(run.name, run.arm, run.seed, folder / "items" / f"{run.name}.json", *self.paths.took(run))
         self.finished += 1
@@ -219,6 +226,12 @@ class Study:
         rest = len(self.runs) - done
         left = f", about {duration(seconds / self.finished * rest)} left" if rest else ""
         self.say(f"{done} of {len(self.runs)} runs done{left}")
+
+    def write_code(self, name: str, out: Path, adapter: Path | None = None) -> None:
+        """Have the model write the functions of HumanEval, if its file was given."""
+        if self.given.code:
+            command = [str(HUMANEVAL), str(self.given.code), "--base", self.model, "--out", str(out)]
+            self.child(f"code-{name}", [*command, *(["--adapter", str(adapter)] if adapter else [])])
 
     def write(
         self, name: str, arm: Arm | None, seed: int | None, items: Path, spent: dict[str, Any], log: dict[str, Any]
@@ -235,9 +248,13 @@ class Study:
             "log": log,
         }
         figures = records.compact(read(items))
-        answerable = [row["answerable"] for row in questions.read(self.paths.test) if "answerable" in row]
-        if len(answerable) == self.setting.test:
-            figures["task"]["answerable"] = [int(flag) for flag in answerable]
+        test = questions.read(self.paths.test)
+        if all("answerable" in row for row in test):
+            figures["task"]["answerable"] = [int(row["answerable"]) for row in test]
+        if all("cluster" in row for row in test):
+            figures["task"]["cluster"] = questions.numbered([row["cluster"] for row in test])
+        if self.given.code:
+            figures["code"] = records.code(self.paths.code(Run(arm, seed) if arm and seed is not None else None))
         records.write(self.paths.record(name), {**record, **figures})
 
     def child(self, name: str, command: Sequence[str], settings: Mapping[str, str] | None = None) -> str:

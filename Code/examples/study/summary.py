@@ -24,7 +24,10 @@ METRICS = {
     "ended": ("general", "ended"),
     "one_word": ("general", "one_word"),
     "input_kl": ("task", "input_kl"),
+    "code": ("code", "passed"),
+    "code_length": ("code", "length"),
 }
+AMONG = {"answerable": 1, "unanswerable": 0}  # exact match among these questions
 OF_BASE = {"kl": 0.0, "reverse_kl": 0.0, "top1": 1.0, "input_kl": 0.0}  # by definition
 SPENT = ("steps", "cpu_seconds", "cpu_per_step", "peak_mb", "dialogues_cpu_seconds")
 
@@ -48,7 +51,11 @@ def row(name: str, by_arm: dict[str, Any]) -> dict[str, Any]:
     return {
         "title": TITLES[name],
         "seeds": [] if name == BASE else sorted(runs),
-        "estimates": {metric: described(m) for metric, m in whole.items() if m is not None},
+        "estimates": {
+            metric: described(m, clusters(next(iter(runs.values())), metric))
+            for metric, m in whole.items()
+            if m is not None
+        },
         "differences": {other: difference(name, other, by_arm) for other in (LORA, DEFAULT)},
         "spent": {key: spent(runs, key) for key in SPENT if spent(runs, key) is not None},
     }
@@ -63,7 +70,7 @@ def difference(name: str, other: str, by_arm: dict[str, Any]) -> dict[str, Any]:
     for metric, read in readers().items():
         pair = matrix([ours[seed] for seed in seeds], read), matrix([others[seed] for seed in seeds], read)
         if name != other and pair[0] is not None and pair[1] is not None:
-            differences[metric] = described(pair[0] - pair[1])
+            differences[metric] = described(pair[0] - pair[1], clusters(others[seeds[0]], metric))
     return differences
 
 
@@ -72,7 +79,7 @@ def readers() -> dict[str, Reader]:
 
     def of(part: str, column: str, metric: str) -> Reader:
         def read(record: dict[str, Any]) -> list[Any] | None:
-            values: list[Any] | None = record[part].get(column)
+            values: list[Any] | None = record.get(part, {}).get(column)
             if values is None and record["arm"] == BASE and metric in OF_BASE:
                 return [OF_BASE[metric]]  # the same for every item
             return values
@@ -88,7 +95,16 @@ def readers() -> dict[str, Reader]:
         return read
 
     by_metric = {metric: of(part, column, metric) for metric, (part, column) in METRICS.items()}
-    return {**by_metric, "answerable": among(1), "unanswerable": among(0)}
+    return {**by_metric, **{metric: among(flag) for metric, flag in AMONG.items()}}
+
+
+def clusters(record: dict[str, Any], metric: str) -> list[int] | None:
+    """The cluster of each value of a metric of the task. None if the questions have no clusters."""
+    task = record["task"]
+    whole: list[int] | None = task.get("cluster")
+    if whole is None or metric not in ("exact_match", "contains", "f1", *AMONG):
+        return None
+    return [one for one, flag in zip(whole, task["answerable"]) if flag == AMONG[metric]] if metric in AMONG else whole
 
 
 def matrix(records: Sequence[dict[str, Any]], read: Reader) -> numpy.ndarray | None:
@@ -97,9 +113,9 @@ def matrix(records: Sequence[dict[str, Any]], read: Reader) -> numpy.ndarray | N
     return numpy.array(rows, dtype=float) if rows and None not in rows else None
 
 
-def described(values: numpy.ndarray) -> dict[str, Any]:
+def described(values: numpy.ndarray, clusters: Sequence[int] | None = None) -> dict[str, Any]:
     """Mean, standard error, interval, and the means of the single seeds."""
-    whole = {name: round(figure, 5) for name, figure in estimate(values)._asdict().items()}
+    whole = {name: round(figure, 5) for name, figure in estimate(values, clusters=clusters)._asdict().items()}
     return {**whole, "by_seed": [round(float(mean), 4) for mean in values.mean(1)]}
 
 

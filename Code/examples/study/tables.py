@@ -11,7 +11,11 @@ from sandbox import StepFailed
 from Code.toolkit.tables import between, markdown
 
 BEGIN, END = "<!-- study -->", "<!-- end of study -->"
-DIGITS = {"exact_match": 2, "length": 1}
+DIGITS = {"exact_match": 2, "f1": 2, "unanswerable": 2, "code": 3, "length": 1}
+HEADS = {
+    "exact_match": "exact match", "f1": "F1", "unanswerable": "without answer", "code": "HumanEval", "kl": "KL",
+    "top1": "top-1", "input_kl": "input KL", "length": "answer, tokens",
+}  # fmt: skip
 DERIVED = "of LoRA"
 
 
@@ -43,13 +47,19 @@ def extent(summary: dict[str, Any]) -> str:
 
 
 def figures(summary: dict[str, Any]) -> str:
-    rows = []
+    rows, keys = [], shown(summary, ("exact_match", "f1", "unanswerable", "code", "kl", "top1", "input_kl", "length"))
     for name, row in summary["arms"].items():
         cells = [row["title"], str(len(row["seeds"])) if row["seeds"] else "-"]
-        cells += [value(row["estimates"].get(key), key) for key in ("exact_match", "kl", "top1", "input_kl", "length")]
+        cells += [value(row["estimates"].get(key), key) for key in keys]
         rows.append([*cells, *spent(name, row["spent"])])
-    heading = ["", "seeds", "exact match", "KL", "top-1", "input KL", "answer, tokens", "s/step", "CPU s", "peak MB"]
+    heading = ["", "seeds", *(HEADS[key] for key in keys), "s/step", "CPU s", "peak MB"]
     return markdown(heading, rows, align_right=True)
+
+
+def shown(summary: dict[str, Any], keys: tuple[str, ...]) -> list[str]:
+    """The metrics in ``keys``, without HumanEval if no run has it."""
+    measured = any("code" in row["estimates"] for row in summary["arms"].values())
+    return [key for key in keys if key != "code" or measured]
 
 
 def value(estimate: dict[str, Any] | None, key: str) -> str:
@@ -69,7 +79,7 @@ def spent(name: str, figures: dict[str, Any]) -> list[str]:
 
 
 def differences(summary: dict[str, Any], other: str) -> str:
-    keys = ("exact_match", "kl", "top1", "length")
+    keys = shown(summary, ("exact_match", "code", "kl", "top1", "length"))
     rows = []
     for name, row in summary["arms"].items():
         difference = row["differences"][other]
@@ -77,7 +87,7 @@ def differences(summary: dict[str, Any], other: str) -> str:
             by_seed = difference["kl"]["by_seed"]
             lower = f"{sum(one < 0 for one in by_seed)} of {len(by_seed)} seeds"
             rows.append([row["title"], *(interval(difference[key], key) for key in keys), lower])
-    return markdown(["", "exact match", "KL", "top-1", "answer, tokens", "KL lower in"], rows, align_right=True)
+    return markdown(["", *(HEADS[key] for key in keys), "KL lower in"], rows, align_right=True)
 
 
 def interval(estimate: dict[str, Any], key: str) -> str:

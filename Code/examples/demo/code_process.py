@@ -1,0 +1,82 @@
+"""Runs Python code that a model has written, in a process of its own with limits.
+
+The limits keep a wrong program from doing harm by mistake: time, memory, no files written, no other programs, no
+network. They are no defence against a program that means harm.
+"""
+
+from __future__ import annotations
+
+import secrets
+import subprocess
+import sys
+import tempfile
+
+SECONDS = 10  # of CPU time
+PATIENCE = 3  # times as many seconds may pass on the clock: the machine may be busy, or the program may wait
+MEMORY = 2**30  # bytes
+# The program: limits first, then the code. It has passed if the last thing that it prints is the word that only the
+# end of the program knows: code that ends the process early, with exit(0) too, has not passed.
+PROGRAM = """
+import os, sys
+def limit(seconds, memory):
+    try:
+        import resource
+    except ImportError:  # Windows: the clock alone
+        return
+    for what, most in ((resource.RLIMIT_CPU, seconds), (resource.RLIMIT_AS, memory), (resource.RLIMIT_CORE, 0)):
+        try:
+            resource.setrlimit(what, (most, most))
+        except (ValueError, OSError):  # a limit that this system does not have
+            pass
+    try:
+        os.unshare(os.CLONE_NEWUSER | os.CLONE_NEWNET)  # Linux, Python 3.12: no network
+    except (AttributeError, OSError):
+        pass
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+def refuse(event, arguments):
+    head = event.partition(".")[0]
+    changed = event in {"os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate",
+                        "os.chmod", "os.chown", "os.kill", "os.killpg", "os.system", "os.exec", "os.fork", "os.forkpty",
+                        "os.posix_spawn", "os.spawn", "os.startfile"}
+    written = event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITING
+    if head in {"socket", "subprocess", "shutil", "ctypes"} or changed or written:
+        raise PermissionError(f"not allowed here: {event}")
+def main():
+    code, end, seconds, memory = sys.stdin.buffer.read().decode().split("\\0")
+    limit(int(seconds), int(memory))
+    program = compile(code, "answer", "exec")
+    sys.stdin = open(os.devnull)
+    sys.addaudithook(refuse)
+    exec(program, {"__name__": "__main__"})
+    print(end)
+main()
+"""
+
+
+def run(code: str, seconds: int = SECONDS, memory: int = MEMORY) -> str:
+    """Run ``code`` to its end. Returns "" if nothing went wrong, else what did: the error's last line, or which limit.
+
+    Args:
+        seconds: CPU time that the program may take.
+        memory: bytes of address space that the program may have.
+    """
+    end = secrets.token_hex(8)
+    given = "\0".join([code.replace("\0", ""), end, str(seconds), str(memory)])
+    with tempfile.TemporaryDirectory() as folder:
+        child = subprocess.Popen(
+            [sys.executable, "-I", "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, cwd=folder, env={}, text=True, encoding="utf-8", errors="replace",
+        )  # fmt: skip
+        try:
+            output, errors = child.communicate(given, timeout=PATIENCE * seconds)
+        except subprocess.TimeoutExpired:
+            return f"no end after {PATIENCE * seconds} seconds"
+        finally:
+            child.kill()
+            child.wait()
+    if output.endswith(f"{end}\n"):
+        return ""
+    lines = errors.strip().splitlines()
+    if lines:
+        return lines[-1]
+    return f"ended early, with exit code {child.returncode}" if child.returncode >= 0 else f"over {seconds} CPU seconds"

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import sys
+
+import code_process
+import pytest
+
+needs_limits = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no resource limits")
+
+
+def test_a_program_that_comes_to_its_end_has_nothing_wrong():
+    assert code_process.run("print('hi')\nassert 1 + 1 == 2") == ""
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("assert 1 + 1 == 3", "AssertionError"),
+        ("raise ValueError('no')", "ValueError: no"),
+        ("def f(:", "SyntaxError: invalid syntax"),
+        ("exit(0)", "ended early, with exit code 0"),
+        ("import os; os._exit(0)", "ended early, with exit code 0"),
+        ("input()", "EOFError: EOF when reading a line"),
+    ],
+)
+def test_what_goes_wrong_is_told(code, said):
+    assert code_process.run(code) == said
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "open('left', 'w')",
+        "open('left', 'ab')",
+        "import os; os.open('left', os.O_CREAT)",
+        "import os; os.remove('/tmp/none')",
+        "import os; os.kill(os.getppid(), 0)",
+        "import os; os.system('true')",
+        "import subprocess; subprocess.run(['true'])",
+        "import socket; socket.create_connection(('localhost', 9))",
+        "import shutil; shutil.rmtree('.')",
+        "import multiprocessing as m; m.Process(target=print).start()",
+        "import os; os.fork()",
+    ],
+)
+def test_what_could_do_harm_is_refused(code):
+    assert code_process.run(code).startswith("PermissionError: not allowed here: ")
+
+
+@needs_limits
+def test_time_and_memory_have_limits():
+    assert code_process.run("while True: pass", seconds=1) == "over 1 CPU seconds"
+    assert code_process.run("import time; time.sleep(60)", seconds=1) == "no end after 3 seconds"
+    assert code_process.run("x = bytearray(2**30)", memory=2**29) == "MemoryError"
+
+
+def test_the_code_sees_no_variables_of_the_environment(monkeypatch):
+    monkeypatch.setenv("A_SECRET", "1")
+    assert code_process.run("import os; assert 'A_SECRET' not in os.environ") == ""
