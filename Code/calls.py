@@ -90,6 +90,7 @@ def is_plain(model: Any, call: dict[str, Any]) -> bool:
         and set(call) <= PLAIN
         and (loss_function is None or _is_stock_loss(loss_function))
         and family.traits(model).nll
+        and not (family.traits(model).fields and call.get("output_hidden_states"))  # in an order of the family's own
     )
 
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Callable
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import MoeModelOutputWithPast
+from transformers.modeling_outputs import CausalLMOutputWithPast, MoeModelOutputWithPast
 
 from .eager import eager
 
@@ -29,10 +29,14 @@ class Traits:
 
     linear: the logits are the head's output, and nothing is done to them.
     nll: the loss on labels is the mean NLL of these logits, and nothing is added.
+    counts: with ``num_items_in_batch`` the loss is the sum divided by that number.
+    fields: what its output has beside the fields of ``CausalLMOutputWithPast``.
     """
 
     linear: bool = True
     nll: bool = True
+    counts: bool = True
+    fields: tuple[str, ...] = ()
 
 
 def name_of(model: Any) -> str:
@@ -91,7 +95,7 @@ class FamilyHead(nn.Module):
         rows = hidden.reshape(1, -1, hidden.shape[-1])
         model = self.model()
         with _replaced(model, _decoder_name(model), _Returns(_OnlyStates(last_hidden_state=rows))):
-            logits: Tensor = _called(model, rows)[1]
+            logits: Tensor = _called(model, rows).logits
         return logits.reshape(*hidden.shape[:-1], logits.shape[-1])
 
 
@@ -135,21 +139,31 @@ def _observed(model: Any) -> Traits:
     decoder = _Returns(_OnlyStates(last_hidden_state=states))
     with _replaced(model, _decoder_name(model), decoder), _replaced(model, head, _Returns(logits)):
         try:
-            linear = torch.equal(_called(model, states)[1].float(), logits)
+            made = _called(model, states)
+            linear = torch.equal(made.logits.float(), logits)
         except Exception:  # it needs the head's weight
             return Traits(linear=False, nll=False)
         try:
-            loss = _called(model, states, labels=labels)[0]
+            loss = _called(model, states, labels=labels).loss
         except Exception:  # it needs more of its decoder than hidden states, such as router logits
             return Traits(linear, nll=False)
-    return Traits(linear, bool(torch.isclose(loss.float(), nll, rtol=1e-4)))
+        try:
+            counted = _called(model, states, labels=labels, num_items_in_batch=torch.tensor(7)).loss
+        except Exception:  # it takes no such number, so none is ever given
+            counted = None
+    known = {field.name for field in fields(CausalLMOutputWithPast)}
+    return Traits(
+        linear,
+        bool(torch.isclose(loss.float(), nll, rtol=1e-4)),
+        counts=counted is None or not torch.equal(counted, loss),
+        fields=tuple(field.name for field in fields(made) if field.name not in known),
+    )
 
 
-def _called(model: Any, states: Tensor, **labels: Tensor) -> tuple[Any, Tensor]:
-    """(loss or None, logits) of transformers' own ``forward`` whose decoder returns ``states`` (1, T, H)."""
+def _called(model: Any, states: Tensor, **given: Tensor) -> Any:
+    """The output of transformers' own ``forward`` whose decoder returns ``states`` (1, T, H)."""
     ids = torch.zeros(states.shape[:2], dtype=torch.long, device=states.device)
-    output = stock_forward(model)(model, input_ids=ids, use_cache=False, return_dict=True, **labels)
-    return output.get("loss"), output.logits
+    return stock_forward(model)(model, input_ids=ids, use_cache=False, return_dict=True, **given)
 
 
 class _Returns(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from types import FrameType
 from typing import Any, Callable
@@ -72,13 +73,18 @@ class SelfAugOutput(CausalLMOutputWithPast):
         return values
 
 
-def output(loss: Tensor, logits: Callable[[], Tensor], decoded: Any) -> SelfAugOutput:
+def output(loss: Tensor, logits: Callable[[], Tensor], decoded: Any, more: Sequence[str] = ()) -> SelfAugOutput:
     """The output of stock ``forward``: its fields, under the names of this transformers release.
 
     Args:
         loss: () with its gradient.
         logits: computes the logits (B, T, V).
         decoded: the decoder's output; its fields (cache, hidden states, attentions) are copied.
+        more: the names of the fields that the family's own output has beside those.
     """
     copied = {field.name: decoded.get(field.name) for field in fields(CausalLMOutputWithPast)}
-    return SelfAugOutput(**{**copied, "loss": loss, "logits": LazyLogits(logits)})
+    made = SelfAugOutput(**{**copied, "loss": loss, "logits": LazyLogits(logits)})
+    for name in more:
+        if decoded.get(name) is not None:
+            made[name] = decoded[name]
+    return made

@@ -49,6 +49,8 @@ def run(model: Any, forward: Callable[..., Any], stock: bool, args: tuple[Any, .
         reason, do = obstacle
         bypass.of(model).could_not_act(reason, forward, settings.strict, do)
         return forward(model, *args, **kwargs)
+    if stock and not family.traits(model).counts:  # then the term is a mean, too
+        call.pop("num_items_in_batch", None)
     if stock and model.training and call.get("labels") is not None and calls.is_plain(model, call):
         return _fused(model, call, settings, reference)
     return _around(model, forward, call, labels, settings, reference, args, kwargs)
@@ -77,7 +79,7 @@ def _fused(model: Any, call: dict[str, Any], settings: config.Settings, referenc
         # until transformers 4.45 forward upcasts
         return computed if hasattr(model, "loss_function") else computed.float()
 
-    return output(total, logits, decoded)
+    return output(total, logits, decoded, family.traits(model).fields)
 
 
 @eager_around

@@ -33,13 +33,15 @@ FAMILIES = {
     "granitemoe", "bitnet", "phi", "gpt_neox", "bloom", "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "lfm2",
     "qwen3_next", "nemotron_h", "ernie4_5_moe", "exaone_moe", "solar_open", "minimax", "minimax_m2", "cwm",
     "granitemoeshared", "hunyuan_v1_moe", "flex_olmo", "jais2", "cohere2_moe", "afmoe", "vaultgemma",
-    "nanochat", "mellum", "hyperclovax", "gemma4_unified",
+    "nanochat", "mellum", "hyperclovax", "gemma4_unified", "qwen2_vl", "qwen2_5_vl", "qwen3_vl",
+    "qwen3_vl_moe", "mistral3", "llava", "internvl",
 }  # fmt: skip
 # before torch 2.1 a layer cannot tell whether it is in a compiled graph, so no layer checks
 _COMPILER = getattr(torch, "compiler", None)
 _CAN_CHECK = hasattr(_COMPILER, "is_compiling")
 _STATUS = "python -m selfaug_patcher status"
 _MARK = b"added by selfaug_patcher; undo:"
+_BASES = {"transformers": "SelfAligned", "peft": "ReferenceSwitch"}  # of a patched class, by package
 _VARKEYWORDS = 0x08  # in co_flags of a code object: the function takes **kwargs
 
 _QUIET: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # layers that need not check
@@ -179,12 +181,16 @@ def why(cls: type) -> tuple[str, str]:
     if package not in ("transformers", "peft"):
         return f"it is a model of its own, in {stock.__module__}", "Train a model whose class is transformers' own"
     family = stock.__module__.split(".")[2]
-    if package == "transformers" and not stock.__name__.endswith("ForCausalLM"):
+    on_disk = _on_disk(stock.__module__)
+    if f"class {stock.__name__}(" in on_disk and f"class {stock.__name__}({_BASES[package]}, " not in on_disk:
         do = f"Train the ForCausalLM class of a family (`{_STATUS}` lists the families)"
         return f"SelfAug has no patch for {stock.__name__}", do
-    if _on_disk(stock.__module__):
+    if on_disk:
         reason = f"this process had imported {package} before SelfAug was installed"
         return reason, "Restart the process (in a notebook, the kernel)"
+    if package == "transformers" and not stock.__name__.endswith(("ForCausalLM", "ForConditionalGeneration")):
+        do = f"Train the ForCausalLM class of a family (`{_STATUS}` lists the families)"
+        return f"SelfAug has no patch for {stock.__name__}", do
     if package == "transformers" and family not in FAMILIES:
         do = f"Train a model of another family (`{_STATUS}` lists them)"
         return f"SelfAug has no patch for {stock.__module__}", do
@@ -201,10 +207,11 @@ def why(cls: type) -> tuple[str, str]:
     return f"SelfAug was never installed for {whose}", install
 
 
-def _on_disk(module: str) -> bool:
-    """Whether the file of a loaded module is patched on disk."""
+def _on_disk(module: str) -> str:
+    """The text of a loaded module's file if the file is patched on disk; else empty."""
     path = getattr(sys.modules.get(module), "__file__", None)
     try:
-        return path is not None and _MARK in Path(path).read_bytes()
+        content = Path(path).read_bytes() if path is not None else b""
     except OSError:
-        return False
+        return ""
+    return content.decode("utf-8", "replace") if _MARK in content else ""

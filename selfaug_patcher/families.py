@@ -51,7 +51,9 @@ class Target:
 def model(family: str, class_name: str, since: str, images: str = "") -> Target:
     """The modelling file of a family that keeps to transformers' naming. ``images``: its class for images and text."""
     module = f"transformers.models.{family}.modeling_{family}"
-    return Target(f"transformers:{family}", module, (class_name, images)[: 1 + bool(images)], f"configuration_{family}", since)
+    return Target(
+        f"transformers:{family}", module, (class_name, images)[: 1 + bool(images)], f"configuration_{family}", since
+    )
 
 
 # One line for each family. `install` without a name takes the first.
@@ -122,6 +124,13 @@ MODELS = (
     model("mellum", "MellumForCausalLM", "5.10.1"),
     model("hyperclovax", "HyperCLOVAXForCausalLM", "5.9.0"),
     model("gemma4_unified", "Gemma4UnifiedForCausalLM", "5.10.0", images="Gemma4UnifiedForConditionalGeneration"),
+    model("qwen2_vl", "Qwen2VLForConditionalGeneration", "4.45.0"),
+    model("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration", "4.49.0"),
+    model("qwen3_vl", "Qwen3VLForConditionalGeneration", "4.57.0"),
+    model("qwen3_vl_moe", "Qwen3VLMoeForConditionalGeneration", "4.57.0"),
+    model("mistral3", "Mistral3ForConditionalGeneration", "4.50.0"),
+    model("llava", "LlavaForConditionalGeneration", "4.37.0"),
+    model("internvl", "InternVLForConditionalGeneration", "4.52.0"),
 )
 
 LAYER = Target("peft:lora", "peft.tuners.lora.layer", ("LoraLayer",), "", "0.6.0")

@@ -113,7 +113,9 @@ def place(seam: Seam, target: Target, stock: bytes) -> bytes:
 def class_names(target: Target, stock: bytes) -> tuple[str, ...]:
     """The classes of a target that get the seam in this file: the first, and each further one with a head of its own."""
     first, *others = target.class_names
-    classes = {node.name: node for node in _tree(target, stock).body if isinstance(node, ast.ClassDef)} if others else {}
+    classes = (
+        {node.name: node for node in _tree(target, stock).body if isinstance(node, ast.ClassDef)} if others else {}
+    )
     return (first, *(name for name in others if name in classes and _has_head(classes[name])))
 
 

@@ -194,7 +194,7 @@ def table() -> str:
         trl = [
             _worst([result["trl"] for result in held.values() if "trl" in result], key) for key in ("kl", "gradient")
         ]
-        cells = [f"`{target.family}`", target.class_name, target.since, ", ".join(held), *worst, *trl]
+        cells = [f"`{target.family}`", ", ".join(target.class_names), target.since, ", ".join(held), *worst, *trl]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -40,11 +40,17 @@ def test_a_folder_tells_its_family(here, model, config, family):
     assert (target.family, note) == (family, "")
 
 
-def test_a_model_of_images_and_text_is_of_the_family_that_auto_model_for_causal_lm_loads(here, model):
-    name = model(architectures=["Qwen3_5ForConditionalGeneration"], model_type="qwen3_5")
+def test_a_class_for_images_without_a_patch_is_of_the_family_that_auto_model_for_causal_lm_loads(here, model):
+    name = model(architectures=["Qwen3_5ForNothingKnown"], model_type="qwen3_5")
     target, note = checkpoint.family_of(here, name)
     assert target.family == "qwen3_5"
     assert "SelfAug acts in Qwen3_5ForCausalLM, which AutoModelForCausalLM loads" in note
+
+
+def test_both_classes_of_a_file_are_of_its_family(here, model):
+    for name in ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"):
+        target, note = checkpoint.family_of(here, model(architectures=[name], model_type="gemma3"))
+        assert (target.family, note) == ("gemma3", "")
 
 
 def test_a_config_without_a_class_is_of_the_family_of_its_type(here, model):
@@ -53,8 +59,8 @@ def test_a_config_without_a_class_is_of_the_family_of_its_type(here, model):
 
 def test_a_model_of_images_and_text_that_is_loaded_whole_is_refused(here, model):
     with pytest.raises(PatcherError) as refusal:
-        checkpoint.family_of(here, model(architectures=["Gemma3ForConditionalGeneration"], model_type="gemma3"))
-    assert refusal.value.problems[0].found == "Gemma3ForConditionalGeneration"
+        checkpoint.family_of(here, model(architectures=["MllamaForConditionalGeneration"], model_type="mllama"))
+    assert refusal.value.problems[0].found == "MllamaForConditionalGeneration"
 
 
 def test_a_model_that_brings_code_of_its_own_is_noted(here, model):

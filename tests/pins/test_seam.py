@@ -248,3 +248,33 @@ def test_what_is_no_seam_is_refused(text):
     with pytest.raises(PatcherError) as caught:
         seam.parse(text, "x.seam")
     assert [problem.id for problem in caught.value.problems] == ["bad-patch"]
+
+
+TWO = families.model("demo", "DemoForCausalLM", "1.0", images="DemoForConditionalGeneration")
+IMAGES = b"""
+
+class DemoForConditionalGeneration(DemoPreTrainedModel, GenerationMixin):
+    def __init__(self, config):
+        self.lm_head = Linear(config)
+"""
+
+
+def test_a_class_for_images_with_a_head_of_its_own_gets_the_seam_too():
+    patched = placed(STOCK + IMAGES, TWO)
+    assert patched.count(b"(SelfAligned, DemoPreTrainedModel, GenerationMixin):") == 2
+    assert patched.count(LINES["before"]) == patched.count(LINES["after"]) == 2
+    assert patched.count(LINES["imports"]) == 1
+    assert seam.class_names(TWO, STOCK + IMAGES) == TWO.class_names
+
+
+def test_a_class_for_images_that_holds_a_whole_causal_language_model_stays_stock():
+    inside = IMAGES.replace(b"self.lm_head = Linear(config)", b"self.language_model = DemoForCausalLM(config)")
+    assert placed(STOCK + inside, TWO) == PATCHED + inside
+    assert seam.class_names(TWO, STOCK + inside) == ("DemoForCausalLM",)
+
+
+def test_a_file_in_which_one_of_two_seams_was_taken_out_is_not_restored():
+    patched = placed(STOCK + IMAGES, TWO)
+    broken = patched.replace(b"ForConditionalGeneration(SelfAligned, ", b"ForConditionalGeneration(")
+    with pytest.raises(PatcherError):
+        TABLE.stock(TWO, broken)
