@@ -160,6 +160,15 @@ def sources(model_config: Any = None, environ: Mapping[str, str] | None = None) 
     return {key: source for key, (value, source) in given.items() if value != getattr(default, key)}
 
 
+def shown(key: str, value: Any) -> str:
+    """The value of a setting as a variable has it."""
+    if value is None:
+        return "auto" if key == "chunk_size" else "not set"
+    if isinstance(value, bool):
+        return str(int(value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def _given(model_config: Any, environ: Mapping[str, str] | None) -> dict[str, tuple[Any, str]]:
     """(value, source) of each setting that somebody gave."""
     environ = os.environ if environ is None else environ

@@ -158,11 +158,10 @@ def _without_numbers(model: Any) -> Iterator[None]:
     """
     decoder = family.decoder_of(model)
     forward: Callable[..., Any] = decoder.forward
-    autocast: Callable[..., Any] = torch.autocast
+    autocast: Any = torch.autocast
 
     def on_meta(*args: Any, **kwargs: Any) -> Any:
-        move = lambda value: value.to("meta") if isinstance(value, Tensor) else value  # noqa: E731
-        return forward(*map(move, args), **{name: move(value) for name, value in kwargs.items()})
+        return forward(*map(_to_meta, args), **{name: _to_meta(value) for name, value in kwargs.items()})
 
     def any_device(device_type: str, *args: Any, **kwargs: Any) -> Any:  # until 5.0, rotary embeddings name the device
         return contextlib.nullcontext() if device_type == "meta" else autocast(device_type, *args, **kwargs)
@@ -176,7 +175,11 @@ def _without_numbers(model: Any) -> Iterator[None]:
     finally:
         del decoder.forward
         setattr(torch.nn.functional, "scaled_dot_product_attention", _sdpa)  # noqa: B010  # of another signature
-        torch.autocast = autocast  # type: ignore[misc]
+        setattr(torch, "autocast", autocast)  # noqa: B010  # mypy: a class is assigned to
+
+
+def _to_meta(value: Any) -> Any:
+    return value.to("meta") if isinstance(value, Tensor) else value
 
 
 def flash_attention(

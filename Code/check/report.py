@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
-from ..config import ENVIRONMENT
+from ..config import ENVIRONMENT, shown
 from .answer import Answer
 
 WIDTH = 110
@@ -68,15 +68,6 @@ def _settings(answer: Answer) -> list[tuple[str, str]]:
             given.append(f"{source}={value}{'' if source.startswith('model.') else ', from the environment'}")
     said = [("settings", "; ".join(given))] if given else []
     return [*said, ("by default", ", ".join(default))]
-
-
-def shown(key: str, value: Any) -> str:
-    """A value as it is set by a variable."""
-    if isinstance(value, bool):
-        return str(int(value))
-    if value is None:
-        return "auto" if key == "chunk_size" else "not set"
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _costs(answer: Answer) -> list[str]:
