@@ -32,10 +32,11 @@ PLAIN = {"input_ids", "attention_mask", "position_ids", *CACHES, "inputs_embeds"
          "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}  # fmt: skip
 # Those with which stock's own forward makes the loss: one that may add to the loss, and what models of images and text
 # take beside text, which decoders get as it is.
-STOCK_LOSS = {"output_router_logits", "token_type_ids", "mm_token_type_ids", "pixel_values", "pixel_values_videos", "mm_encoder_outputs",
-              "input_features", "input_features_mask", "image_position_ids", "video_position_ids",
-              "num_frames_per_video", "image_sizes", "image_grid_thw", "video_grid_thw", "second_per_grid_ts", "rope_deltas",
-              "vision_feature_layer", "vision_feature_select_strategy"}  # fmt: skip
+STOCK_LOSS = {"output_router_logits", "token_type_ids", "mm_token_type_ids", "mm_encoder_outputs", "pixel_values",
+              "pixel_values_videos", "input_features", "input_features_mask", "image_position_ids",
+              "video_position_ids", "num_frames_per_video", "image_sizes", "image_grid_thw", "video_grid_thw",
+              "second_per_grid_ts", "rope_deltas", "vision_feature_layer",
+              "vision_feature_select_strategy"}  # fmt: skip
 
 
 @eager

@@ -151,13 +151,33 @@ def read(model_config: Any = None, environ: Mapping[str, str] | None = None) -> 
     Raises:
         SettingError: an unknown key, a value that is not accepted, or a SELFAUG_* variable that looks misspelt.
     """
+    return Settings(**{key: value for key, (value, _) in _given(model_config, environ).items()})
+
+
+def sources(model_config: Any = None, environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Where each setting that is not at its default comes from: a variable, or ``model.config.selfaug["alpha"]``."""
+    given, default = _given(model_config, environ), Settings()
+    return {key: source for key, (value, source) in given.items() if value != getattr(default, key)}
+
+
+def shown(key: str, value: Any) -> str:
+    """The value of a setting as a variable has it."""
+    if value is None:
+        return "auto" if key == "chunk_size" else "not set"
+    if isinstance(value, bool):
+        return str(int(value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _given(model_config: Any, environ: Mapping[str, str] | None) -> dict[str, tuple[Any, str]]:
+    """(value, source) of each setting that somebody gave."""
     environ = os.environ if environ is None else environ
-    given: dict[str, Any] = {}
+    given: dict[str, tuple[Any, str]] = {}
     for name in environ:
         if not name.startswith("SELFAUG"):
             continue
         if name in ENVIRONMENT:
-            given[ENVIRONMENT[name]] = _parse(ENVIRONMENT[name], environ[name], name)
+            given[ENVIRONMENT[name]] = _parse(ENVIRONMENT[name], environ[name], name), name
         elif close := difflib.get_close_matches(name, ENVIRONMENT, n=1, cutoff=0.85):
             raise SettingError(f"{name} is not a setting of SelfAug. Did you mean {close[0]}?")
 
@@ -168,12 +188,13 @@ def read(model_config: Any = None, environ: Mapping[str, str] | None = None) -> 
     for key, value in (chosen or {}).items():
         if key not in _PARSERS:
             raise SettingError(f"model.config.selfaug has an unknown key {key!r}. Accepted: {', '.join(_PARSERS)}.")
-        given[key] = _parse(key, value, f'model.config.selfaug["{key}"]')
+        source = f'model.config.selfaug["{key}"]'
+        given[key] = _parse(key, value, source), source
         if type(value) not in _JSON:
-            plain[key] = given[key]
+            plain[key] = given[key][0]
     if chosen and plain:
         chosen.update(plain)
-    return Settings(**given)
+    return given
 
 
 _JSON = (str, bool, int, float, type(None))

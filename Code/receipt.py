@@ -21,6 +21,11 @@ def entry(target: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def trust(target: str) -> str:
+    """``pinned``, or ``proved here``, as `status` says it."""
+    return "proved here" if is_proved_here(target) else "pinned"
+
+
 def is_proved_here(target: str) -> bool:
     """Whether nobody has pinned this release of the target, and the trial on this machine proved it."""
     told = _object(os.environ.get(_TOLD, ""), "trust")

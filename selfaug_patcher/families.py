@@ -12,8 +12,8 @@ class Target:
     Args:
         name: the package and the family, as pins, receipts and messages write it: ``transformers:qwen2``.
         module: the name under which Python imports the file.
-        class_names: the classes. The first is in every release; another one, for images and text, gets the base class where it
-            has a head of its own: until transformers 4.51 such a class held a whole causal language model.
+        class_names: the classes. The first is in every release; another one, for images and text, gets the base class
+            where it has a head of its own: until transformers 4.51 such a class held a whole causal language model.
         configuration: the module of the relative import (``from .CONFIGURATION import ...``) that SelfAug's import
             follows; empty where the seam has no such import.
         since: the first release of the package that has the file.
@@ -51,9 +51,8 @@ class Target:
 def model(family: str, class_name: str, since: str, images: str = "") -> Target:
     """The modelling file of a family that keeps to transformers' naming. ``images``: its class for images and text."""
     module = f"transformers.models.{family}.modeling_{family}"
-    return Target(
-        f"transformers:{family}", module, (class_name, images)[: 1 + bool(images)], f"configuration_{family}", since
-    )
+    names = (class_name, images) if images else (class_name,)
+    return Target(f"transformers:{family}", module, names, f"configuration_{family}", since)
 
 
 # One line for each family. `install` without a name takes the first.

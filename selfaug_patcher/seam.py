@@ -1,8 +1,8 @@
 """The lines that SelfAug puts into a file, and where: read from ``patches/``, placed by the syntax tree.
 
 The rule is the same for both seams. A class of that name, the only one at the top level of the module, gets one more
-base class, first in line, between two lines of SelfAug's. A seam with an import has it on the line below the module's import
-of its configuration. All other bytes of the file stay, and `remove` gives the stock file back.
+base class, first in line, between two lines of SelfAug's. A seam with an import has it on the line below the module's
+import of its configuration. All other bytes of the file stay, and `remove` gives the stock file back.
 
 Of the syntax tree only line numbers are used, so that every version of Python places a seam in the same way.
 """
@@ -111,7 +111,7 @@ def place(seam: Seam, target: Target, stock: bytes) -> bytes:
 
 @functools.lru_cache(maxsize=256)
 def class_names(target: Target, stock: bytes) -> tuple[str, ...]:
-    """The classes of a target that get the seam in this file: the first, and each further one with a head of its own."""
+    """The classes of a target that get the seam in this file: the first, and others with a head of their own."""
     first, *others = target.class_names
     classes = (
         {node.name: node for node in _tree(target, stock).body if isinstance(node, ast.ClassDef)} if others else {}

@@ -85,16 +85,15 @@ def measure(target: families.Target) -> dict[str, Any]:
     stock = path_of(target).read_bytes()
     names = [f"{target.module}:{name}" for name in seam.class_names(target, stock)]
     results = [measure_class(name) for name in names]
-    return {
+    whole: dict[str, Any] = {
         "checks": sum(result["checks"] for result in results),
         "failed": {check: found for result in results for check, found in result["failed"].items()},
-        **{key: max(result[key] for result in results) for key in ("loss", "kl", "gradient") if key in results[0]},
-        **{
-            "trl": {key: max(result["trl"][key] for result in results) for key in ("kl", "gradient")}
-            for _ in results[:1]
-            if all("trl" in result for result in results)
-        },
     }
+    errors = ("loss", "kl", "gradient")
+    whole.update({key: max(r[key] for r in results) for key in errors if all(key in r for r in results)})
+    if all("trl" in result for result in results):
+        whole["trl"] = {key: max(result["trl"][key] for result in results) for key in ("kl", "gradient")}
+    return whole
 
 
 def measure_class(name: str) -> dict[str, Any]:

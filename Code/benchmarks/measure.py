@@ -10,16 +10,15 @@ import os
 import statistics
 import tempfile
 import time
-import weakref
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
 from selfaug import loss
+from selfaug.check.cost import Operators, flash_attention
 from selfaug.reference import decoder
 from selfaug.trainers import metrics
 
@@ -137,28 +136,19 @@ def flops(T: int, names: list[str], shape: str, layers: int | None, checkpointin
     loss._BLOCK = 2**40  # elementwise work has no products, so it may take whole chunks
     counted = {}
     for name in names:
-        with FlopCounterMode(display=False, custom_mapping=_ATTENTION_FLOPS) as counter:
+        with Operators() as seen:
             step(name, model, data)
-        counted[name] = float(counter.get_total_flops())
+        counted[name] = float(seen.flops)
     return counted
-
-
-# torch counts the attention of GPUs but not of CPUs. These functions get shapes, first those of q, k and v.
-_ATTENTION_FLOPS = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **options: sdpa_flop_count(q, k, v),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda gradient, q, k, v, *_, **options: (
-        sdpa_backward_flop_count(gradient, q, k, v)
-    ),
-}
 
 
 def meta_peak(name: str, T: int, shape: str, layers: int | None, checkpointing: bool, dtype: torch.dtype) -> int:
     """The peak of the bytes in tensors, above the weights, on the meta device."""
     model, data = _without_content(T, shape, layers, checkpointing, dtype)
     gc.collect()
-    with _Alive() as alive:
+    with Operators() as seen:
         step(name, model, data)
-    return int(alive.peak)
+    return int(seen.all.peak)
 
 
 def _without_content(T: int, shape: str, *options: Any) -> tuple[Any, dict[str, Tensor]]:
@@ -168,54 +158,13 @@ def _without_content(T: int, shape: str, *options: Any) -> tuple[Any, dict[str, 
     loss._BLOCK, loss.auto_chunk_size = loss._CPU_BLOCK, lambda V, _: _chunk_size(V, torch.device("cpu"))  # as a CPU
     # the model's own reads numbers, and finds that no mask is needed
     setattr(modeling_qwen2, "create_causal_mask", lambda *args, **kwargs: None)  # noqa: B010  # not exported, says mypy
-    setattr(torch.nn.functional, "scaled_dot_product_attention", _attention)  # noqa: B010  # of another signature
+    setattr(torch.nn.functional, "scaled_dot_product_attention", flash_attention)  # noqa: B010  # of another signature
     data = sliced.batch(T, sliced.SHAPES[shape]["vocab_size"])
     with torch.device("meta"):
         model = sliced.model(shape, *options)
     # without a mask, SelfAug looks for padding among the tokens, which have no numbers here
     mask = torch.ones_like(data["labels"])
     return model, {**data, "input_ids": data["input_ids"].to("meta"), "attention_mask": mask}
-
-
-def _attention(q: Tensor, k: Tensor, v: Tensor, *_: Any, is_causal: bool = False, **options: Any) -> Tensor:
-    """Attention by the kernel of a CPU. The meta device would choose one that keeps (T, T) matrices."""
-    groups = q.shape[1] // k.shape[1]
-    k, v = (x.repeat_interleave(groups, 1) if groups > 1 else x for x in (k, v))
-    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    attended: Tensor = attention(q, k, v, 0.0, q.shape[2] > 1, scale=options.get("scale"))[0]
-    return attended
-
-
-class _Alive(TorchDispatchMode):
-    """Counts the bytes of the storages that operators create and that are alive, and their peak."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        self.now = self.peak = 0
-        self.seen: dict[int, weakref.ref[Any]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        before = {t.untyped_storage()._cdata for t in _tensors((args, kwargs))}
-        out = func(*args, **(kwargs or {}))
-        for tensor in _tensors(out):
-            storage = tensor.untyped_storage()
-            if storage._cdata not in before and storage._cdata not in self.seen:
-                self._add(storage)
-        return out
-
-    def _add(self, storage: Any) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        self.seen[key] = weakref.ref(storage, lambda _: self._drop(key, size))
-        self.now += size
-        self.peak = max(self.peak, self.now)
-
-    def _drop(self, key: int, size: int) -> None:
-        self.seen.pop(key, None)
-        self.now -= size
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in torch.utils._pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def real_peak(name: str, T: int, shape: str, layers: int, checkpointing: bool) -> dict[str, int]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from selfaug import family, loss
+from selfaug.check import cost
 from selfaug.labels import shifted
 from selfaug.reference import decoder, switch
 
@@ -98,13 +99,7 @@ def off(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
 
 def stock_fused(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
     """No SelfAug: the stock loss in chunks of supervised positions, as TRL's and Liger's fused heads compute it."""
-    inner = peft_model.base_model.model
-    hidden = inner.model(data["input_ids"])[0].flatten(0, 1)
-    index, next_labels = (tensor.to(hidden.device) for tensor in supervised(data))
-    chosen, none = hidden[index], hidden.new_empty(0)
-    size = loss.auto_chunk_size(inner.config.vocab_size, hidden.device)
-    terms = loss.chunked_loss(chosen, chosen.detach()[:0], next_labels, none, inner.lm_head, inner.lm_head, size)
-    mean: Tensor = terms.total / len(index)
+    mean: Tensor = cost.fused(peft_model.base_model.model, data)
     return mean
 
 

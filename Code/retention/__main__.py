@@ -1,9 +1,11 @@
 """Measure what adapters have learned from a task, and how much of the base model's behaviour they have kept.
 
     python -m selfaug.retention --base MODEL --adapter lora=DIR --adapter selfaug=DIR --task task.jsonl --out DIR
+    python -m selfaug.retention --history RUN
 
 Writes items/NAME.json (every single answer), retention.json, retention.md and plots into --out. A second run measures
-only what is new. docs/retention.md says what each figure means.
+only what is new. With --history, only draws what the Trainer logged in the folder of a run. docs/retention.md says
+what each figure means.
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..toolkit.errors import Refusal, message, print_anything
-from . import harness_results, plots, prompts, report, summary, training_log
+from ..toolkit.errors import Refusal, message, optional, print_anything
+from . import harness_results, history, plots, prompts, report, summary, training_log
 from .items import Items
 
 NAME = re.compile(r"[\w.+-]+")
@@ -27,10 +29,13 @@ NAME = re.compile(r"[\w.+-]+")
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Returns 0: done, 1: refused, 2: wrong usage, 130: interrupted."""
     print_anything()
-    args = parser().parse_args(argv)
+    args = _checked(parser(), argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        run(args)
+        if args.history:
+            show(args.history)
+        else:
+            run(args)
     except (Refusal, OSError) as error:
         print(message(error), file=sys.stderr)
         return 1
@@ -44,12 +49,15 @@ def parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(
         prog=f"python -m {__package__}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    whole.add_argument("--base", required=True, metavar="MODEL", help="name on the hub, or a folder")
+    whole.add_argument("--base", metavar="MODEL", help="name on the hub, or a folder")
     whole.add_argument(
-        "--adapter", required=True, action="append", metavar="[NAME=]DIR", help="once per adapter; the others are "
+        "--adapter", action="append", metavar="[NAME=]DIR", help="once per adapter; the others are "
         "compared with the first",
     )  # fmt: skip
-    whole.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the figures")
+    whole.add_argument("--out", type=Path, metavar="DIR", help="folder for the figures")
+    whole.add_argument(
+        "--history", type=Path, metavar="RUN", help="draw the log of a run into RUN/history.png, and stop"
+    )
 
     kept = whole.add_argument_group("kept")
     kept.add_argument("--general", type=Path, metavar="FILE", help="general instructions (default: those of SelfAug)")
@@ -77,6 +85,26 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument("--device", help="default: the accelerator if there is one, else the CPU")
     model.add_argument("--template", help="chat template instead of the tokenizer's: plain, or a file with Jinja")
     return whole
+
+
+def _checked(whole: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    args = whole.parse_args(argv)
+    missing = [name for name in ("base", "adapter", "out") if getattr(args, name) is None]
+    if args.history is None and missing:
+        whole.error(f"the following arguments are required: {', '.join(f'--{name}' for name in missing)}")
+    if args.history is not None and len(missing) < 3:
+        whole.error("--history draws one run and takes no --base, --adapter or --out")
+    return args
+
+
+def show(run: Path) -> None:
+    """Draw the log of one run, and print its summary.
+
+    Raises:
+        Refusal: there is no such log, or matplotlib is not installed.
+    """
+    optional("matplotlib.figure", "--history")
+    print("\n".join(history.picture(run)))
 
 
 def run(args: argparse.Namespace) -> None:

@@ -10,11 +10,11 @@ import weakref
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
+from transformers import __version__ as VERSION
 from transformers.utils import logging
 
-from .. import config, family, receipt
+from .. import __version__, config, family, receipt
 from ..reference import Reference, guards
 from . import attach, runs
 
@@ -56,7 +56,8 @@ def first_step(model: Any, settings: config.Settings, reference: Reference, kl_s
         return
     logger.warning(
         f"SelfAug is on: loss = NLL + {settings.alpha:g} * KL at {settings.positions} positions, "
-        f"{reference} (SELFAUG=0 switches it off).{_not_pinned(model)}"
+        f"{reference} (SELFAUG=0 switches it off)."
+        f"{_releases(model)}{_not_default(model, settings)}"
     )
     if settings.reference is not None or resumed_at or kl_sum.is_meta or float(kl_sum) <= 1e-5 * aligned:
         return
@@ -85,12 +86,18 @@ def unknown_padding(model: nn.Module, tail: int) -> None:
         )
 
 
-def _not_pinned(model: Any) -> str:
-    """A sentence on the packages whose release nobody has pinned; nothing if all are pinned."""
-    targets = {f"transformers:{family.name_of(model)}": transformers.__version__}
+def _releases(model: Any) -> str:
+    """A sentence on the releases of SelfAug and of the patched packages, each with the trust in its file."""
+    targets = [(f"transformers:{family.name_of(model)}", f"{family.name_of(model)} of transformers {VERSION}")]
     if "peft" in sys.modules:
-        targets["peft:lora"] = str(getattr(sys.modules["peft"], "__version__", ""))
-    releases = [f"{name.split(':')[0]} {now}" for name, now in targets.items() if receipt.is_proved_here(name)]
-    if not releases:
-        return ""
-    return f" {' and '.join(releases)}: not pinned, proved on this machine with torch {torch.__version__}."
+        targets.append(("peft:lora", f"peft {getattr(sys.modules['peft'], '__version__', '')}"))
+    said = [f"{name} ({receipt.trust(target)})" for target, name in targets]
+    proved = f", with torch {torch.__version__}" if any(receipt.is_proved_here(target) for target, _ in targets) else ""
+    return f" SelfAug {__version__}, {', '.join(said)}{proved}."
+
+
+def _not_default(model: Any, settings: config.Settings) -> str:
+    """A sentence on the settings that are not at their defaults; nothing if all are."""
+    sources = config.sources(model.config)
+    given = [f"{source}={config.shown(key, getattr(settings, key))}" for key, source in sources.items()]
+    return f" Not by default: {', '.join(given)}." if given else ""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .. import family
-from ..calls import STOCK_LOSS, CACHES, PLAIN
+from ..calls import CACHES, PLAIN, STOCK_LOSS
 from .checks import Check
 
 

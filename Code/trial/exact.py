@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import family
-from ..calls import STOCK_LOSS, CACHES
+from ..calls import CACHES
 from ..outputs import SelfAugOutput
 from ..trainers import metrics
 from . import tiny

@@ -72,11 +72,11 @@ def test_a_model_that_brings_code_of_its_own_is_noted(here, model):
 
 
 def test_a_family_without_a_line_is_refused_by_its_class(here, model):
-    name = model(architectures=["Qwen2_5_VLForConditionalGeneration"], model_type="qwen2_5_vl")
+    name = model(architectures=["Qwen4ExpForConditionalGeneration"], model_type="none_such")
     with pytest.raises(PatcherError) as refusal:
         checkpoint.family_of(here, name)
     problem = refusal.value.problems[0]
-    assert (problem.exit_code, problem.found) == (UNSUPPORTED, "Qwen2_5_VLForConditionalGeneration")
+    assert (problem.exit_code, problem.found) == (UNSUPPORTED, "Qwen4ExpForConditionalGeneration")
 
 
 @pytest.mark.parametrize("content", [None, "{", "[1]"])

@@ -10,11 +10,10 @@ import torch
 import transformers
 from tiny import base, batch, with_lora
 
-from selfaug import receipt
+from selfaug import __version__, receipt
 from selfaug.trainers import announce
 
 VERSION, LAYER = transformers.__version__, peft.__version__
-WITH = f"not pinned, proved on this machine with torch {torch.__version__}."
 
 
 @pytest.fixture
@@ -35,6 +34,11 @@ def record(tmp_path, monkeypatch):
 PROVED = {"version": "1", "proved": {"torch": "2"}}
 
 
+def releases(model, layer):
+    proved = f", with torch {torch.__version__}" if "proved here" in (model, layer) else ""
+    return f" SelfAug {__version__}, qwen2 of transformers {VERSION} ({model}), peft {LAYER} ({layer}){proved}."
+
+
 def first_line(monkeypatch):
     said = []
     monkeypatch.setattr(announce.logger, "warning", said.append)
@@ -44,26 +48,23 @@ def first_line(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("targets", "end"),
+    ("targets", "model", "layer"),
     [
-        ({"transformers_qwen2": {"version": "1"}, "peft_lora": {"version": "1"}}, "(SELFAUG=0 switches it off)."),
-        ({"transformers_qwen2": PROVED, "peft_lora": {"version": "1"}}, f" transformers {VERSION}: {WITH}"),
-        ({"transformers_llama": PROVED, "peft_lora": PROVED}, f" peft {LAYER}: {WITH}"),
-        (
-            {"transformers_qwen2": PROVED, "peft_lora": PROVED},
-            f" transformers {VERSION} and peft {LAYER}: {WITH}",
-        ),
+        ({"transformers_qwen2": {"version": "1"}, "peft_lora": {"version": "1"}}, "pinned", "pinned"),
+        ({"transformers_qwen2": PROVED, "peft_lora": {"version": "1"}}, "proved here", "pinned"),
+        ({"transformers_llama": PROVED, "peft_lora": PROVED}, "pinned", "proved here"),
+        ({"transformers_qwen2": PROVED, "peft_lora": PROVED}, "proved here", "proved here"),
     ],
 )
-def test_the_first_line_names_what_was_proved_here_and_is_not_pinned(record, monkeypatch, targets, end):
+def test_the_first_line_names_releases_family_and_trust(record, monkeypatch, targets, model, layer):
     record(**targets)
-    assert first_line(monkeypatch).endswith(end)
+    assert first_line(monkeypatch).endswith(releases(model, layer))
 
 
 def test_the_first_line_of_run_says_it_too(record, monkeypatch):
     trust = {"transformers:qwen2": "proved here", "peft:lora": "pinned"}
     monkeypatch.setenv("_SELFAUG_RUN", json.dumps({"trust": trust}))
-    assert first_line(monkeypatch).endswith(f" transformers {VERSION}: {WITH}")
+    assert first_line(monkeypatch).endswith(releases("proved here", "pinned"))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"targets": 1}', '{"targets": {"peft:lora": 1}}'])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -42,11 +44,10 @@ def train(tmp_path, model=None, callbacks=None, **arguments):
             tmp_path,
             report_to=[],
             save_strategy="no",
-            disable_tqdm=True,
             use_cpu=True,
             seed=1,
             label_names=["labels"],
-            **arguments,
+            **{"disable_tqdm": True, **arguments},
         ),
         train_dataset=Rows(),
         eval_dataset=Rows(),
@@ -142,13 +143,71 @@ def test_the_run_says_once_that_selfaug_is_on(tmp_path, monkeypatch, caplog):
     said = []
     monkeypatch.setattr(announce.logger, "warning", said.append)
     train(tmp_path, with_lora(base(), perturbed=False))
-    assert said == [
-        "SelfAug is on: loss = NLL + 0.5 * KL at input positions, 14 LoRA layers (SELFAUG=0 switches it off)."
-    ]
+    (line,) = said
+    assert line.startswith(
+        "SelfAug is on: loss = NLL + 0.5 * KL at input positions, 14 LoRA layers (SELFAUG=0 switches it off). SelfAug "
+    )
+    assert "Not by default" not in line
     with settings(SELFAUG_ALPHA="0.25"):
         train(tmp_path, with_lora(base(), perturbed=False))
     assert [line[:30] for line in said] == ["SelfAug is on: loss = NLL + 0.", "SelfAug is on: loss = NLL + 0."]
     assert "0.25 * KL" in said[1]
+    assert said[1].endswith(" Not by default: SELFAUG_ALPHA=0.25.")
+
+
+def test_the_line_names_each_setting_that_is_not_at_its_default_with_its_source(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(announce.logger, "warning", said.append)
+    model = with_lora(base(), perturbed=False)
+    model.config.selfaug = {"positions": "all", "strict": True}
+    with settings(SELFAUG_SAMPLE="0.5", SELFAUG_ALPHA="0.5"):
+        train(tmp_path, model)
+    given = 'SELFAUG_SAMPLE=0.5, model.config.selfaug["positions"]=all, model.config.selfaug["strict"]=1'
+    assert said[0].endswith(f" Not by default: {given}.")
+
+
+def test_a_trainer_that_logs_by_epoch_logs_the_means_of_each_epoch(tmp_path):
+    """Two steps an epoch."""
+    every = [log for log in train(tmp_path, max_steps=4).state.log_history if "loss" in log]
+    epochs = train(tmp_path, max_steps=4, logging_strategy="epoch").state.log_history
+    by_epoch = [log for log in epochs if "loss" in log]
+    assert [log["epoch"] for log in by_epoch] == [1.0, 2.0]
+    for number, log in enumerate(by_epoch):
+        for name in ("loss", "selfaug/nll", "selfaug/kl"):
+            mean = (every[2 * number][name] + every[2 * number + 1][name]) / 2
+            assert log[name] == pytest.approx(mean, rel=1e-3), name
+
+
+@pytest.mark.parametrize("bar", [True, False])
+def test_the_terms_are_in_what_the_trainer_prints(tmp_path, capsys, bar):
+    train(tmp_path, disable_tqdm=not bar)
+    printed = "".join(capsys.readouterr())
+    for name in ("selfaug/nll", "selfaug/kl", "selfaug/alpha"):
+        assert printed.count(f"'{name}'") == 2
+
+
+class Writer:
+    """Stands for a SummaryWriter of TensorBoard."""
+
+    def __init__(self):
+        self.scalars = []
+
+    def add_scalar(self, name, value, step):
+        self.scalars.append((name, step))
+
+    def __getattr__(self, name):
+        return lambda *arguments, **options: None
+
+
+def test_the_terms_are_written_to_tensorboard_at_each_logged_step(tmp_path, monkeypatch):
+    from transformers.integrations import integration_utils
+
+    monkeypatch.setattr(integration_utils, "is_tensorboard_available", lambda: True)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
+    writer = Writer()
+    train(tmp_path, callbacks=[integration_utils.TensorBoardCallback(writer)])
+    for name in ("loss", "selfaug/nll", "selfaug/kl", "selfaug/alpha"):
+        assert [step for found, step in writer.scalars if found == f"train/{name}"] == [1, 2], name
 
 
 def test_evaluation_contains_the_term_where_the_user_asks_for_it(tmp_path):

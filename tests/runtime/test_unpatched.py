@@ -388,7 +388,7 @@ def test_a_family_that_install_takes_by_name_is_named_in_the_command():
 
 
 def test_a_class_that_no_family_patches_is_told_so_although_its_file_is_patched(site):
-    patched = "class Qwen2ForCausalLM(SelfAligned, Base):\n    pass\n\n\nclass Qwen2ForConditionalGeneration(Base):\n    pass\n"
+    patched = "class Qwen2ForCausalLM(SelfAligned, Base): ...\nclass Qwen2ForConditionalGeneration(Base): ...\n"
     site(QWEN2, MARK + patched, transformers.__version__)
     reason, do = unpatched.why(type("Qwen2ForConditionalGeneration", (torch.nn.Module,), {"__module__": QWEN2}))
     assert reason == "SelfAug has no patch for Qwen2ForConditionalGeneration"
