@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 VOCABULARY = 97
 # The names of any family: peft takes those that a model has.
@@ -78,7 +79,8 @@ def config(cls: Any) -> Any:
     sizes = dict(_SIZES)
     if hasattr(cls(), "kv_lora_rank"):  # latent attention has one key for each query
         sizes["num_key_value_heads"] = sizes["num_attention_heads"]
-    parts = {name: {**sizes, **({} if "text" in name else _VISION)} for name in getattr(cls, "sub_configs", {})}
+    inside = [name for name, value in vars(cls()).items() if isinstance(value, PretrainedConfig)]
+    parts = {name: {**sizes, **({} if "text" in name else _VISION)} for name in inside}
     made = cls(**sizes, **parts)
     if parts:  # how many frequencies turn with time, with height and with width, where a family tells them apart
         text = made.get_text_config()
