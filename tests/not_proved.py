@@ -25,12 +25,12 @@ COMMANDS = (
     (r"peft without KaSA|Unknown|.*\binit_lora_weights\b.*", "a newer peft", "pip install -U peft"),
     (r"(?:this )?(peft|TRL)\b.*", r"a newer \1", r"pip install -U \1"),
     (
-        r"(?:this release|transformers until|what is placed here)\b.*",
+        r"(?:this release|this transformers|transformers until|what is placed here)\b.*",
         "a newer transformers",
         "pip install -r requirements-dev.txt",
     ),
     (r"sys\.stdlib_module_names .*", "Python 3.10", "python3.10 -m pytest tests"),
-    (r"needs (fork|signals).*|no named pipes here", "POSIX", "python -m pytest tests, on Linux"),
+    (r"needs (fork|signals).*|no named pipes here|Windows has .*", "POSIX", "python -m pytest tests, on Linux"),
     (r"torch without torch\.distributed", "torch.distributed", "pip install torch==2.13.0"),
 )
 
