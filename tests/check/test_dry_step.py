@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny import settings, with_lora
 from torch.utils.flop_counter import FlopCounterMode
+from transformers.utils import logging
 
 from selfaug.check import batch, cost, shape
 from selfaug.check.__main__ import main
@@ -18,6 +19,14 @@ ROWS = [
     {"messages": [{"role": "user", "content": "And the other one, then?"}, {"role": "assistant", "content": "There."}]},
     {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because it is so."}]},
 ]
+
+
+@pytest.fixture(autouse=True)
+def loggers_as_before():
+    """The command silences transformers' loggers, for its process."""
+    verbosity = logging.get_verbosity()
+    yield
+    logging.set_verbosity(verbosity)
 
 
 @pytest.fixture

@@ -87,7 +87,7 @@ def arguments_of(function: str) -> set[str]:
 
 @pytest.mark.xdist_group("history")
 def test_with_the_arguments_that_are_known_today_no_release_is_stopped(replayed):
-    today = arguments.PLAIN | arguments.ADD_TO_LOSS
+    today = arguments.PLAIN | arguments.STOCK_LOSS
     for pin in (row.pin for rows in replayed.values() for row in rows if not row.known and row.pin.target != LORA.name):
         assert history.unknown_arguments(TARGETS[pin.target], stock_file(pin), today) == []
 
