@@ -21,7 +21,7 @@ STYLES = {
     "selfaug-1.0": (SELFAUG, "^"), "falling": (SELFAUG, "1"), "rising": (SELFAUG, "2"),
     "strict-input": (OTHER, "o"), "output": (OTHER, "s"), "all": (OTHER, "D"), "tuned-base": (OTHER, "P"),
     "sasft": (DIALOGUES, "o"), "sasft-selfaug-0.5": (DIALOGUES, "D"),
-    "lower-lr": (USUAL, "v"), "lower-rank": (USUAL, "s"), "mlp-only": (USUAL, "o"),
+    "lower-lr": (USUAL, "v"), "selfaug-lower-lr": (SELFAUG, "P"), "lower-rank": (USUAL, "s"), "mlp-only": (USUAL, "o"),
     "interpolation": (USUAL, "D"), "early-stopping": (USUAL, "P"),
 }  # fmt: skip
 

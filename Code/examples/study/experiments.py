@@ -75,6 +75,7 @@ FIRST = (
 THEN = (
     Arm("early-stopping", "LoRA, half of the steps", halfway=True),
     Arm("lower-lr", "LoRA, lr / 3", lr=1 / 3),
+    Arm("selfaug-lower-lr", "SelfAug 0.5, lr / 3", selfaug(), lr=1 / 3),
     Arm("lower-rank", "LoRA, rank / 4", rank=1 / 4),
     Arm("mlp-only", "LoRA on the MLP only", layers=r".*\.mlp\.\w+_proj"),
     Arm("selfaug-1.0", "SelfAug, alpha 1.0", selfaug(1.0)),
@@ -91,7 +92,7 @@ ARMS = {arm.name: arm for arm in (*FIRST, *THEN)}
 ROWS = (
     BASE, LORA, "selfaug-0.1", "selfaug-0.3", "selfaug-0.5", "selfaug-1.0", "falling", "rising",
     "strict-input", "output", "all", "tuned-base", "sasft", "sasft-selfaug-0.5",
-    "lower-lr", "lower-rank", "mlp-only", "interpolation", "early-stopping",
+    "lower-lr", "selfaug-lower-lr", "lower-rank", "mlp-only", "interpolation", "early-stopping",
 )  # fmt: skip
 TITLES = {BASE: "base", **{arm.name: arm.title for arm in ARMS.values()}}
 
