@@ -189,6 +189,7 @@ def _gpu(options: argparse.Namespace) -> None:
     from transformers.utils import logging
 
     from Code.benchmarks import gpu, page
+    from Code.benchmarks.budget import Budget
     from Code.benchmarks.device import Device
     from selfaug.toolkit.errors import Refusal
 
@@ -197,7 +198,7 @@ def _gpu(options: argparse.Namespace) -> None:
         device = Device(options.device)
     except Refusal as refusal:
         sys.exit(str(refusal))
-    budget = gpu.Budget(60 * options.minutes, start=START)
+    budget = Budget(60 * options.minutes, start=START)
     plan = gpu.Plan(
         options.shapes,
         options.layers,

@@ -5,8 +5,10 @@ a CPU there is a clock alone.
 from __future__ import annotations
 
 import collections
+import contextlib
 import gc
 import importlib.metadata
+import os
 import platform
 import shutil
 import subprocess
@@ -14,7 +16,7 @@ import time
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, TypeVar
 
 import torch
 from torch._C._autograd import DeviceType
@@ -22,6 +24,7 @@ from torch._C._autograd import DeviceType
 from selfaug.toolkit.errors import Refusal, first_line
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "liger_kernel", "triton", "accelerate")
+Result = TypeVar("Result")
 
 
 class Device:
@@ -74,7 +77,8 @@ class Device:
         """Free what nobody holds, also in torch's cache, so that one variant's blocks are not in another's way."""
         gc.collect()
         if self.is_gpu:
-            torch.cuda.empty_cache()
+            with contextlib.suppress(RuntimeError):  # after an error that ends CUDA in this process; it was noted
+                torch.cuda.empty_cache()
 
     def restart_peak(self) -> int | None:
         """Forget the peak. Returns the bytes in tensors now; None on a CPU, which does not count them."""
@@ -95,29 +99,38 @@ class Device:
             facts["machine"] = card.name
             facts |= {"memory": card.total_memory, "processors": card.multi_processor_count}
             facts |= {"capability": f"{card.major}.{card.minor}", "driver": _driver(), "cuda": torch.version.cuda}
-            facts["hip"] = torch.version.hip
+            facts |= {"hip": torch.version.hip, "allocator": os.environ.get("PYTORCH_CUDA_ALLOC_CONF")}
         facts["python"] = platform.python_version()
         return facts | {package: _version(package) for package in PACKAGES}
 
-    def watched(self, step: Callable[[], object]) -> dict[str, Any]:
-        """How often the CPU waits for the GPU in one step, and in which lines; and, in another step, how many kernels
-        the GPU runs, for how long, and the eight that take longest. Empty on a CPU.
-
-        torch's sync debug mode finds most waits, not all: see ``torch.cuda.set_sync_debug_mode``.
+    def waits(self, step: Callable[[], object]) -> dict[str, Any]:
+        """How often the CPU waits for the GPU in ``step``, and in which lines; nothing on a CPU. torch's debug mode
+        finds most waits, not all: see ``torch.cuda.set_sync_debug_mode``.
         """
-        if not self.is_gpu:
-            return {}
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            torch.cuda.set_sync_debug_mode("warn")
+            self._warn_of_waits("warn")
             try:
                 step()
             finally:
-                torch.cuda.set_sync_debug_mode("default")
+                self._warn_of_waits("default")
+        return waits(caught) if self.is_gpu else {}
+
+    def _warn_of_waits(self, mode: str) -> None:
+        if self.is_gpu:
+            torch.cuda.set_sync_debug_mode(mode)
+
+    def kernels(self, step: Callable[[], object]) -> dict[str, Any]:
+        """How many kernels and copies the GPU runs in ``step``, for how long, and the longest; nothing on a CPU. Not
+        between measurements of time: what the profiler hooks into the driver may stay there.
+        """
+        if not self.is_gpu:
+            step()
+            return {}
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             step()
             self.synchronize()
-        return {**waits(caught), **kernels(profile.events() or ())}
+        return kernels(profile.events() or ())
 
 
 def waits(caught: Iterable[warnings.WarningMessage]) -> dict[str, Any]:
@@ -127,7 +140,9 @@ def waits(caught: Iterable[warnings.WarningMessage]) -> dict[str, Any]:
 
 
 def kernels(events: Iterable[Any]) -> dict[str, Any]:
-    """From the profiler's events of one step: kernels and copies on the GPU, seconds, and the longest by name."""
+    """From the profiler's events of one step: kernels and copies on the GPU, seconds, and the eight longest by name.
+    ``kernels`` is None if the profiler saw none: without CUPTI, or without the right to count.
+    """
     spent: dict[str, float] = collections.defaultdict(float)
     count = copies = 0
     for event in events:
@@ -138,10 +153,20 @@ def kernels(events: Iterable[Any]) -> dict[str, Any]:
         else:
             count += 1
         spent[event.name[:100]] += event.time_range.elapsed_us() / 1e6
-    if not spent:  # without the library that counts (CUPTI), or without the right to count
+    if not spent:
         return {"kernels": None}
     longest = sorted(spent.items(), key=lambda item: -item[1])[:8]
     return {"kernels": count, "copies": copies, "gpu_seconds": sum(spent.values()), "longest": dict(longest)}
+
+
+def attempt(function: Callable[..., Result], *args: Any) -> tuple[Result | None, dict[str, Any]]:
+    """(what ``function`` returns, nothing), or (None, why it failed). Tensors of the failed call are free again: its
+    frames are forgotten with the error.
+    """
+    try:
+        return function(*args), {}
+    except Exception as error:
+        return None, {"out_of_memory" if is_out_of_memory(error) else "failed": first_line(error)}
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -10,29 +10,24 @@ from __future__ import annotations
 
 import datetime
 import functools
-import itertools
 import statistics
-import time
 from dataclasses import dataclass
-from typing import Any, Callable, TypeVar
+from typing import Any, Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from selfaug import __version__ as selfaug_release
-from selfaug import loss
-from selfaug.toolkit.errors import first_line
 
+from . import loss_alone
 from . import slice as sliced
-from .device import Device, is_out_of_memory
+from .budget import Budget
+from .device import Device, attempt
 
 MICRO_BATCHES = 4
 FUSED = ("fused TRL", "fused Liger", "stock fused")  # the first that was measured is "fused stock"
 WATCHED = ("selfaug", "fused TRL")
-BLOCKS = (16, 64, 256)  # MiB, see loss._BLOCK
-CHUNKS = (1, 2, 4)  # times loss.auto_chunk_size
 Cell = dict[str, Any]
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -50,58 +45,67 @@ class Plan:
     say: Callable[[str], object]
     save: Callable[[dict[str, Any]], object]
 
-
-class Budget:
-    """The time that the run may take.
-
-    Args:
-        seconds: from ``start`` on.
-        clock: seconds from any start.
-    """
-
-    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic, start: float | None = None) -> None:
-        self.seconds, self.clock = seconds, clock
-        self.end = (clock() if start is None else start) + seconds
-
-    def left(self) -> float:
-        """Seconds; below 0 when the time is over."""
-        return self.end - self.clock()
-
-    def refusal(self, expected: float) -> str:
-        """Why work that takes ``expected`` seconds is not started; empty if there is time for it."""
-        left, whole = self.left(), f"of the budget of {self.seconds / 60:g} minutes"
-        if left <= 0:
-            return f"nothing was left {whole}"
-        return f"needs about {expected:.0f} s, and {left:.0f} s were left {whole}" if expected > left else ""
+    @property
+    def middle(self) -> int:
+        """The length at which the loss alone is measured."""
+        return self.lengths[len(self.lengths) // 2]
 
 
 def run(plan: Plan, device: Device, budget: Budget) -> dict[str, Any]:
     """The results: ``steps`` by shape, length and variant; ``loss alone`` by shape; ``watched`` by shape and length.
 
-    A cell of ``steps`` has figures; or ``left_out``, ``out_of_memory`` or ``failed`` with the reason in words.
+    A cell of ``steps`` has figures; or ``left_out``, ``out_of_memory`` or ``failed`` with the reason in words. Kernels
+    are counted after all times are measured, see :meth:`.device.Device.kernels`.
     """
     results: dict[str, Any] = {"steps": {}, "loss alone": {}, "watched": {}}
-    cases = len(plan.shapes) * len(plan.lengths)
+    weights = [_weight(shape, T) for shape in plan.shapes for T in plan.lengths]
     for shape in plan.shapes:
-        results["loss alone"][shape] = _loss_alone(plan, shape, device, budget)
-        reason = budget.refusal(0)
-        model, problem = (None, {"left_out": reason}) if reason else _attempt(_build, plan, shape, device)
-        device.empty()
-        guess = 0.0
+        results["loss alone"][shape] = loss_alone.by_size(shape, plan.middle, plan.dtype, device, budget)
+        model, problem = _made(plan, shape, device, budget)
+        before, slowest = 0, 0.0
         for T in plan.lengths:
-            case = _Case(plan, device, budget, model, T, guess)
-            measured = case.run(problem, budget.left() / cases)
-            cases -= 1
+            # attention grows with the square of the length, all else less
+            case = _Case(plan, device, budget, model, T, slowest * max(1.0, T / before) ** 2 if before else 0.0)
+            measured = case.run(problem, budget.left() * weights[0] / sum(weights))
+            weights = weights[1:]
             for name, cell in measured.items():
                 plan.say(f"{shape} T={T} {name:20} {in_words(cell)}")
             results["steps"].setdefault(shape, {})[str(T)] = measured
             results["watched"].setdefault(shape, {})[str(T)] = case.watch()
             plan.save(results)
-            longer = [other for other in plan.lengths if other > T]
-            guess = case.slowest() * (min(longer, default=T) / T) ** 2  # attention grows with the square, the rest less
+            before, slowest = T, case.slowest()
         del model, case  # before the next one is built
         device.empty()
+    budget.reserve = 0.0
+    for shape in plan.shapes:
+        _count_kernels(plan, shape, device, budget, results)
+        plan.save(results)
     return results
+
+
+def _weight(shape: str, T: int) -> float:
+    """How much of the time a case should get: more if its steps take longer, but not in proportion."""
+    sizes = sliced.SHAPES[shape]
+    return float((sizes["hidden_size"] * sizes["intermediate_size"] * sizes["num_hidden_layers"] * T) ** 0.5)
+
+
+def _made(plan: Plan, shape: str, device: Device, budget: Budget) -> tuple[Any, Cell]:
+    """(the model, nothing), or (None, why there is none)."""
+    reason = budget.refusal(0)
+    return (None, {"left_out": reason}) if reason else attempt(_build, plan, shape, device)
+
+
+def _count_kernels(plan: Plan, shape: str, device: Device, budget: Budget, results: dict[str, Any]) -> None:
+    """Adds the kernels of the loss alone, and of the steps that were watched."""
+    loss_alone.count_kernels(results["loss alone"][shape], shape, plan.middle, plan.dtype, device, budget)
+    watched = results["watched"][shape]
+    if not any(watched.values()):
+        return
+    model, _ = _made(plan, shape, device, budget)
+    for T in plan.lengths if model is not None else []:
+        case = _Case(plan, device, budget, model, T, 0.0)
+        for name, found in watched[str(T)].items():
+            found.update(case.recorded(device.kernels, name, found["seconds"]))
 
 
 def in_words(cell: Cell) -> str:
@@ -118,14 +122,19 @@ def in_words(cell: Cell) -> str:
 
 
 def problems(results: dict[str, Any], kind: str) -> list[str]:
-    """The problems of this kind, one line each, with the cells that have it."""
+    """The problems of this kind, one line each, with where they were met."""
     where: dict[str, list[str]] = {}
-    for shape, lengths in results["steps"].items():
-        for T, cells in lengths.items():
-            for name, cell in cells.items():
-                if kind in cell:
-                    where.setdefault(f"{name}: {cell[kind]}", []).append(f"{shape} T={T}")
-    return [f"{problem} ({', '.join(cells)})" for problem, cells in where.items()]
+    for part, what in (("steps", ""), ("watched", " watched")):
+        for shape, lengths in results[part].items():
+            for T, cells in lengths.items():
+                for name, cell in cells.items():
+                    if kind in cell:
+                        where.setdefault(f"{name}{what}: {cell[kind]}", []).append(f"{shape} T={T}")
+    for shape, rows in results["loss alone"].items():
+        for row in rows:
+            if kind in row:
+                where.setdefault(f"the loss alone: {row[kind]}", []).append(shape)
+    return [f"{problem} ({', '.join(dict.fromkeys(places))})" for problem, places in where.items()]
 
 
 def facts(plan: Plan, device: Device, budget: Budget) -> dict[str, Any]:
@@ -164,7 +173,12 @@ class _Case:
         self.peaks: dict[str, tuple[int, int]] = {}  # bytes in tensors at the most, and before the turn
         self.losses: dict[str, float] = {}
         self.last = torch.zeros(())  # the last loss, still on its device: to read it would be a wait
-        self.data: dict[str, Tensor] = {}
+
+    @functools.cached_property
+    def data(self) -> dict[str, Tensor]:
+        """The batch, on the device."""
+        batch = sliced.batch(self.T, self.model.config.vocab_size)
+        return {name: tensor.to(self.device.torch) for name, tensor in batch.items()}
 
     def run(self, problem: Cell, share: float) -> dict[str, Cell]:
         """The cells, by variant.
@@ -177,9 +191,6 @@ class _Case:
             lacks = sliced.missing(name, self.device.torch)
             if problem or lacks:
                 self.problems[name] = {"left_out": lacks} if lacks else problem
-        if not problem:
-            data = sliced.batch(self.T, self.model.config.vocab_size)
-            self.data = {name: tensor.to(self.device.torch) for name, tensor in data.items()}
         for turn in range(self.plan.rounds):
             names = [name for name in self.plan.variants if name not in self.problems]
             expected = (1 + MICRO_BATCHES) * sum(self.known.get(name, 0.0) for name in names)
@@ -187,33 +198,32 @@ class _Case:
             if turn and expected > until:
                 break
             for name in names:
-                self._turn(name)
+                reason, problem = attempt(self._turn, name)
+                self.model.zero_grad(set_to_none=True)
+                if reason or problem:
+                    self.problems[name] = problem or {"left_out": reason}
         return {name: self._cell(name) for name in self.plan.variants}
 
-    def _turn(self, name: str) -> None:
-        """A micro-batch that is not counted, which takes from the device what the others take again; then four."""
-        seconds = 0.0
-        before: int | None = None
+    def _turn(self, name: str) -> str:
+        """A micro-batch that is not counted, which takes from the device what the others take again; then four. Returns
+        why there is no time for it; empty if there was.
+        """
+        self.device.empty()
         for count in (1, MICRO_BATCHES):
             reason = self.budget.refusal(count * self.known.get(name, self.guess))
             if reason:
-                self.problems[name] = {"left_out": reason}
-                return
-            if count == 1:
-                self.device.empty()
+                return reason
             before = self.device.restart_peak()
-            took, problem = _attempt(self.device.seconds, functools.partial(self._steps, name, count))
+            seconds = self.device.seconds(functools.partial(self._steps, name, count))
             self.model.zero_grad(set_to_none=True)
-            if took is None:
-                self.problems[name] = problem
-                return
-            seconds = took
             self.known[name], self.losses[name] = seconds / count, float(self.last)
             self.guess = max(self.guess, self.known[name])
-        self.times[name].append(seconds)
-        peak = self.device.peak()
-        if peak is not None and before is not None:
-            self.peaks[name] = max(self.peaks.get(name, (0, 0)), (peak, before))
+            if count == MICRO_BATCHES:
+                self.times[name].append(seconds)
+                peak = self.device.peak()
+                if peak is not None and before is not None:
+                    self.peaks[name] = max(self.peaks.get(name, (0, 0)), (peak, before))
+        return ""
 
     def _steps(self, name: str, count: int) -> None:
         for _ in range(count):
@@ -251,83 +261,24 @@ class _Case:
         return max(self.known.values(), default=self.guess)
 
     def watch(self) -> dict[str, Any]:
-        """What steps of :data:`WATCHED` make the GPU do and wait for, where there is time for them."""
-        watched = {}
-        for name in WATCHED:
-            if self.times.get(name) and not self.budget.refusal(4 * self.known[name]):  # two steps that are recorded
-                self.device.empty()
-                found, problem = _attempt(self.device.watched, functools.partial(self._steps, name, 1))
-                self.model.zero_grad(set_to_none=True)
-                watched[name] = {**(found or problem), "seconds": self.known[name]}
-        return watched
+        """Where steps of :data:`WATCHED` wait for the GPU, and how long they take without anybody watching."""
+        return {
+            name: {"seconds": self.known[name], **self.recorded(self.device.waits, name, self.known[name])}
+            for name in WATCHED
+            if self.times.get(name)
+        }
+
+    def recorded(self, record: Callable[[Callable[[], object]], Cell], name: str, seconds: float) -> Cell:
+        """What ``record`` finds in a step that takes so many ``seconds``, if there is time for it."""
+        if self.budget.refusal(2 * seconds):
+            return {}
+        self.device.empty()
+        found, problem = attempt(record, functools.partial(self._steps, name, 1))
+        self.model.zero_grad(set_to_none=True)
+        return found or problem
 
 
 def _build(plan: Plan, shape: str, device: Device) -> Any:
     """The model, made on its device in its dtype: float32 copies of 7B on a CPU would take 28 GB and minutes."""
     with device.torch:
         return sliced.model(shape, plan.layers, True, plan.dtype)
-
-
-def _loss_alone(plan: Plan, shape: str, device: Device, budget: Budget) -> list[Cell]:
-    """The loss alone, forward and backward, by block and chunk: seconds, and bytes at the most. The first row has the
-    default sizes, and what the GPU runs and waits for there.
-    """
-    H, V = (int(sliced.SHAPES[shape][name]) for name in ("hidden_size", "vocab_size"))
-    T, size = plan.lengths[len(plan.lengths) // 2], loss.auto_chunk_size(V, device.torch)
-    inputs, problem = _attempt(_loss_inputs, T, H, V, plan.dtype, device)
-    if inputs is None:
-        return [problem]
-    name = "_BLOCK" if device.is_gpu else "_CPU_BLOCK"
-    default: int = getattr(loss, name)
-    rows: list[Cell] = []
-    try:
-        for block, times in dict.fromkeys([(default >> 20, 1), *itertools.product(BLOCKS, CHUNKS)]):
-            if budget.refusal(0):
-                break
-            setattr(loss, name, block << 20)
-            device.empty()
-            before = device.restart_peak()
-            work = functools.partial(_loss_step, inputs, times * size)
-            seconds, problem = _attempt(_median_seconds, device, work)
-            peak = device.peak()
-            row: Cell = {"T": T, "block_mib": block, "chunk": times * size, "seconds": seconds, **problem}
-            row["above"] = peak - before if peak is not None and before is not None else None
-            if not rows:
-                found, problem = _attempt(device.watched, work)
-                row |= {**(found or problem), "chunks": -(-int(sliced.PROMPT * T) // size)}
-            rows.append(row)
-    finally:
-        setattr(loss, name, default)
-    return rows
-
-
-def _loss_inputs(T: int, H: int, V: int, dtype: torch.dtype, device: Device) -> tuple[Any, ...]:
-    """Hidden states, the reference's, next labels, weights and head of a loss at the sizes of a model."""
-    torch.manual_seed(0)
-    with device.torch:
-        head = nn.Linear(H, V, bias=False, dtype=dtype).requires_grad_(False)
-        hidden = torch.randn(T, H, dtype=dtype, requires_grad=True)
-        states = torch.randn(int(sliced.PROMPT * T), H, dtype=dtype)
-    labels = sliced.batch(T, V)["labels"][0].to(device.torch)
-    return hidden, states, labels, torch.ones(len(states), device=device.torch), head
-
-
-def _loss_step(inputs: tuple[Any, ...], size: int) -> None:
-    hidden, states, labels, weight, head = inputs
-    loss.chunked_loss(hidden, states, labels, weight, head, head, size).total.backward()
-    hidden.grad = None
-
-
-def _median_seconds(device: Device, work: Callable[[], object]) -> float:
-    work()
-    return statistics.median(device.seconds(work) for _ in range(3))
-
-
-def _attempt(function: Callable[..., Result], *args: Any) -> tuple[Result | None, Cell]:
-    """(what ``function`` returns, nothing), or (None, why it failed). Tensors of the failed call are free again: its
-    frames are forgotten with the error.
-    """
-    try:
-        return function(*args), {}
-    except Exception as error:
-        return None, {"out_of_memory" if is_out_of_memory(error) else "failed": first_line(error)}

@@ -164,7 +164,7 @@ def gpu_tables(results: dict[str, Any]) -> str:
         for shape, lengths in results["watched"].items()
         for T, names in lengths.items()
         for name, found in names.items()
-        if "waits" in found
+        if "waits" in found or "kernels" in found
     ]
     alone = [
         [shape, *(_number(row.get(key)) for key in ("T", "block_mib", "chunk")), *_alone_cells(row)]
