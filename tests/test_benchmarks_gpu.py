@@ -4,7 +4,7 @@ has no memory; and what it does on a GPU, with stand-ins for torch.cuda.
 
 from __future__ import annotations
 
-import gc
+import contextlib
 import importlib
 import json
 import os
@@ -199,7 +199,7 @@ def test_two_variants_of_one_objective_have_the_same_loss_and_gradients(one, oth
 def test_the_term_is_a_part_of_the_loss_that_no_rounding_hides():
     model, data = measured_in_double()
     loss = {name: loss_and_gradients(name, model, data)[0].item() for name in ("selfaug", "stock")}
-    assert loss["selfaug"] > 1.01 * loss["stock"]
+    assert loss["selfaug"] > (1 + 1e-4) * loss["stock"]  # a hundred times what the losses may differ by
 
 
 @pytest.mark.parametrize("name", ["fused TRL", "stock", "selfaug"])
@@ -289,7 +289,7 @@ def test_work_that_takes_longer_than_what_is_left_is_not_begun():
     time = budget.Budget(100, clock)
     assert time.refusal(20) == ""
     clock.now = 60.0
-    assert time.refusal(40) == "needs about 40 s, and 33 s were left of the budget of 1.66667 minutes"
+    assert time.refusal(40) == "needs about 40 s, and 35 s were left of the budget of 1.66667 minutes"
     clock.now = 99.0
     assert time.refusal(0).startswith("nothing was left")
 
@@ -328,7 +328,7 @@ def test_four_steps_that_are_expected_to_take_too_long_are_not_begun(each_takes)
     results = gpu.run(plan(variants=["stock"]), device.Device("cpu"), budget.Budget(45, lambda: each_takes.now))
     expected = "needs about 40 s, and 33 s were left of the budget of 0.75 minutes"
     assert results["steps"]["tiny"]["16"]["stock"] == {"left_out": expected}
-    assert each_takes.now == 20  # one step at each of the two lengths
+    assert each_takes.now == 10  # one step; at the next length, one is expected to take 40 s
 
 
 def test_further_rounds_stay_within_the_share_of_their_length(each_takes):
@@ -340,41 +340,37 @@ def test_further_rounds_stay_within_the_share_of_their_length(each_takes):
 # what has no memory, and what fails
 
 
-class OutOfMemory:
-    """A variant that takes a tensor and then finds no memory, at one length."""
+class Broken:
+    """A variant that takes a tensor and then fails, at one length."""
 
-    def __init__(self, error, at=32):
-        self.error, self.at, self.taken, self.calls = error, at, [], 0
+    def __init__(self, kind, message, at=32):
+        self.kind, self.message, self.at, self.taken = kind, message, at, []
 
     def __call__(self, model, data):
-        self.calls += 1
         if data["labels"].shape[1] != self.at:
             return sliced.stock(model, data)
         large = torch.zeros(1000)
         self.taken.append(weakref.ref(large))
-        raise self.error
+        raise self.kind(self.message)
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("kind", "message"),
     [
-        torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"),
-        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-        RuntimeError("CUDA error: out of memory"),
+        (torch.cuda.OutOfMemoryError, "CUDA out of memory. Tried to allocate 20 GiB"),
+        (RuntimeError, "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        (RuntimeError, "CUDA error: out of memory"),
     ],
     ids=["torch", "cublas", "cuda"],
 )
-def test_a_variant_without_memory_is_noted_and_the_others_go_on(error, monkeypatch):
-    variant = OutOfMemory(error)
+def test_a_variant_without_memory_is_noted_and_the_others_go_on(kind, message, monkeypatch):
+    variant = Broken(kind, message)
     monkeypatch.setitem(sliced.VARIANTS, "selfaug", variant)
     results = gpu.run(plan(lengths=[16, 32, 48]), device.Device("cpu"), long())
     by_length = results["steps"]["tiny"]
-    assert set(by_length["32"]["selfaug"]) == {"out_of_memory"}
-    assert str(error)[:20] in by_length["32"]["selfaug"]["out_of_memory"]
+    assert by_length["32"]["selfaug"] == {"out_of_memory": f"{kind.__name__}: {message}"}
     assert all("loss" in by_length["32"][name] for name in ("stock", "original"))
     assert all("loss" in cell for T in ("16", "48") for cell in by_length[T].values())
-    del error, variant.error
-    gc.collect()
     assert [taken() for taken in variant.taken] == [None]
 
 
@@ -393,7 +389,7 @@ def test_a_model_without_memory_is_noted_at_all_its_lengths_and_the_next_goes_on
 
 
 def test_a_variant_that_fails_is_noted_in_words_and_the_others_go_on(monkeypatch):
-    monkeypatch.setitem(sliced.VARIANTS, "original", OutOfMemory(ValueError("no kernel for this card"), at=16))
+    monkeypatch.setitem(sliced.VARIANTS, "original", Broken(ValueError, "no kernel for this card", at=16))
     results = gpu.run(plan(), device.Device("cpu"), long())
     assert gpu.problems(results, "failed") == ["original: ValueError: no kernel for this card (tiny T=16)"]
     assert "| tiny | 16 | original | failed |" in TABLES(results)
@@ -401,7 +397,7 @@ def test_a_variant_that_fails_is_noted_in_words_and_the_others_go_on(monkeypatch
 
 
 def test_without_stock_there_is_no_ratio_to_it_and_the_figures_remain(monkeypatch):
-    monkeypatch.setitem(sliced.VARIANTS, "stock", OutOfMemory(torch.cuda.OutOfMemoryError("CUDA out of memory")))
+    monkeypatch.setitem(sliced.VARIANTS, "stock", Broken(torch.cuda.OutOfMemoryError, "CUDA out of memory"))
     case = {"lengths": [32], "variants": ["stock", "stock fused", "original"]}
     cell = gpu.run(plan(**case), device.Device("cpu"), long())["steps"]["tiny"]["32"]["original"]
     assert cell["ratio"] is None
@@ -491,6 +487,8 @@ def pretended(monkeypatch):
         ("set_sync_debug_mode", None),
     ):
         stand_in(name, answer)
+    profile = types.SimpleNamespace(events=lambda: [event("gemm", 5.0)])
+    monkeypatch.setattr(torch.profiler, "profile", lambda activities: contextlib.nullcontext(profile))
     found = device.Device("cpu")
     found.is_gpu = True
     return found, calls
@@ -505,6 +503,9 @@ def test_on_a_gpu_a_turn_empties_the_cache_restarts_the_peak_and_waits_before_an
     turn = ["empty_cache", *2 * ["reset_peak_memory_stats", "memory_allocated", "synchronize", "synchronize"]]
     assert "".join(names).count("".join([*turn, "max_memory_allocated"])) == len(LEARNED)
     assert "| 0.00 | 1.000 |" in TABLES(results)
+    watched = results["watched"]["tiny"]["16"]["selfaug"]
+    assert (watched["waits"], watched["kernels"], watched["gpu_seconds"]) == (0, 1, 5e-6)
+    assert "| tiny | 16 | selfaug | 0 | 1 | 0 | 0% |" in TABLES(results)
 
 
 def test_on_a_gpu_waits_are_warned_of_in_one_step_and_no_longer_even_if_it_fails(pretended):

@@ -74,11 +74,15 @@ class Device:
         return time.perf_counter() - start
 
     def empty(self) -> None:
-        """Free what nobody holds, also in torch's cache, so that one variant's blocks are not in another's way."""
-        gc.collect()
+        """Free what torch's cache holds for nobody, so that one variant's blocks are not in another's way."""
         if self.is_gpu:
             with contextlib.suppress(RuntimeError):  # after an error that ends CUDA in this process; it was noted
                 torch.cuda.empty_cache()
+
+    def collect(self) -> None:
+        """:meth:`empty`, and before it what is in cycles: a model, the frames of an error."""
+        gc.collect()
+        self.empty()
 
     def restart_peak(self) -> int | None:
         """Forget the peak. Returns the bytes in tensors now; None on a CPU, which does not count them."""
@@ -177,7 +181,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _short(path: str) -> str:
-    return "/".join(Path(path).parts[-3:])
+    return "/".join(Path(path).parts[-3:]).replace("//", "/")
 
 
 def _version(package: str) -> str | None:

@@ -75,7 +75,7 @@ def run(plan: Plan, device: Device, budget: Budget) -> dict[str, Any]:
             plan.save(results)
             before, slowest = T, case.slowest()
         del model, case  # before the next one is built
-        device.empty()
+        device.collect()
     budget.reserve = 0.0
     for shape in plan.shapes:
         _count_kernels(plan, shape, device, budget, results)
@@ -202,6 +202,7 @@ class _Case:
                 self.model.zero_grad(set_to_none=True)
                 if reason or problem:
                     self.problems[name] = problem or {"left_out": reason}
+                    self.device.collect()
         return {name: self._cell(name) for name in self.plan.variants}
 
     def _turn(self, name: str) -> str:
