@@ -112,6 +112,11 @@ def taken(chosen: Selection, drawn: Tensor, chance: Tensor) -> Selection:
     )
 
 
+def without_aligned(chosen: Selection) -> Selection:
+    """The selection with its supervised positions alone."""
+    return taken(chosen, torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.double))
+
+
 def _size(count: int, share: float) -> int:
     return min(count, max(1, round(share * count)))
 
