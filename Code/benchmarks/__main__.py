@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-MAIN = ["stock", "off", "stock fused", "original", "selfaug", "sample 0.25", "cached", "reference given"]
-WITHOUT_NUMBERS = ["stock", "stock fused", "original", "selfaug", "sample 0.25", "reference given"]
+MAIN = ["stock", "off", "stock fused", "original", "selfaug", "sample 0.25", "economy", "cached", "reference given"]
+WITHOUT_NUMBERS = ["stock", "stock fused", "original", "selfaug", "sample 0.25", "economy", "reference given"]
 VARIANTS = [*MAIN, "plain"]
 SHAPES = ["0.5B", "7B", "72B"]
 CHUNKS = [24, 64, 110, 256]
