@@ -42,6 +42,8 @@ class Settings:
     every: the term is computed at one of so many micro-batches and weighted by this number, see :mod:`.trainers.turns`.
     target_kl: nats per aligned token that alpha follows the measured KL toward, see :mod:`.trainers.controller`. None:
         alpha stays as it is given.
+    anchors: a row without labels is an anchor: the term at all its tokens weighs as that of a mean row with labels, see
+        :func:`.positions.kl_weights`.
     reference_cache: the folder that keeps the reference's hidden states between epochs, see :mod:`.reference.cache`.
     reference_cache_gb: how many gigabytes the folder may take.
     reference: the reference if there were adapters before training. "base" switches all adapters off,
@@ -61,6 +63,7 @@ class Settings:
     sample_by: str = "uniform"
     every: int = 1
     target_kl: float | None = None
+    anchors: bool = False
     reference_cache: str | None = None
     reference_cache_gb: float = 50.0
     reference: str | None = None
@@ -153,6 +156,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "sample_by": _one_of(SAMPLERS),
     "every": _count,
     "target_kl": _target,
+    "anchors": _switch,
     "reference_cache": _folder,
     "reference_cache_gb": _weight,
     "reference": _one_of(REFERENCES),

@@ -200,6 +200,8 @@ def _select(model: Any, call: dict[str, Any], labels: Tensor, total: int, settin
         input_ids=_token_ids(call),
         pad_tokens=_pad_tokens(model) if call.get("input_ids") is not None else (),
         next_labels=next_labels,
+        anchors=settings.anchors and model.training,
+        anchor_tokens=trainers.anchor_tokens() if settings.anchors else None,
     )
     return chosen.weighted(settings.alpha * (settings.every if model.training else 1))
 

@@ -4,12 +4,13 @@
     metrics     both terms in the Trainer's logs
     bypass      warnings that training goes past SelfAug
     announce    the lines that a run prints at its first step
+    anchors     SELFAUG_ANCHORS: what a row without labels weighs
     turns       SELFAUG_EVERY: which micro-batches have the term
     controller  SELFAUG_TARGET_KL: the alpha that follows the measured KL
     runs        what is remembered for one run
 
 A step calls :func:`.attach.to_trainer`, :func:`.attach.kept_labels`, :func:`.attach.current_call`, :func:`.bypass.of`,
-:func:`controlled`, :func:`has_term` and :func:`record`.
+:func:`controlled`, :func:`has_term`, :func:`anchor_tokens` and :func:`record`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .. import config
 from ..eager import eager
 from ..positions import Selection
 from ..reference import Reference
-from . import announce, attach, bypass, metrics, turns
+from . import anchors, announce, attach, bypass, metrics, turns
 
 
 @eager
@@ -45,6 +46,15 @@ def has_term(model: Any, settings: config.Settings) -> bool:
         return True
     call = attach.current_call()
     return turns.has_term(turns.called(model) if call is None else call.micro_batch, settings.every)
+
+
+@eager
+def anchor_tokens() -> float | None:
+    """How many supervised tokens an anchor weighs as much as in the global batch that this call is a part of; None if
+    no trainer has collected one.
+    """
+    call = attach.current_call()
+    return None if call is None else anchors.tokens(call.trainer.state)
 
 
 @eager
