@@ -121,6 +121,7 @@ class Selection:
     total: int  # T
     tail: int  # see padding.unexplained_tail
     rows: int  # B
+    anchors: int  # how many rows are anchors; 0 without SELFAUG_ANCHORS
     _placed: dict[Any, Placed] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def weighted(self, factor: float) -> Selection:
@@ -209,11 +210,13 @@ def select(
     supervised = next_labels != IGNORE_INDEX
     chosen = aligned(labels, supervised, real, positions)
     counted = supervised if divided_by_batch or supervised.any() else chosen
+    row = rows(labels, position_ids)
+    labelled = torch.isin(row, row[supervised])  # (B, T) bool: in a row with labels
     if not anchors or counted is not supervised:
         anchor_tokens = None
     elif anchor_tokens is None:
         anchor_tokens = int(supervised.sum()) / max(1, rows_with(supervised, position_ids))
-    weight = kl_weights(chosen, counted, rows(labels, position_ids), reduction, anchor_tokens)
+    weight = kl_weights(chosen, counted, row, reduction, anchor_tokens)
     all_aligned = chosen.flatten().nonzero().squeeze(-1)
     index = torch.cat((all_aligned, (supervised & ~chosen).flatten().nonzero().squeeze(-1)))
     return Selection(
@@ -228,4 +231,5 @@ def select(
         total=labels.shape[1],
         tail=0 if ids is None else padding.unexplained_tail(labels, ids, real),
         rows=labels.shape[0],
+        anchors=rows_with(chosen, position_ids) - rows_with(chosen & labelled, position_ids) if anchors else 0,
     )

@@ -18,9 +18,10 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from selfaug import family, sample, training_rows
+from selfaug import family, sample
 from selfaug.labels import IGNORE_INDEX
 from selfaug.reference import switch
+from selfaug.toolkit import training_rows
 
 SHARES = (1 / 4, 1 / 8, 1 / 16, 1 / 32)
 DRAWS, PARAMETERS = 2000, 100_000

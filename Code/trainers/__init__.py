@@ -84,5 +84,7 @@ def record(
         metrics.RUNNING.of(model).add(nll_sum, chosen.supervised, kl_sum, aligned, settings.alpha)
         if reference is not None:
             announce.first_step(model, settings, reference, kl_sum, aligned)
+        if settings.anchors:
+            bypass.of(model).count_anchors(chosen, settings)
         if chosen.supervised:
             bypass.of(model).count_aligned(chosen, settings, None if call is None else call.trainer)

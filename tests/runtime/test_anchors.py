@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from tiny import V, base, settings, taken_gradients, with_lora, worst_error
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from selfaug import positions
-from selfaug.trainers import metrics
+from selfaug.trainers import bypass, metrics
 
 T = 9
 PROMPTS = (4, 6, T, 3, T)  # the prompt of the third and of the fifth is all there is: anchors
@@ -150,3 +151,23 @@ def test_packed_documents_without_labels_are_anchors():
     assert found.index[: found.aligned].tolist() == [0, 1, 4, 5, 6, 7]
     # three supervised tokens in two documents: the anchor in the middle weighs 1.5, over its three tokens
     assert found.kl_weight.tolist() == pytest.approx([1, 1, 0.5, 0.5, 0.5, 1])
+
+
+def test_a_run_in_which_no_row_is_an_anchor_is_warned_of(tmp_path):
+    with (
+        settings(SELFAUG_ANCHORS="1"),
+        pytest.warns(bypass.BypassWarning, match="in the whole run every row has labels"),
+    ):
+        step(tmp_path, Rows((4, 6)), per_device_train_batch_size=2)
+    with settings(SELFAUG_ANCHORS="1"), warnings.catch_warnings():
+        warnings.simplefilter("error", bypass.BypassWarning)
+        step(tmp_path, Rows(), per_device_train_batch_size=5)
+
+
+def test_a_long_run_is_warned_before_its_end(monkeypatch):
+    monkeypatch.setattr(bypass, "AWAITED", 4)
+    model, rows = with_lora(base()), Rows((4, 6)).batch()
+    with settings(SELFAUG_ANCHORS="1"):
+        model(**rows).loss.backward()
+        with pytest.warns(bypass.BypassWarning, match="in the first 4 rows every row has labels"):
+            model(**rows).loss.backward()

@@ -30,6 +30,7 @@ EXPECTED = {
     "tuned-base": (0.5, "input", "tuned-base"),
     "sasft-selfaug-0.5": (0.5, "input", "base-tuned"),
     "selfaug-lower-lr": (0.5, "input", "base-tuned"),
+    "anchors": (0.5, "input", "base-tuned"),
     **dict.fromkeys(ECONOMY, (0.5, "input", "base-tuned")),
 }
 

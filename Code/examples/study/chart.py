@@ -24,7 +24,7 @@ STYLES = {
     "every-2": (CHEAPER, "v"), "every-4": (CHEAPER, "o"), "every-8": (CHEAPER, "^"),
     "shift-4": (CHEAPER, "s"), "shift-16": (CHEAPER, "D"), "uniform-4": (CHEAPER, "1"), "uniform-16": (CHEAPER, "2"),
     "economy": (CHEAPER, "P"),
-    "sasft": (DIALOGUES, "o"), "sasft-selfaug-0.5": (DIALOGUES, "D"),
+    "sasft": (DIALOGUES, "o"), "sasft-selfaug-0.5": (DIALOGUES, "D"), "anchors": (DIALOGUES, "P"),
     "lower-lr": (USUAL, "v"), "selfaug-lower-lr": (SELFAUG, "P"), "lower-rank": (USUAL, "s"), "mlp-only": (USUAL, "o"),
     "interpolation": (USUAL, "D"), "early-stopping": (USUAL, "P"),
 }  # fmt: skip
