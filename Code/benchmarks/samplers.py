@@ -72,7 +72,7 @@ class _Positions:
             kl = (reference[t].exp() * (reference[t] - log_p[t])).sum()
             gradients = torch.autograd.grad(kl, self.trained, retain_graph=True)
             self.gradients.append(torch.cat([gradient.flatten() for gradient in gradients])[self.chosen])
-            self.kl.append(float(kl))
+            self.kl.append(float(kl.detach()))
         with torch.no_grad():
             moved = (hidden - states)[aligned].double()
             logits = ((moved @ self.spread) * moved).sum(-1).clamp(min=0).sqrt()
