@@ -39,6 +39,11 @@ class Settings:
     sample: the share of the aligned positions, 0 < p <= 1, at which the KL is computed, see :mod:`.sample`.
     sample_by: "uniform" draws each position with the same chance; "shift" with a chance that grows with how far its
         hidden state has moved from the reference's.
+    every: the term is computed at one of so many micro-batches and weighted by this number, see :mod:`.trainers.turns`.
+    target_kl: nats per aligned token that alpha follows the measured KL toward, see :mod:`.trainers.controller`. None:
+        alpha stays as it is given.
+    anchors: a row without labels is an anchor: the term at all its tokens weighs as that of a mean row with labels, see
+        :func:`.positions.kl_weights`.
     reference_cache: the folder that keeps the reference's hidden states between epochs, see :mod:`.reference.cache`.
     reference_cache_gb: how many gigabytes the folder may take.
     reference: the reference if there were adapters before training. "base" switches all adapters off,
@@ -56,6 +61,9 @@ class Settings:
     chunk_size: int | None = None
     sample: float = 1.0
     sample_by: str = "uniform"
+    every: int = 1
+    target_kl: float | None = None
+    anchors: bool = False
     reference_cache: str | None = None
     reference_cache_gb: float = 50.0
     reference: str | None = None
@@ -100,13 +108,32 @@ def _folder(value: Any) -> str | None:
     return str(path)
 
 
+def _count(value: Any) -> int:
+    text = str(value)
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise ValueError("a whole number > 0")
+    return int(text)
+
+
 def _chunk_size(value: Any) -> int | None:
     if value is None or value == "auto":
         return None
-    text = str(value)
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise ValueError('a whole number > 0, or "auto"')
-    return int(text)
+    try:
+        return _count(value)
+    except ValueError as accepted:
+        raise ValueError(f'{accepted}, or "auto"') from None
+
+
+def _target(value: Any) -> float | None:
+    if value is None:
+        return None
+    try:
+        number = _weight(value)
+    except ValueError:
+        number = 0
+    if number == 0:
+        raise ValueError("a number > 0")
+    return number
 
 
 def _one_of(names: tuple[str, ...]) -> Callable[[Any], str]:
@@ -127,6 +154,9 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "chunk_size": _chunk_size,
     "sample": _share,
     "sample_by": _one_of(SAMPLERS),
+    "every": _count,
+    "target_kl": _target,
+    "anchors": _switch,
     "reference_cache": _folder,
     "reference_cache_gb": _weight,
     "reference": _one_of(REFERENCES),
@@ -149,9 +179,17 @@ def read(model_config: Any = None, environ: Mapping[str, str] | None = None) -> 
     ``Path`` or a number of numpy or torch, is replaced in the dict by a plain ``str``, ``bool`` or number.
 
     Raises:
-        SettingError: an unknown key, a value that is not accepted, or a SELFAUG_* variable that looks misspelt.
+        SettingError: an unknown key, a value that is not accepted, a SELFAUG_* variable that looks misspelt, or a
+            target for the KL that alpha 0 cannot reach.
     """
-    return Settings(**{key: value for key, (value, _) in _given(model_config, environ).items()})
+    given = _given(model_config, environ)
+    settings = Settings(**{key: value for key, (value, _) in given.items()})
+    if settings.enabled and settings.target_kl is not None and settings.alpha == 0:
+        target, alpha = given["target_kl"][1], given["alpha"][1]
+        raise SettingError(
+            f"{target} starts from alpha and multiplies it, and {alpha} is 0. Give an alpha > 0, or unset {target}."
+        )
+    return settings
 
 
 def sources(model_config: Any = None, environ: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -40,8 +40,10 @@ def positions(count: int, share: float, generator: torch.Generator) -> Tensor:
 @torch.no_grad()
 def shift(tuned: Tensor, reference: Tensor) -> Tensor:
     """(A,) double, on the CPU: how far each hidden state has moved, from (A, H) of the tuned model and of the
-    reference. The copy to the CPU waits for the tuned pass.
+    reference. The copy to the CPU waits for the tuned pass. States on the meta device have no numbers: then all are 0.
     """
+    if tuned.is_meta:
+        return torch.zeros(len(tuned), dtype=torch.double)
     reference = reference.to(tuned.device)
     parts = [
         torch.linalg.vector_norm(a.float() - b.float(), dim=-1)
@@ -110,6 +112,11 @@ def taken(chosen: Selection, drawn: Tensor, chance: Tensor) -> Selection:
         stands_for=chosen.stands_for[drawn] / chance,
         aligned=len(drawn),
     )
+
+
+def without_aligned(chosen: Selection) -> Selection:
+    """The selection with its supervised positions alone."""
+    return taken(chosen, torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.double))
 
 
 def _size(count: int, share: float) -> int:

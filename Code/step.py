@@ -40,6 +40,7 @@ def run(model: Any, forward: Callable[..., Any], stock: bool, args: tuple[Any, .
     settings = config.read(model.config)
     if labels is None or not settings.enabled or settings.alpha == 0:
         return forward(model, *args, **kwargs)
+    settings = trainers.controlled(model, settings)
     reference = reference_of(model, settings)
     if reference is None:
         unpatched.check_peft(model, settings)
@@ -51,15 +52,17 @@ def run(model: Any, forward: Callable[..., Any], stock: bool, args: tuple[Any, .
         return forward(model, *args, **kwargs)
     if stock and not family.traits(model).counts:  # then the term is a mean, too
         call.pop("num_items_in_batch", None)
+    if not trainers.has_term(model, settings):
+        reference = None
     if stock and model.training and call.get("labels") is not None and calls.is_plain(model, call):
         return _fused(model, call, settings, reference)
     return _around(model, forward, call, labels, settings, reference, args, kwargs)
 
 
 @eager_around
-def _fused(model: Any, call: dict[str, Any], settings: config.Settings, reference: Reference) -> SelfAugOutput:
+def _fused(model: Any, call: dict[str, Any], settings: config.Settings, reference: Reference | None) -> SelfAugOutput:
     """Transformers' own forward, made again from hidden states: both terms in chunks, and logits only for a caller who
-    reads them.
+    reads them. Without a ``reference``, the NLL alone.
     """
     chosen = _select(model, call, call["labels"], call["labels"].shape[1], settings)
     decoder = family.decoder_of(model)
@@ -89,12 +92,12 @@ def _around(
     call: dict[str, Any],
     labels: Tensor,
     settings: config.Settings,
-    reference: Reference,
+    reference: Reference | None,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
     """``forward`` as it is, whoever wrote it. The term comes from the decoder call inside. It is added to the loss that
-    ``forward`` returns or, where the trainer does not use that loss, to the trainer's.
+    ``forward`` returns or, where the trainer does not use that loss, to the trainer's. Without a ``reference`` it is 0.
     """
     outputs, decoder_call, acted = _observed(model, forward, args, kwargs)
     if acted:
@@ -168,9 +171,14 @@ def _nll_sum(outputs: Any, chosen: Selection, call: dict[str, Any]) -> Tensor:
 
 @eager
 def _record(
-    model: Any, settings: config.Settings, reference: Reference, nll_sum: Tensor, terms: loss.Terms, chosen: Selection
+    model: Any,
+    settings: config.Settings,
+    reference: Reference | None,
+    nll_sum: Tensor,
+    terms: loss.Terms,
+    chosen: Selection,
 ) -> None:
-    """Note that this step has its term: for a foreign forward around it, and for the training run."""
+    """Note that this step went through SelfAug: for a foreign forward around it, and for the training run."""
     if _ACTED in vars(model):
         vars(model)[_ACTED] = True
     trainers.record(model, settings, reference, nll_sum, terms.kl_sum, chosen)
@@ -178,7 +186,9 @@ def _record(
 
 @eager
 def _select(model: Any, call: dict[str, Any], labels: Tensor, total: int, settings: config.Settings) -> Selection:
-    """The positions of this step, of the (B, ``total``) batch in ``call``, with alpha in their weights."""
+    """The positions of this step, of the (B, ``total``) batch in ``call``, with alpha in their weights, and with the
+    weight of the micro-batches that SELFAUG_EVERY leaves without the term.
+    """
     labels, next_labels = labels_of.at_all_positions(labels, call, total)
     chosen = select(
         labels,
@@ -190,17 +200,22 @@ def _select(model: Any, call: dict[str, Any], labels: Tensor, total: int, settin
         input_ids=_token_ids(call),
         pad_tokens=_pad_tokens(model) if call.get("input_ids") is not None else (),
         next_labels=next_labels,
+        anchors=settings.anchors and model.training,
+        anchor_tokens=trainers.anchor_tokens() if settings.anchors else None,
     )
-    return chosen.weighted(settings.alpha)
+    return chosen.weighted(settings.alpha * (settings.every if model.training else 1))
 
 
 @eager_around
 def _states(
-    model: Any, reference: Reference, arguments: dict[str, Any], chosen: Selection, settings: config.Settings
+    model: Any, reference: Reference | None, arguments: dict[str, Any], chosen: Selection, settings: config.Settings
 ) -> tuple[Selection, Tensor, Draw]:
     """(the positions, the reference's states there, the draw that is left once the tuned hidden states are known). A
     uniform sample is drawn at once, so that only its states are kept; a sample by shift needs them at all positions.
+    Without a ``reference`` no position is aligned.
     """
+    if reference is None:
+        return sample.without_aligned(chosen), torch.zeros(0), _no_states
     if settings.sample == 1 or not model.training:  # an evaluation is exact, and leaves the random state alone
         return chosen, reference.states(arguments, chosen), _keep_all
     generator = sample.step_generator(model)
@@ -219,6 +234,10 @@ def _states(
 
 def _keep_all(_: Tensor, chosen: Selection, states: Tensor) -> tuple[Selection, Tensor]:
     return chosen, states
+
+
+def _no_states(hidden: Tensor, chosen: Selection, _: Tensor) -> tuple[Selection, Tensor]:
+    return chosen, hidden.detach().new_zeros(0, hidden.shape[-1])
 
 
 def _token_ids(call: dict[str, Any]) -> Tensor | None:
@@ -242,17 +261,23 @@ def _pad_tokens(model: Any) -> set[int]:
 
 @eager
 def _terms(
-    model: Any, hidden: Tensor, reference: Reference, states: Tensor, chosen: Selection, settings: config.Settings
+    model: Any,
+    hidden: Tensor,
+    reference: Reference | None,
+    states: Tensor,
+    chosen: Selection,
+    settings: config.Settings,
 ) -> loss.Terms:
     """The sums of one micro-batch, from the decoder's (B, T, H) hidden states and the reference's (A, H) ``states``."""
     placed = chosen.beside(hidden)
+    head = family.head_of(model)
     return loss.chunked_loss(
         hidden.flatten(0, 1)[placed.index],
         states,
         placed.next_labels,
         placed.weights,
-        family.head_of(model),
-        reference.head,
+        head,
+        head if reference is None else reference.head,
         settings.chunk_size or loss.auto_chunk_size(family.text_config(model).vocab_size, hidden.device),
         settings.direction,
     )

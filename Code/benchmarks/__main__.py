@@ -28,12 +28,11 @@ from typing import Any
 
 START = time.monotonic()  # of the budget of `gpu`
 ROOT = Path(__file__).resolve().parents[2]
-MAIN = ["stock", "off", "stock fused", "original", "selfaug", "sample 0.25", "cached", "reference given"]
-WITHOUT_NUMBERS = ["stock", "stock fused", "original", "selfaug", "sample 0.25", "reference given"]
+MAIN = ["stock", "off", "stock fused", "original", "selfaug", "sample 0.25", "economy", "cached", "reference given"]
+WITHOUT_NUMBERS = ["stock", "stock fused", "original", "selfaug", "sample 0.25", "economy", "reference given"]
 GPU = ["stock", "fused TRL", "selfaug", "economy", "sample 0.25 by shift", "original", "fused Liger"]  # by importance
 VARIANTS = [*dict.fromkeys([*MAIN, *GPU]), "plain"]
 NOT_ON_GPU = {"cached", "reference given", "plain"}  # they keep the states of one batch, or full logits for tests
-NOT_ONE_STEP = {"economy"}  # acts at every fourth micro-batch
 WHOLE = ["0.5B", "7B", "72B"]
 TINY = ["tiny", "tiny untied"]
 SHAPES = [*WHOLE, *TINY]
@@ -304,7 +303,7 @@ def read(argv: list[str] | None) -> argparse.Namespace:
     for name, value in defaults.items():
         if getattr(options, name) is None:
             setattr(options, name, value)
-    unfit = [name for name in options.variants if name in (NOT_ON_GPU if on_gpu else NOT_ONE_STEP)]
+    unfit = [name for name in options.variants if on_gpu and name in NOT_ON_GPU]
     if unfit:
         reader.error(f"{options.verb} cannot measure {', '.join(unfit)}")
     if options.verb != "one-peak":
@@ -322,6 +321,12 @@ def main(argv: list[str] | None = None) -> int:
         import torch
 
         torch.set_num_threads(1)
+    if options.verb not in ("page", "gpu"):  # gpu leaves them out and goes on
+        from Code.benchmarks.slice import missing
+
+        lacking = [f"{name}: {lack}" for name in options.variants if (lack := missing(name, torch.device("cpu")))]
+        if lacking:
+            sys.exit("\n".join(lacking))
     VERBS[options.verb](options)
     return 0
 

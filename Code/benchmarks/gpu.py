@@ -1,9 +1,9 @@
 """`gpu`: what training costs on the GPU that is here. Whole models with random weights, every variant in turn, within a
 budget of minutes: what has no time left is left out, and what has no memory left is noted, and the run goes on.
 
-A turn of a variant is one micro-batch that is not counted and four that are, so that a variant that acts at every
-fourth micro-batch is measured as it trains. The gradients of the four are added up and dropped; there is no optimizer
-step.
+A turn of a variant is one micro-batch that is not counted and four that are; of a variant that acts at one of four, it
+is four and four, so that it acts once in either. The gradients of the four are added up and dropped; there is no
+optimizer step.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ class _Case:
         self.problems: dict[str, Cell] = {}
         self.peaks: dict[str, tuple[int, int]] = {}  # bytes in tensors at the most, and before the turn
         self.losses: dict[str, float] = {}
-        self.last = torch.zeros(())  # the last loss, still on its device: to read it would be a wait
+        self.seen: list[Tensor] = []  # the losses of some steps, still on their device: to read one would be a wait
 
     @functools.cached_property
     def data(self) -> dict[str, Tensor]:
@@ -193,7 +193,7 @@ class _Case:
                 self.problems[name] = {"left_out": lacks} if lacks else problem
         for turn in range(self.plan.rounds):
             names = [name for name in self.plan.variants if name not in self.problems]
-            expected = (1 + MICRO_BATCHES) * sum(self.known.get(name, 0.0) for name in names)
+            expected = sum((sliced.STEPS.get(n, 1) + MICRO_BATCHES) * self.known.get(n, 0.0) for n in names)
             until = min(self.budget.left(), share - (self.budget.clock() - self.start))
             if turn and expected > until:
                 break
@@ -206,20 +206,20 @@ class _Case:
         return {name: self._cell(name) for name in self.plan.variants}
 
     def _turn(self, name: str) -> str:
-        """A micro-batch that is not counted, which takes from the device what the others take again; then four. Returns
-        why there is no time for it; empty if there was.
+        """Steps that are not counted, which take from the device what the others take again; then those that are.
+        Returns why there is no time for it; empty if there was.
         """
         self.device.empty()
-        for count in (1, MICRO_BATCHES):
+        for counted, count in ((False, sliced.STEPS.get(name, 1)), (True, MICRO_BATCHES)):
             reason = self.budget.refusal(count * self.known.get(name, self.guess))
             if reason:
                 return reason
             before = self.device.restart_peak()
             seconds = self.device.seconds(functools.partial(self._steps, name, count))
             self.model.zero_grad(set_to_none=True)
-            self.known[name], self.losses[name] = seconds / count, float(self.last)
+            self.known[name], self.losses[name] = seconds / count, float(torch.stack(self.seen).mean())
             self.guess = max(self.guess, self.known[name])
-            if count == MICRO_BATCHES:
+            if counted:
                 self.times[name].append(seconds)
                 peak = self.device.peak()
                 if peak is not None and before is not None:
@@ -227,10 +227,11 @@ class _Case:
         return ""
 
     def _steps(self, name: str, count: int) -> None:
+        self.seen = []
         for _ in range(count):
             total = sliced.VARIANTS[name](self.model, self.data)
             total.backward()
-            self.last = total.detach()
+            self.seen.append(total.detach())
             del total  # before the next forward
 
     def _cell(self, name: str) -> Cell:

@@ -27,10 +27,15 @@ from . import slice as sliced
 _chunk_size = loss.auto_chunk_size
 
 
-def step(name: str, model: Any, data: dict[str, Tensor]) -> None:
-    """Forward and backward of one variant. The gradients are dropped."""
-    sliced.VARIANTS[name](model, data).backward()
-    model.zero_grad(set_to_none=True)
+def step(name: str, model: Any, data: dict[str, Tensor]) -> int:
+    """Forward and backward of one variant, as often as its micro-batches take to be alike. The gradients are dropped.
+    Returns how often that is.
+    """
+    steps = sliced.STEPS.get(name, 1)
+    for _ in range(steps):
+        sliced.VARIANTS[name](model, data).backward()
+        model.zero_grad(set_to_none=True)
+    return steps
 
 
 def seconds(T: int, names: list[str], rounds: int, shape: str, layers: int, checkpointing: bool) -> dict[str, Any]:
@@ -45,9 +50,9 @@ def seconds(T: int, names: list[str], rounds: int, shape: str, layers: int, chec
             for name in names:
                 gc.collect()
                 start = time.process_time()
-                step(name, model, data)
+                steps = step(name, model, data)
                 if turn:
-                    measured[name].append(time.process_time() - start)
+                    measured[name].append((time.process_time() - start) / steps)
     return {
         name: {
             "seconds": statistics.median(times),
@@ -137,8 +142,8 @@ def flops(T: int, names: list[str], shape: str, layers: int | None, checkpointin
     counted = {}
     for name in names:
         with Operators() as seen:
-            step(name, model, data)
-        counted[name] = float(seen.flops)
+            steps = step(name, model, data)
+        counted[name] = float(seen.flops) / steps
     return counted
 
 

@@ -15,7 +15,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from selfaug import config, family, loss
+from selfaug import family, loss
 from selfaug.check import cost
 from selfaug.labels import shifted
 from selfaug.reference import decoder, switch
@@ -35,7 +35,8 @@ SHAPES: dict[str, dict[str, Any]] = {  # Qwen/Qwen2.5-…/config.json
 Variant = Callable[[Any, "dict[str, Tensor]"], Tensor]  # from the model and a batch to the loss
 LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 PROMPT = 0.85  # share of the tokens
-ECONOMY = {"selfaug_every": "4"}  # the term at every fourth micro-batch
+ECONOMY = {"selfaug_every": "4", "selfaug_sample": "0.25", "selfaug_sample_by": "shift"}
+STEPS = {"economy": 4}  # by variant, how many micro-batches in a row make one measurement; else one
 
 
 def model(shape: str, layers: int | None, checkpointing: bool, dtype: torch.dtype = torch.float32) -> Any:
@@ -214,7 +215,7 @@ def _loss_of(outputs: Any) -> Tensor:
 SETTINGS = {
     "sample 0.25": {"selfaug_sample": "0.25"},
     "sample 0.25 by shift": {"selfaug_sample": "0.25", "selfaug_sample_by": "shift"},
-    "economy": ECONOMY,
+    "economy": ECONOMY,  # what docs/performance.md recommends where a step's cost counts
 }
 VARIANTS: dict[str, Variant] = {
     "stock": stock,
@@ -237,9 +238,6 @@ _FROM = {  # another library's forward: its module, what is needed of it, the re
 
 def missing(name: str, device: torch.device) -> str:
     """What a variant needs and does not find here, with the command that installs it; empty if it can be measured."""
-    unknown = [v.upper() for v in SETTINGS.get(name, {}) if v.upper() not in config.ENVIRONMENT]
-    if unknown:
-        return f"this SelfAug has no setting {', '.join(unknown)}"
     if name not in _FROM:
         return ""
     module, needed, requirement, on_gpu = _FROM[name]

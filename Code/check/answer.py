@@ -59,7 +59,7 @@ def answer(model: Any, lora: str, data: dict[str, Tensor]) -> Answer:
     notes = _notes(model, settings, chosen, refused)
     costs: dict[str, dict[str, int]] = {}
     if packages[0]["patched"] and packages[1]["patched"] and chosen.supervised:
-        costs, trouble = _costs(model, data)
+        costs, trouble = _costs(model, data, settings.every)
         notes += trouble
     parameters = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return Answer(
@@ -139,6 +139,16 @@ def _notes(model: Any, settings: config.Settings, chosen: Selection, refused: li
         )
     elif not traits.linear:
         notes.append("This family's head is more than a product (a cap or a scale): the logits are made by its own.")
+    if settings.every > 1:
+        notes.append(
+            f"One of {settings.every} micro-batches has the term: SelfAug's operations are the mean over them, its "
+            "memory is that of the one."
+        )
+    if settings.target_kl is not None:
+        notes.append(
+            f"Alpha starts at {settings.alpha:g} and follows the KL toward {settings.target_kl:g} nats per aligned "
+            "token, at each log of the Trainer."
+        )
     whole = decoder.reads_whole_length(family.decoder_of(model))
     if whole:
         notes.append("A state depends on the length of its batch, so the reference reads whole rows.")
@@ -151,13 +161,16 @@ def _notes(model: Any, settings: config.Settings, chosen: Selection, refused: li
     return notes
 
 
-def _costs(model: Any, data: dict[str, Tensor]) -> tuple[dict[str, dict[str, int]], list[str]]:
-    """(the costs, why there are none). The cache takes no part: a dry step writes nothing."""
+def _costs(model: Any, data: dict[str, Tensor], every: int) -> tuple[dict[str, dict[str, int]], list[str]]:
+    """(the costs, why there are none). The cache takes no part: a dry step writes nothing. Nor does a target for the
+    KL, which needs a Trainer's logs and changes no cost.
+    """
     before = getattr(model.config, "selfaug", None)
-    model.config.selfaug = {**(before or {}), "enabled": True, "reference_cache": None}
+    counting = {"enabled": True, "reference_cache": None, "target_kl": None, "every": min(every, 2)}
+    model.config.selfaug = {**(before or {}), **counting}
     try:
         with _warnings() as said:
-            counted = cost.costs(model, data)
+            counted = cost.costs(model, data, every)
     except Exception as error:  # a family's layers may ask for numbers, in as many ways as there are families
         return {}, [f"The cost is not known: this model cannot be called without numbers ({first_line(error)})."]
     finally:

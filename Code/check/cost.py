@@ -55,12 +55,14 @@ class Cost:
     logits: int
 
 
-def costs(model: Any, data: dict[str, Tensor]) -> dict[str, Cost]:
+def costs(model: Any, data: dict[str, Tensor], every: int = 1) -> dict[str, Cost]:
     """The cost of a step with stock's forward, with stock's loss from a fused head, and with SelfAug.
 
     Args:
-        model: on the meta device, with LoRA, in training mode.
+        model: on the meta device, with LoRA, in training mode. Its setting ``every`` is 1, or 2 if ``every`` is more.
         data: the batch, on the CPU. The model attends as if there were no padding in it, which costs the same.
+        every: one of so many micro-batches has the term. SelfAug's operations are the mean over them, and its peak is
+            the highest.
     """
     steps: dict[str, Callable[[], Tensor]] = {
         "stock": lambda: family.stock_forward(model)(model, **data).loss,
@@ -68,7 +70,12 @@ def costs(model: Any, data: dict[str, Tensor]) -> dict[str, Cost]:
         "selfaug": lambda: model(**data).loss,
     }
     with _without_numbers(model):
-        return {name: _cost(model, step) for name, step in steps.items()}
+        counted = {name: _cost(model, step) for name, step in steps.items()}
+        if every > 1:  # two micro-batches in a row: one has the term
+            other, one = sorted((counted["selfaug"], _cost(model, steps["selfaug"])), key=lambda cost: cost.flops)
+            mean = (one.flops + (every - 1) * other.flops) // every
+            counted["selfaug"] = Cost(mean, max(one.peak, other.peak), max(one.logits, other.logits))
+    return counted
 
 
 def fused(model: Any, data: dict[str, Tensor]) -> Tensor:

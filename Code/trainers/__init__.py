@@ -4,10 +4,13 @@
     metrics     both terms in the Trainer's logs
     bypass      warnings that training goes past SelfAug
     announce    the lines that a run prints at its first step
+    anchors     SELFAUG_ANCHORS: what a row without labels weighs
+    turns       SELFAUG_EVERY: which micro-batches have the term
+    controller  SELFAUG_TARGET_KL: the alpha that follows the measured KL
     runs        what is remembered for one run
 
-A step calls :func:`.attach.to_trainer`, :func:`.attach.kept_labels`, :func:`.attach.current_call`, :func:`.bypass.of`
-and :func:`record`.
+A step calls :func:`.attach.to_trainer`, :func:`.attach.kept_labels`, :func:`.attach.current_call`, :func:`.bypass.of`,
+:func:`controlled`, :func:`has_term`, :func:`anchor_tokens` and :func:`record`.
 """
 
 from __future__ import annotations
@@ -20,17 +23,55 @@ from .. import config
 from ..eager import eager
 from ..positions import Selection
 from ..reference import Reference
-from . import announce, attach, bypass, metrics
+from . import anchors, announce, attach, bypass, metrics, turns
+
+
+@eager
+def controlled(model: Any, settings: config.Settings) -> config.Settings:
+    """The settings for this call of ``model``: with the alpha that follows SELFAUG_TARGET_KL, where it is set.
+
+    Raises:
+        SettingError: there is a target for the KL, and no HF Trainer logs.
+    """
+    call = attach.current_call()
+    return attach.controlled(settings, None if call is None else call.trainer) if model.training else settings
+
+
+@eager
+def has_term(model: Any, settings: config.Settings) -> bool:
+    """Whether the term is computed in this call of ``model``, see :mod:`.turns`; always in an evaluation. To be asked
+    once for each call that trains on labels.
+    """
+    if settings.every == 1 or not model.training:
+        return True
+    call = attach.current_call()
+    return turns.has_term(turns.called(model) if call is None else call.micro_batch, settings.every)
+
+
+@eager
+def anchor_tokens() -> float | None:
+    """How many supervised tokens an anchor weighs as much as in the global batch that this call is a part of; None if
+    no trainer has collected one.
+    """
+    call = attach.current_call()
+    return None if call is None else anchors.tokens(call.trainer.state)
 
 
 @eager
 def record(
-    model: Any, settings: config.Settings, reference: Reference, nll_sum: Tensor, kl_sum: Tensor, chosen: Selection
+    model: Any,
+    settings: config.Settings,
+    reference: Reference | None,
+    nll_sum: Tensor,
+    kl_sum: Tensor,
+    chosen: Selection,
 ) -> None:
-    """Note that a step has its term: for the Trainer's call around it, the logs, the warnings, and the lines that a run
-    prints at its first step.
+    """Note that this step went through SelfAug: for the Trainer's call around it, the logs, the warnings, and the lines
+    that a run prints at its first step with the term.
 
     Args:
+        reference: None in a micro-batch that SELFAUG_EVERY leaves without the term. Its tokens do not count for the
+            mean of the KL.
         nll_sum: () nats, over the supervised tokens of this step.
         kl_sum: () nats, over all its aligned tokens, also where a sample estimates the sum.
     """
@@ -39,7 +80,11 @@ def record(
         call.acted = True
     announce.unknown_padding(model, chosen.tail)
     if model.training:
-        metrics.RUNNING.of(model).add(nll_sum, chosen.supervised, kl_sum, len(chosen.all_aligned), settings.alpha)
-        announce.first_step(model, settings, reference, kl_sum, len(chosen.all_aligned))
+        aligned = len(chosen.all_aligned) if reference is not None else 0
+        metrics.RUNNING.of(model).add(nll_sum, chosen.supervised, kl_sum, aligned, settings.alpha)
+        if reference is not None:
+            announce.first_step(model, settings, reference, kl_sum, aligned)
+        if settings.anchors:
+            bypass.of(model).count_anchors(chosen, settings)
         if chosen.supervised:
             bypass.of(model).count_aligned(chosen, settings, None if call is None else call.trainer)

@@ -16,6 +16,7 @@ import inspect
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from types import FunctionType, MethodType
 from typing import Any, Callable
 
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from .. import config
 from ..eager import eager
 from ..positions import Selection
-from . import bypass, metrics, runs
+from . import anchors, bypass, controller, metrics, runs, turns
 
 
 class TrainerCall:
@@ -44,6 +45,7 @@ class TrainerCall:
         # whether NLL is a mean over the micro-batch, although the Trainer knows num_items_in_batch
         self.is_mean = not _uses_num_items(getattr(trainer, "compute_loss_func", None))
         self.acted = False  # SelfAug had its part in this call
+        self.micro_batch = 0  # its number in the run, see `turns`; 0 in an evaluation
         self._term: tuple[Tensor, Selection] | None = None
 
     def leave_term(self, term: Tensor, chosen: Selection) -> None:
@@ -126,6 +128,17 @@ def kept_labels() -> Tensor | None:
     return current.labels if current is not None and current.keeps_labels else None
 
 
+def controlled(settings: config.Settings, trainer: Any) -> config.Settings:
+    """The settings with the alpha that SELFAUG_TARGET_KL sets in the run of ``trainer``; as they are without it.
+
+    Raises:
+        SettingError: there is a target, and no HF Trainer logs.
+    """
+    if not settings.enabled or settings.target_kl is None:
+        return settings
+    return replace(settings, alpha=controller.alpha(settings.alpha, settings.target_kl, trainer))
+
+
 @eager
 def to_trainer() -> None:
     """Make this process's ``Trainer`` return its methods with SelfAug around them. Does nothing if that is done or if
@@ -173,10 +186,14 @@ def _is_ours(function: Any) -> bool:
 
 
 @contextmanager
-def _during(call: TrainerCall) -> Iterator[TrainerCall | None]:
+def _during(call: TrainerCall, trains: bool) -> Iterator[TrainerCall | None]:
     """Within: the model is called for ``call``. Yields the call around it, which has acted if this one has."""
     global current
     outer, current = current, call
+    if outer is not None:
+        call.micro_batch = outer.micro_batch
+    elif trains:
+        call.micro_batch = turns.begun_by(call.trainer)
     try:
         with runs.during(call.trainer.state):
             yield outer
@@ -189,7 +206,7 @@ def _during(call: TrainerCall) -> Iterator[TrainerCall | None]:
 def _training_step(trainer: Any, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     model, inputs = _argument(0, "model", args, kwargs), _argument(1, "inputs", args, kwargs)
     call = TrainerCall(trainer, inputs, takes_term=False)
-    with _during(call):
+    with _during(call, trains=True):
         result = method(*args, **kwargs)
         _check_acted(model, call)
     return result
@@ -200,11 +217,18 @@ def _compute_loss(trainer: Any, method: Callable[..., Any], *args: Any, **kwargs
     if not model.training and not config.read(getattr(trainer.model, "config", None)).evaluation:
         return method(*args, **kwargs)
     call = TrainerCall(trainer, inputs, True, _argument(3, "num_items_in_batch", args, kwargs))
-    with _during(call) as outer:
+    with _during(call, model.training) as outer:
         result = method(*args, **kwargs)
         if outer is None and model.training:
             _check_acted(model, call)
     return (call.with_term(result[0]), *result[1:]) if isinstance(result, tuple) else call.with_term(result)
+
+
+def _get_batch_samples(trainer: Any, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    result = method(*args, **kwargs)
+    if config.read(getattr(trainer.model, "config", None)).anchors:
+        anchors.count(trainer.state, result[0], trainer.args.device)
+    return result
 
 
 def _argument(position: int, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -223,7 +247,8 @@ def _maybe_log_save_evaluate(trainer: Any, method: Callable[..., Any], *args: An
     if trainer.control.should_log and trainer.state.global_step > getattr(trainer, "_globalstep_last_logged", 0):
         settings = [of_model for _, of_model in bypass.models_on(trainer.model)]
         if settings:
-            metrics.RUNNING.of_owner(trainer.state).gather(trainer.args.device, settings[0].alpha)
+            in_force = controlled(settings[0], trainer)
+            metrics.RUNNING.of_owner(trainer.state).gather(trainer.args.device, in_force.alpha)
     return method(*args, **kwargs)
 
 
@@ -246,6 +271,7 @@ def _train(trainer: Any, method: Callable[..., Any], *args: Any, **kwargs: Any) 
 _AROUND: dict[str, Callable[..., Any]] = {
     "training_step": _training_step,
     "compute_loss": _compute_loss,
+    "get_batch_samples": _get_batch_samples,
     "_maybe_log_save_evaluate": _maybe_log_save_evaluate,
     "log": _log,
     "train": _train,

@@ -89,6 +89,28 @@ def test_its_operations_are_those_that_torch_counts_on_the_real_model(found, dat
     assert said["stock fused"]["flops"] < said["stock"]["flops"] < said["selfaug"]["flops"]
 
 
+@pytest.mark.parametrize("every", [2, 5])
+def test_the_cost_of_a_term_at_some_of_the_micro_batches_is_their_mean(found, every):
+    """A micro-batch without the term costs what stock with a fused head does."""
+    whole = found()["costs"]
+    with settings(SELFAUG_EVERY=str(every)):
+        said = found()
+    mean = (whole["selfaug"]["flops"] + (every - 1) * whole["stock fused"]["flops"]) / every
+    assert said["costs"]["selfaug"]["flops"] == pytest.approx(mean, rel=1e-6)
+    assert said["costs"]["selfaug"]["peak"] == whole["selfaug"]["peak"]
+    assert any(f"One of {every} micro-batches" in note for note in said["notes"])
+
+
+def test_a_target_for_the_kl_and_a_sample_by_shift_change_no_cost_that_is_not_theirs(found):
+    with settings(SELFAUG_SAMPLE="0.25"):
+        whole = found()
+    with settings(SELFAUG_TARGET_KL="0.05", SELFAUG_SAMPLE="0.25", SELFAUG_SAMPLE_BY="shift"):
+        said = found()
+    # a uniform sample is drawn first, so the reference pass may stop earlier
+    assert 1 <= said["costs"]["selfaug"]["flops"] / whole["costs"]["selfaug"]["flops"] < 1.01
+    assert any("follows the KL toward 0.05" in note for note in said["notes"])
+
+
 def test_stock_makes_all_logits_and_selfaug_those_of_a_chunk(found, monkeypatch):
     with settings(SELFAUG_CHUNK_SIZE="16"):
         said = found()["costs"]

@@ -43,11 +43,10 @@ def train(tmp_path, model=None, callbacks=None, **arguments):
         TrainingArguments(
             tmp_path,
             report_to=[],
-            save_strategy="no",
             use_cpu=True,
             seed=1,
             label_names=["labels"],
-            **{"disable_tqdm": True, **arguments},
+            **{"disable_tqdm": True, "save_strategy": "no", **arguments},
         ),
         train_dataset=Rows(),
         eval_dataset=Rows(),

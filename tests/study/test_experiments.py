@@ -7,6 +7,16 @@ from experiments import ARMS, BASE, ROWS, Setting, runs, training
 from selfaug import config
 
 SELFAUG = {name: arm for name, arm in ARMS.items() if arm.settings is not None}
+ECONOMY = {  # every, sample, sample_by
+    "every-2": (2, 1.0, "uniform"),
+    "every-4": (4, 1.0, "uniform"),
+    "every-8": (8, 1.0, "uniform"),
+    "shift-4": (1, 0.25, "shift"),
+    "shift-16": (1, 0.0625, "shift"),
+    "uniform-4": (1, 0.25, "uniform"),
+    "uniform-16": (1, 0.0625, "uniform"),
+    "economy": (4, 0.25, "shift"),
+}
 EXPECTED = {
     "selfaug-0.1": (0.1, "input", "base-tuned"),
     "selfaug-0.3": (0.3, "input", "base-tuned"),
@@ -20,6 +30,8 @@ EXPECTED = {
     "tuned-base": (0.5, "input", "tuned-base"),
     "sasft-selfaug-0.5": (0.5, "input", "base-tuned"),
     "selfaug-lower-lr": (0.5, "input", "base-tuned"),
+    "anchors": (0.5, "input", "base-tuned"),
+    **dict.fromkeys(ECONOMY, (0.5, "input", "base-tuned")),
 }
 
 
@@ -31,6 +43,7 @@ def test_the_selfaug_arms_are_these():
 def test_the_runtime_reads_an_arms_settings_as_they_are_meant(name):
     read = config.read(environ=SELFAUG[name].settings)
     assert (read.alpha, read.positions, read.direction) == EXPECTED[name]
+    assert (read.every, read.sample, read.sample_by) == ECONOMY.get(name, (1, 1.0, "uniform"))
     assert read.strict, "a step that goes past SelfAug must stop the run"
 
 

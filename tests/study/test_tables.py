@@ -5,6 +5,7 @@ import re
 import runpy
 from pathlib import Path
 
+import experiments
 import pytest
 import records
 import summary
@@ -102,7 +103,7 @@ def test_questions_with_and_without_an_answer_are_scored_apart(found):
 
 def test_the_text_says_which_rows_have_fewer_seeds_and_what_was_not_run(found):
     text = tables.extent(summary.summarise(found))
-    assert text.startswith("8 runs: 4 of 18 arms, with up to 3 seeds")
+    assert text.startswith(f"8 runs: 4 of {len(experiments.ARMS)} arms, with up to 3 seeds")
     assert "Fewer seeds: SA-SFT (1); LoRA, adapter times 0.5 (1)." in text
     assert "Not run: SA-SFT + SelfAug 0.5; SelfAug 0.5, strict-input;" in text
 

@@ -37,6 +37,7 @@ class Arm:
     lr, rank: factors on the values of the setting.
     layers: the layers that get LoRA, as train_lora.py takes them; None: all linear layers.
     dialogues: whether the model's own dialogues are mixed into the data (SA-SFT).
+    anchors: these dialogues have no labels, and take SelfAug's KL in place of the NLL.
     scaled: nothing is trained; the adapter is LoRA's adapter times this factor.
     halfway: nothing is trained; the adapter is LoRA's adapter at half of its steps.
     """
@@ -49,6 +50,7 @@ class Arm:
     rank: float = 1
     layers: str | None = None
     dialogues: bool = False
+    anchors: bool = False
     scaled: float | None = None
     halfway: bool = False
 
@@ -57,10 +59,16 @@ class Arm:
         return self.name != BASE and self.scaled is None and not self.halfway
 
 
-def selfaug(alpha: float = 0.5, positions: str = "input", direction: str = "base-tuned") -> Mapping[str, str]:
-    """Every setting that the arms vary, even at its default, since defaults may change and results may not."""
+def selfaug(
+    alpha: float = 0.5, positions: str = "input", direction: str = "base-tuned", **economy: str
+) -> Mapping[str, str]:
+    """Alpha, positions and direction even at their defaults, since defaults may change and results may not.
+
+    economy: further settings by their keys, such as ``every="4"``.
+    """
     given = {"SELFAUG_ALPHA": f"{alpha:g}", "SELFAUG_POSITIONS": positions, "SELFAUG_DIRECTION": direction}
-    return MappingProxyType({**given, "SELFAUG_STRICT": "1"})
+    further = {f"SELFAUG_{key.upper()}": value for key, value in economy.items()}
+    return MappingProxyType({**given, **further, "SELFAUG_STRICT": "1"})
 
 
 FIRST = (
@@ -73,6 +81,7 @@ FIRST = (
     Arm("selfaug-0.3", "SelfAug, alpha 0.3", selfaug(0.3)),
 )
 THEN = (
+    Arm("anchors", "SelfAug 0.5, dialogues as anchors", selfaug(anchors="1"), dialogues=True, anchors=True),
     Arm("early-stopping", "LoRA, half of the steps", halfway=True),
     Arm("lower-lr", "LoRA, lr / 3", lr=1 / 3),
     Arm("selfaug-lower-lr", "SelfAug 0.5, lr / 3", selfaug(), lr=1 / 3),
@@ -86,12 +95,24 @@ THEN = (
     Arm("all", "SelfAug 0.5, all", selfaug(positions="all")),
     Arm("tuned-base", "SelfAug 0.5, KL(tuned ‖ base)", selfaug(direction="tuned-base")),
 )
-ARMS = {arm.name: arm for arm in (*FIRST, *THEN)}
+CHEAPER = (
+    *(Arm(f"every-{k}", f"SelfAug 0.5, every {k}", selfaug(every=f"{k}")) for k in (2, 4, 8)),
+    *(
+        Arm(f"{by}-{k}", f"SelfAug 0.5, 1/{k} by {by}", selfaug(sample=f"{1 / k:g}", sample_by=by))
+        for by in ("shift", "uniform")
+        for k in (4, 16)
+    ),
+    Arm("economy", "SelfAug 0.5, every 4, 1/4 by shift", selfaug(every="4", sample="0.25", sample_by="shift")),
+)
+GROUPS = (FIRST, THEN, CHEAPER)
+ARMS = {arm.name: arm for group in GROUPS for arm in group}
 
 # the order of the tables
 ROWS = (
     BASE, LORA, "selfaug-0.1", "selfaug-0.3", "selfaug-0.5", "selfaug-1.0", "falling", "rising",
-    "strict-input", "output", "all", "tuned-base", "sasft", "sasft-selfaug-0.5",
+    "strict-input", "output", "all", "tuned-base",
+    "every-2", "every-4", "every-8", "shift-4", "shift-16", "uniform-4", "uniform-16", "economy",
+    "sasft", "sasft-selfaug-0.5", "anchors",
     "lower-lr", "selfaug-lower-lr", "lower-rank", "mlp-only", "interpolation", "early-stopping",
 )  # fmt: skip
 TITLES = {BASE: "base", **{arm.name: arm.title for arm in ARMS.values()}}
@@ -114,7 +135,7 @@ def runs(arms: Iterable[str], seeds: Sequence[int]) -> list[Run]:
     that in a stopped study all arms have equally many seeds.
     """
     chosen = set(arms)
-    return [Run(arm, seed) for group in (FIRST, THEN) for seed in seeds for arm in group if arm.name in chosen]
+    return [Run(arm, seed) for group in GROUPS for seed in seeds for arm in group if arm.name in chosen]
 
 
 def training(arm: Arm, setting: Setting) -> list[str]:

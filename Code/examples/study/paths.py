@@ -27,8 +27,9 @@ class Paths:
         """The base model's answers and likelihoods, with which every measurement starts."""
         return self.output / "base.json"
 
-    def data(self, seed: int, dialogues: bool = False) -> Path:
-        return self.output / "data" / (f"mixed-{seed}.jsonl" if dialogues else f"train-{seed}.jsonl")
+    def data(self, seed: int, dialogues: bool = False, anchors: bool = False) -> Path:
+        kind = "train" if not dialogues else "anchored" if anchors else "mixed"
+        return self.output / "data" / f"{kind}-{seed}.jsonl"
 
     def dialogues(self, seed: int, ending: str = ".jsonl") -> Path:
         return self.output / "data" / f"dialogues-{seed}{ending}"
