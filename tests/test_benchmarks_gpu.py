@@ -9,6 +9,7 @@ import importlib
 import json
 import os
 import runpy
+import shlex
 import subprocess
 import sys
 import types
@@ -137,13 +138,14 @@ def test_without_a_gpu_the_command_says_so_and_what_to_do_and_fails():
     [
         ("gpu --device cpu", "add --tiny"),
         ("gpu --variants cached", "gpu cannot measure cached"),
+        ("meta --variants 'fused TRL'", "meta cannot measure fused TRL"),
         ("gpu --minutes 0", "argument --minutes"),
         ("gpu --minutes soon", "argument --minutes"),
     ],
 )
 def test_what_cannot_be_measured_is_a_usage_error(words, said, capsys):
     with pytest.raises(SystemExit) as stopped:
-        COMMAND["read"](words.split())
+        COMMAND["read"](shlex.split(words))
     assert stopped.value.code == 2
     assert said in capsys.readouterr().err
 

@@ -32,7 +32,10 @@ MAIN = ["stock", "off", "stock fused", "original", "selfaug", "sample 0.25", "ec
 WITHOUT_NUMBERS = ["stock", "stock fused", "original", "selfaug", "sample 0.25", "economy", "reference given"]
 GPU = ["stock", "fused TRL", "selfaug", "economy", "sample 0.25 by shift", "original", "fused Liger"]  # by importance
 VARIANTS = [*dict.fromkeys([*MAIN, *GPU]), "plain"]
-NOT_ON_GPU = {"cached", "reference given", "plain"}  # they keep the states of one batch, or full logits for tests
+UNFIT = {  # a cache of one batch, and the equation for tests; and heads of other libraries, which need numbers
+    "gpu": {"cached", "reference given", "plain"},
+    **{verb: {"fused TRL", "fused Liger"} for verb in ("meta", "shapes")},
+}
 WHOLE = ["0.5B", "7B", "72B"]
 TINY = ["tiny", "tiny untied"]
 SHAPES = [*WHOLE, *TINY]
@@ -303,7 +306,7 @@ def read(argv: list[str] | None) -> argparse.Namespace:
     for name, value in defaults.items():
         if getattr(options, name) is None:
             setattr(options, name, value)
-    unfit = [name for name in options.variants if on_gpu and name in NOT_ON_GPU]
+    unfit = [name for name in options.variants if name in UNFIT.get(options.verb, ())]
     if unfit:
         reader.error(f"{options.verb} cannot measure {', '.join(unfit)}")
     if options.verb != "one-peak":
