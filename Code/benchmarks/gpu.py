@@ -66,10 +66,11 @@ def run(plan: Plan, device: Device, budget: Budget) -> dict[str, Any]:
         for T in plan.lengths:
             # attention grows with the square of the length, all else less
             case = _Case(plan, device, budget, model, T, slowest * max(1.0, T / before) ** 2 if before else 0.0)
+            plan.say(f"{shape} T={T}, {budget.left():.0f} s left:")
             measured = case.run(problem, budget.left() * weights[0] / sum(weights))
             weights = weights[1:]
             for name, cell in measured.items():
-                plan.say(f"{shape} T={T} {name:20} {in_words(cell)}")
+                plan.say(f"  {name:20} {in_words(cell)}")
             results["steps"].setdefault(shape, {})[str(T)] = measured
             results["watched"].setdefault(shape, {})[str(T)] = case.watch()
             plan.save(results)
