@@ -282,17 +282,6 @@ class Clock:
         return self.now
 
 
-def test_when_the_time_is_used_up_every_later_cell_is_left_out_and_says_why():
-    results = gpu.run(plan(shapes=["tiny", "tiny untied"]), device.Device("cpu"), budget.Budget(40, Clock()))
-    found = cells(results)
-    assert len(found) == 2 * 2 * len(LEARNED)
-    left_out = ["left_out" in cell for *_, cell in found]
-    assert left_out == sorted(left_out)  # none after the first of them was measured
-    assert 0 < sum(left_out) < len(found)
-    assert found[-1][-1]["left_out"] == "nothing was left of the budget of 0.666667 minutes"
-    assert len(gpu.problems(results, "left_out")) == len(LEARNED)
-
-
 def test_no_model_is_made_when_the_time_is_used_up(monkeypatch):
     monkeypatch.setattr(sliced, "model", None)
     results = gpu.run(plan(), device.Device("cpu"), budget.Budget(0.5, Clock()))
@@ -304,7 +293,7 @@ def test_work_that_takes_longer_than_what_is_left_is_not_begun():
     time = budget.Budget(100, clock)
     assert time.refusal(20) == ""
     clock.now = 60.0
-    assert time.refusal(40) == "needs about 40 s, and 35 s were left of the budget of 1.66667 minutes"
+    assert time.refusal(40) == "needs about 40 s, and 30 s were left of the budget of 1.66667 minutes"
     clock.now = 99.0
     assert time.refusal(0).startswith("nothing was left")
 
@@ -327,6 +316,20 @@ def each_takes(monkeypatch, no_work):
     return clock
 
 
+def test_when_the_time_is_used_up_every_later_cell_is_left_out_and_says_why(each_takes):
+    each_takes.each = 1e-3
+    results = gpu.run(plan(shapes=["tiny", "tiny untied"]), device.Device("cpu"), budget.Budget(40, Clock()))
+    found = cells(results)
+    assert len(found) == 2 * 2 * len(LEARNED)
+    left_out = ["left_out" in cell for *_, cell in found]
+    assert left_out == sorted(left_out)  # none after the first of them was measured
+    assert 0 < sum(left_out) < len(found)
+    for shape, T, name, cell in found:
+        if "left_out" in cell:
+            assert cell["left_out"] == "nothing was left of the budget of 0.666667 minutes"
+            assert any(line.startswith(name) and f"{shape} T={T}" in line for line in gpu.problems(results, "left_out"))
+
+
 def test_a_step_that_is_expected_to_take_too_long_is_not_begun(each_takes):
     """The steps of the next length may take as many times as long as the square of the lengths has grown."""
     each_takes.each = 4.0
@@ -335,13 +338,13 @@ def test_a_step_that_is_expected_to_take_too_long_is_not_begun(each_takes):
         "tiny"
     ].values()
     assert first["stock"]["seconds"] == 1.0  # a quarter of what four take
-    assert second["stock"] == {"left_out": "needs about 100 s, and 87 s were left of the budget of 1.66667 minutes"}
+    assert second["stock"] == {"left_out": "needs about 100 s, and 82 s were left of the budget of 1.66667 minutes"}
 
 
 def test_four_steps_that_are_expected_to_take_too_long_are_not_begun(each_takes):
     each_takes.each = 10.0
-    results = gpu.run(plan(variants=["stock"]), device.Device("cpu"), budget.Budget(45, lambda: each_takes.now))
-    expected = "needs about 40 s, and 33 s were left of the budget of 0.75 minutes"
+    results = gpu.run(plan(variants=["stock"]), device.Device("cpu"), budget.Budget(50, lambda: each_takes.now))
+    expected = "needs about 40 s, and 35 s were left of the budget of 0.833333 minutes"
     assert results["steps"]["tiny"]["16"]["stock"] == {"left_out": expected}
     assert each_takes.now == 10  # one step; at the next length, one is expected to take 40 s
 
@@ -559,10 +562,26 @@ def test_the_sizes_of_the_loss_are_as_before_after_the_loss_alone_was_measured(m
     from selfaug import loss
 
     before = (loss._BLOCK, loss._CPU_BLOCK)
-    rows = loss_alone.by_size("tiny", 32, torch.float32, device.Device("cpu"), long())
+    rows = loss_alone.by_size("tiny", 32, torch.float32, device.Device("cpu"), long(), 3600)
     assert before == (loss._BLOCK, loss._CPU_BLOCK)
     assert [row["block_mib"] for row in rows] == [3, *(block for block in loss_alone.BLOCKS for _ in loss_alone.CHUNKS)]
     assert all(row["seconds"] > 0 for row in rows)
+
+
+def test_the_loss_alone_takes_no_more_than_its_share_of_the_time(monkeypatch):
+    clock = types.SimpleNamespace(now=0.0)
+    seconds = device.Device.seconds
+
+    def slowly(self, work):
+        clock.now += 5.0
+        return 5.0 + 0 * seconds(self, work)
+
+    monkeypatch.setattr(device.Device, "seconds", slowly)
+    given = ("tiny", 32, torch.float32, device.Device("cpu"), budget.Budget(1000, lambda: clock.now))
+    assert (
+        len(loss_alone.by_size(*given, share=60)) == 3
+    )  # 15 s each; a fourth is not begun with 15 s left, as it may take 20
+    assert loss_alone.by_size(*given[:-1], budget.Budget(1000, lambda: 1000.0), share=60) == []
 
 
 def test_the_model_is_made_on_the_device_in_its_dtype(monkeypatch):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Callable
 
-RESERVE = 0.05  # the share that is kept for what comes last, the counts of kernels
+RESERVE = 0.1  # the share that is kept for what comes last: the loss alone, and the counts of kernels
 
 
 class Budget:

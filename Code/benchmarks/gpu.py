@@ -54,13 +54,13 @@ class Plan:
 def run(plan: Plan, device: Device, budget: Budget) -> dict[str, Any]:
     """The results: ``steps`` by shape, length and variant; ``loss alone`` by shape; ``watched`` by shape and length.
 
-    A cell of ``steps`` has figures; or ``left_out``, ``out_of_memory`` or ``failed`` with the reason in words. Kernels
-    are counted after all times are measured, see :meth:`.device.Device.kernels`.
+    A cell of ``steps`` has figures; or ``left_out``, ``out_of_memory`` or ``failed`` with the reason in words. The
+    steps come first, in most of the time. Kernels are counted after all times are measured, see
+    :meth:`.device.Device.kernels`.
     """
     results: dict[str, Any] = {"steps": {}, "loss alone": {}, "watched": {}}
     weights = [_weight(shape, T) for shape in plan.shapes for T in plan.lengths]
     for shape in plan.shapes:
-        results["loss alone"][shape] = loss_alone.by_size(shape, plan.middle, plan.dtype, device, budget)
         model, problem = _made(plan, shape, device, budget)
         before, slowest = 0, 0.0
         for T in plan.lengths:
@@ -78,6 +78,10 @@ def run(plan: Plan, device: Device, budget: Budget) -> dict[str, Any]:
         del model, case  # before the next one is built
         device.collect()
     budget.reserve = 0.0
+    share = budget.left() / (2 * len(plan.shapes))
+    for shape in plan.shapes:
+        sizes = loss_alone.by_size(shape, plan.middle, plan.dtype, device, budget, share)
+        results["loss alone"][shape] = sizes
     for shape in plan.shapes:
         _count_kernels(plan, shape, device, budget, results)
         plan.save(results)

@@ -18,12 +18,18 @@ from .device import Device, attempt
 
 BLOCKS = (16, 64, 256)  # MiB, see loss._BLOCK
 CHUNKS = (1, 2, 4)  # times loss.auto_chunk_size
+STEPS = 4  # for a figure
 
 
-def by_size(shape: str, T: int, dtype: torch.dtype, device: Device, budget: Budget) -> list[dict[str, Any]]:
+def by_size(
+    shape: str, T: int, dtype: torch.dtype, device: Device, budget: Budget, share: float
+) -> list[dict[str, Any]]:
     """The loss alone, forward and backward, by block and chunk: seconds, and bytes at the most. The first row has the
-    default sizes, and where the CPU waits.
+    default sizes, and where the CPU waits. There are as many rows as fit into ``share`` seconds of the budget.
     """
+    if budget.refusal(0):
+        return []
+    until = budget.left() - share
     size = loss.auto_chunk_size(sliced.SHAPES[shape]["vocab_size"], device.torch)
     inputs, problem = attempt(_inputs, shape, T, dtype, device)
     if inputs is None:
@@ -33,7 +39,8 @@ def by_size(shape: str, T: int, dtype: torch.dtype, device: Device, budget: Budg
     rows: list[dict[str, Any]] = []
     try:
         for block, times in dict.fromkeys([(default >> 20, 1), *itertools.product(BLOCKS, CHUNKS)]):
-            if budget.refusal(0):
+            last = (rows[-1].get("seconds") or 0.0) if rows else 0.0
+            if rows and budget.left() - STEPS * last < until:
                 break
             setattr(loss, name, block << 20)
             found, problem = attempt(_measured, device, functools.partial(_step, inputs, times * size))
@@ -80,10 +87,10 @@ def _step(inputs: tuple[Any, ...], size: int) -> None:
 
 
 def _measured(device: Device, work: Callable[[], object]) -> dict[str, Any]:
-    """Seconds, the median of three after one that is not counted; and bytes above those before, at the most."""
+    """Seconds, the median of all steps but one, which is not counted; and bytes above those before, at the most."""
     device.empty()
     before = device.restart_peak()
     work()
-    seconds = statistics.median(device.seconds(work) for _ in range(3))
+    seconds = statistics.median(device.seconds(work) for _ in range(STEPS - 1))
     peak = device.peak()
     return {"seconds": seconds, "above": None if peak is None or before is None else peak - before}
