@@ -464,6 +464,32 @@ def test_the_logs_and_the_first_line_do_not_call_it_a_kl(tmp_path, monkeypatch):
     assert "the MSE begins above 0" in said[1]
 
 
+@pytest.mark.parametrize("way", [{}, {"return_dict": False}], ids=["own way", "around"])
+def test_a_micro_batch_that_selfaug_every_leaves_without_the_term_records_nothing(way, monkeypatch):
+    tuned, untouched = pair()
+    data = {**batch(), **way}
+    loss, mse, gradients = expected(tuned, untouched, data, "attention", alpha=1.5)  # 3 * 0.5
+    with settings(SELFAUG="0"):
+        without = act(tuned, data)
+    recorded = []
+    clone = torch.Tensor.clone
+    monkeypatch.setattr(torch.Tensor, "clone", lambda self, **k: recorded.append(self.shape) or clone(self, **k))
+    with settings(SELFAUG_ALIGN="attention", SELFAUG_EVERY="3"):
+        steps = []
+        for _ in range(3):
+            before = len([shape for shape in recorded if len(shape) == 3])
+            found = act(tuned, data)
+            steps.append((len([shape for shape in recorded if len(shape) == 3]) - before, *found))
+    (with_term,) = [step for step in steps if step[0]]
+    assert with_term[1] == pytest.approx(loss, rel=1e-6)
+    assert with_term[2]["selfaug/mse"] == pytest.approx(mse, rel=1e-5)
+    assert worst_error(with_term[3], gradients) < 1e-6
+    for step in steps:
+        if step is not with_term:
+            assert step[1] == pytest.approx(without[0], rel=1e-6)
+            assert worst_error(step[3], without[2]) < 1e-6
+
+
 def test_a_sum_of_the_one_does_not_go_on_as_a_sum_of_the_other():
     model = with_lora(base())
     metrics.RUNNING.clear()
@@ -507,6 +533,15 @@ def test_a_cache_is_refused_before_training_begins(tmp_path):
         model.train()
     model.config.selfaug = {"align": "logits", "reference_cache": str(tmp_path)}
     model.train()
+
+
+def test_a_target_for_the_kl_is_refused_since_the_term_is_none():
+    given = {"SELFAUG_ALIGN": "ffn", "SELFAUG_TARGET_KL": "0.1"}
+    with pytest.raises(
+        config.SettingError, match="SELFAUG_TARGET_KL follows a KL, and the term of SELFAUG_ALIGN=ffn is"
+    ):
+        config.read(None, given)
+    assert config.read(None, {**given, "SELFAUG": "0"}).align == "ffn"
 
 
 def reentrant(model):
