@@ -396,7 +396,14 @@ def test_an_evaluation_with_the_term_has_this_term():
         assert float(tuned(**batch()).loss) == pytest.approx(loss, rel=1e-6)
 
 
-FAMILIES = {"llama": "Llama", "qwen3": "Qwen3", "gemma2": "Gemma2", "qwen3_moe": "Qwen3Moe", "granite": "Granite"}
+FAMILIES = {
+    "llama": "Llama",
+    "qwen3": "Qwen3",
+    "gemma2": "Gemma2",
+    "qwen3_moe": "Qwen3Moe",
+    "granite": "Granite",
+    "gpt_oss": "GptOss",
+}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
