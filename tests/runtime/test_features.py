@@ -319,6 +319,23 @@ def test_where_nothing_is_supervised_the_loss_is_alpha_times_the_term():
         assert act(tuned, data)[0] == pytest.approx(0.5 * float(mse.mean().detach()), rel=1e-9)
 
 
+def test_an_anchor_weighs_as_a_mean_row_with_labels():
+    """Row 1 has no label; the other two have 9 supervised tokens, so that it weighs as one with 4.5."""
+    tuned, untouched = pair()
+    data = batch(padding=None, prompts=(6, 11, 7))
+    nll, mse = mse_of(tuned, untouched, data, "attention")
+    aligned = data["labels"] == -100
+    others = aligned.clone()
+    others[1] = False
+    wanted = nll + 0.5 * (mse[others].mean() + 4.5 / 9 * mse[1].mean())
+    wanted.backward()
+    gradients = taken_gradients(tuned)
+    with settings(SELFAUG_ALIGN="attention", SELFAUG_ANCHORS="1"):
+        found = act(tuned, data)
+    assert found[0] == pytest.approx(float(wanted.detach()), rel=1e-9)
+    assert worst_error(found[2], gradients) < 1e-9
+
+
 def test_before_lora_has_learned_anything_the_term_is_nothing_whatever_dropout_does():
     tuned, _ = pair(perturbed=False, lora_dropout=0.5)
     with settings(SELFAUG_ALIGN="attention"):
