@@ -248,7 +248,8 @@ def _maybe_log_save_evaluate(trainer: Any, method: Callable[..., Any], *args: An
         settings = [of_model for _, of_model in bypass.models_on(trainer.model)]
         if settings:
             in_force = controlled(settings[0], trainer)
-            metrics.RUNNING.of_owner(trainer.state).gather(trainer.args.device, in_force.alpha)
+            sums = metrics.RUNNING.of_owner(trainer.state)
+            sums.gather(trainer.args.device, in_force.alpha, in_force.measure)
     return method(*args, **kwargs)
 
 
