@@ -95,6 +95,13 @@ def length_of(index: Tensor, total: int) -> int:
     return int((index % total).max()) + 1 if len(index) else 0
 
 
+def at(states: Tensor, index: Tensor, total: int) -> Tensor:
+    """(n, F): of states (B, L, F) those at ``index`` (n,) of the flattened (B * ``total``) batch, on the same device. L
+    may be less than ``total``: then the states are those of the first L columns.
+    """
+    return states.flatten(0, 1)[index // total * states.shape[1] + index % total]
+
+
 @dataclass
 class Placed:
     """The tensors of a :class:`Selection` on a device."""

@@ -73,15 +73,16 @@ def record(
         reference: None in a micro-batch that SELFAUG_EVERY leaves without the term. Its tokens do not count for the
             mean of the KL.
         nll_sum: () nats, over the supervised tokens of this step.
-        kl_sum: () nats, over all its aligned tokens, also where a sample estimates the sum.
+        kl_sum: () nats, over all its aligned tokens, also where a sample estimates the sum. With SELFAUG_ALIGN, the sum
+            of their mean squared differences.
     """
     call = attach.current_call()
     if call is not None:
         call.acted = True
     announce.unknown_padding(model, chosen.tail)
     if model.training:
-        aligned = len(chosen.all_aligned) if reference is not None else 0
-        metrics.RUNNING.of(model).add(nll_sum, chosen.supervised, kl_sum, aligned, settings.alpha)
+        aligned, sums = len(chosen.all_aligned) if reference is not None else 0, metrics.RUNNING.of(model)
+        sums.add(nll_sum, chosen.supervised, kl_sum, aligned, settings.alpha, settings.measure)
         if reference is not None:
             announce.first_step(model, settings, reference, kl_sum, aligned)
         if settings.anchors:

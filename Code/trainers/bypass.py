@@ -130,7 +130,7 @@ class Bypass:
         labels = "" if settings.positions in ("output", "all") else " (those whose label is -100, without padding)"
         self.warn(
             f"SelfAug is on but has nothing to align: {seen}, no token is at the {settings.positions} positions"
-            f"{labels}, so the KL is 0.",
+            f"{labels}, so the {settings.measure} is 0.",
             settings.strict,
             _only_the_answer(trainer),
         )

@@ -104,14 +104,23 @@ CHEAPER = (
     ),
     Arm("economy", "SelfAug 0.5, every 4, 1/4 by shift", selfaug(every="4", sample="0.25", sample_by="shift")),
 )
-GROUPS = (FIRST, THEN, CHEAPER)
+WHERE = tuple(  # Table 2 of the paper: other places to constrain than the logits; run only where they are asked for
+    Arm(f"align-{align}", f"SelfAug 0.5, MSE of {title}", selfaug(align=align))
+    for align, title in (
+        ("q", "Q"), ("k", "K"), ("v", "V"), ("o", "O"), ("attention", "all attention"), ("ffn", "the FFN"),
+        ("layers", "all layers"),
+    )
+)  # fmt: skip
+GROUPS = (FIRST, THEN, CHEAPER, WHERE)
 ARMS = {arm.name: arm for group in GROUPS for arm in group}
+USUAL = [name for name, arm in ARMS.items() if arm not in WHERE]
 
 # the order of the tables
 ROWS = (
     BASE, LORA, "selfaug-0.1", "selfaug-0.3", "selfaug-0.5", "selfaug-1.0", "falling", "rising",
     "strict-input", "output", "all", "tuned-base",
     "every-2", "every-4", "every-8", "shift-4", "shift-16", "uniform-4", "uniform-16", "economy",
+    "align-q", "align-k", "align-v", "align-o", "align-attention", "align-ffn", "align-layers",
     "sasft", "sasft-selfaug-0.5", "anchors",
     "lower-lr", "selfaug-lower-lr", "lower-rank", "mlp-only", "interpolation", "early-stopping",
 )  # fmt: skip
