@@ -578,10 +578,8 @@ def test_the_loss_alone_takes_no_more_than_its_share_of_the_time(monkeypatch):
 
     monkeypatch.setattr(device.Device, "seconds", slowly)
     given = ("tiny", 32, torch.float32, device.Device("cpu"), budget.Budget(1000, lambda: clock.now))
-    assert (
-        len(loss_alone.by_size(*given, share=60)) == 3
-    )  # 15 s each; a fourth is not begun with 15 s left, as it may take 20
-    assert loss_alone.by_size(*given[:-1], budget.Budget(1000, lambda: 1000.0), share=60) == []
+    assert len(loss_alone.by_size(*given, share=60)) == 3  # 15 s each; the fourth may take 20
+    assert loss_alone.by_size(*given[:-1], budget.Budget(1000, lambda: 1000.0, start=0.0), share=60) == []
 
 
 def test_the_model_is_made_on_the_device_in_its_dtype(monkeypatch):
