@@ -27,6 +27,7 @@ from .device import Device, attempt
 MICRO_BATCHES = 4
 FUSED = ("fused TRL", "fused Liger", "stock fused")  # the first that was measured is "fused stock"
 WATCHED = ("selfaug", "fused TRL")
+MARGIN = 1.5  # by which a step may take longer than is expected of its length
 Cell = dict[str, Any]
 
 
@@ -59,13 +60,13 @@ def run(plan: Plan, device: Device, budget: Budget) -> dict[str, Any]:
     :meth:`.device.Device.kernels`.
     """
     results: dict[str, Any] = {"steps": {}, "loss alone": {}, "watched": {}}
-    weights = [_weight(shape, T) for shape in plan.shapes for T in plan.lengths]
+    # what takes longer gets more of the time, but not in proportion
+    weights = [_cost(shape, T) ** 0.5 for shape in plan.shapes for T in plan.lengths]
     for shape in plan.shapes:
         model, problem = _made(plan, shape, device, budget)
-        before, slowest = 0, 0.0
+        per_cost = 0.0  # of the slowest step at the length before, in seconds
         for T in plan.lengths:
-            # attention grows with the square of the length, all else less
-            case = _Case(plan, device, budget, model, T, slowest * max(1.0, T / before) ** 2 if before else 0.0)
+            case = _Case(plan, device, budget, model, T, MARGIN * per_cost * _cost(shape, T))
             plan.say(f"{shape} T={T}, {budget.left():.0f} s left:")
             measured = case.run(problem, budget.left() * weights[0] / sum(weights))
             weights = weights[1:]
@@ -74,7 +75,7 @@ def run(plan: Plan, device: Device, budget: Budget) -> dict[str, Any]:
             results["steps"].setdefault(shape, {})[str(T)] = measured
             results["watched"].setdefault(shape, {})[str(T)] = case.watch()
             plan.save(results)
-            before, slowest = T, case.slowest()
+            per_cost = case.slowest() / _cost(shape, T)
         del model, case  # before the next one is built
         device.collect()
     budget.reserve = 0.0
@@ -88,10 +89,12 @@ def run(plan: Plan, device: Device, budget: Budget) -> dict[str, Any]:
     return results
 
 
-def _weight(shape: str, T: int) -> float:
-    """How much of the time a case should get: more if its steps take longer, but not in proportion."""
+def _cost(shape: str, T: int) -> float:
+    """What a step costs, in a unit of its own: the products of layers and head, and attention under a causal mask."""
     sizes = sliced.SHAPES[shape]
-    return float((sizes["hidden_size"] * sizes["intermediate_size"] * sizes["num_hidden_layers"] * T) ** 0.5)
+    H, layers = sizes["hidden_size"], sizes["num_hidden_layers"]
+    per_token = layers * H * (3 * sizes["intermediate_size"] + 2 * H) + H * sizes["vocab_size"]
+    return float(T * (per_token + layers * H * T))
 
 
 def _made(plan: Plan, shape: str, device: Device, budget: Budget) -> tuple[Any, Cell]:
@@ -265,7 +268,7 @@ class _Case:
 
     def slowest(self) -> float:
         """Seconds of the slowest variant's step; what was guessed if none is known."""
-        return max(self.known.values(), default=self.guess)
+        return max(self.known.values(), default=self.guess / MARGIN)
 
     def watch(self) -> dict[str, Any]:
         """Where steps of :data:`WATCHED` wait for the GPU, and how long they take without anybody watching."""
