@@ -344,9 +344,7 @@ def test_a_step_that_is_expected_to_take_too_long_is_not_begun(each_takes):
 
 @pytest.mark.parametrize("shape", ["0.5B", "7B"])
 def test_a_step_costs_by_its_length_what_the_products_of_the_model_do(shape):
-    """By torch's counter: stock's whole step, without attention, of which the counter has the whole square. LoRA and the
-    products of keys and values make up for each other.
-    """
+    """By torch's counter: stock's whole step, without attention, of which the counter has the whole square."""
     one, two = (gpu._cost(shape, T) for T in (2048, 4096))
     assert 2 < two / one < 4
     H, layers = (sliced.SHAPES[shape][name] for name in ("hidden_size", "num_hidden_layers"))
