@@ -3,9 +3,9 @@
 import os
 import sys
 
-if not __package__:  # started by its path, `python CHECKOUT/selfaug_patcher`: the package lies one folder further up
-    _HERE = os.path.dirname(os.path.abspath(__file__))
-    sys.path[:] = [os.path.dirname(_HERE)] + [entry for entry in sys.path if os.path.abspath(entry) != _HERE]
+if not __package__:  # started by its path or by a link to it: the package lies one folder above the real file
+    _HERE = os.path.dirname(os.path.realpath(__file__))
+    sys.path[:] = [os.path.dirname(_HERE)] + [entry for entry in sys.path if os.path.realpath(entry) != _HERE]
 
 
 def _stop(name, what, expected, seen, do):

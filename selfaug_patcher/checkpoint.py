@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from typing import Any
 
@@ -13,10 +14,13 @@ from .families import MODELS, Target
 # transformers of that environment fetches the file: with its cache, its token, its endpoint. No model code is run.
 _CONFIG = """
 import json
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.utils import cached_file
-with open(cached_file(json.load(sys.stdin), "config.json"), encoding="utf-8") as file:
-    config = json.load(file)
+try:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.utils import cached_file
+    with open(cached_file(json.load(sys.stdin), "config.json"), encoding="utf-8") as file:
+        config = json.load(file)
+except Exception as error:
+    sys.exit(" ".join(f"{type(error).__name__}: {error}".split()))
 config["AutoModelForCausalLM"] = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.get("model_type"))
 print(json.dumps(config))
 """
@@ -79,5 +83,6 @@ def read(environment: Environment, name: str) -> dict[str, Any]:
     if not isinstance(config, dict):
         expected = "a folder with a config.json, or the name of a model in the cache or on the hub"
         do = "check the name; in a folder, whether save_pretrained has written config.json"
-        raise PatcherError(Problem("no-config", f"cannot read the config of {name}", expected, complaint, do, USAGE))
+        found = complaint if os.path.isdir(name) else f"no such folder, and for a name on the hub: {complaint}"
+        raise PatcherError(Problem("no-config", f"cannot read the config of {name}", expected, found, do, USAGE))
     return config

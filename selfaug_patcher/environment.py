@@ -49,7 +49,7 @@ class Commands:
         """This patcher, for this environment."""
         here = self._here("python") or shlex.quote(sys.executable)
         option = ["--python", shlex.quote(self.python)] if self.named else []
-        return " ".join([here, *self.flags, "-m", "selfaug_patcher", verb, *option, *filter(None, [arguments])])
+        return " ".join([here, *self.flags, _program(), verb, *option, *filter(None, [arguments])])
 
     def install(self, requirement: str, *options: str) -> str:
         """Its installer, say with `AGAIN`."""
@@ -68,6 +68,15 @@ class Commands:
         program = shutil.which(name)
         here = program and os.path.dirname(os.path.abspath(program)) == os.path.dirname(sys.executable)
         return name if here else ""
+
+
+def _program() -> str:
+    """What starts this patcher again, behind the interpreter: its path where it was started by that, since ``-m`` finds
+    the package of a checkout from the checkout's root alone."""
+    main = sys.modules["__main__"]
+    file = os.path.realpath(getattr(main, "__file__", None) or "")
+    by_path = not main.__package__ and file == os.path.realpath(os.path.join(os.path.dirname(__file__), "__main__.py"))
+    return shlex.quote(sys.argv[0]) if by_path else "-m selfaug_patcher"
 
 
 @dataclass(frozen=True)

@@ -120,19 +120,17 @@ class Plan:
 
 
 def not_writable(folders: Iterable[Path], commands: Commands) -> list[Problem]:
-    """One problem for each of these folders that exists and refuses to have files replaced in it."""
-    return [
-        Problem(
-            id="not-writable",
-            what="a folder cannot be written to",
-            expected="the right to replace files in it",
-            found=_why_not(folder),
-            do=f"run the command as its owner, or use SelfAug from memory: {commands.patcher('run', 'SCRIPT')}",
-            exit_code=NOT_WRITABLE,
-        )
-        for folder in sorted(folders)
-        if folder.exists() and not os.access(folder, os.W_OK | os.X_OK)
-    ]
+    """The problem that some of these folders exist and refuse to have files replaced in them; none where none does."""
+    closed = [folder for folder in sorted(folders) if folder.exists() and not os.access(folder, os.W_OK | os.X_OK)]
+    problem = Problem(
+        id="not-writable",
+        what="folders cannot be written to" if len(closed) > 1 else "a folder cannot be written to",
+        expected="the right to replace files in each" if len(closed) > 1 else "the right to replace files in it",
+        found="\n".join(map(_why_not, closed)),
+        do=f"run the command as the owner, or use SelfAug from memory: {commands.patcher('run', 'SCRIPT')}",
+        exit_code=NOT_WRITABLE,
+    )
+    return [problem] if closed else []
 
 
 def bytecode(store: Store, path: str) -> dict[str, str]:

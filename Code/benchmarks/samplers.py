@@ -1,5 +1,7 @@
 """How good a sample of the aligned positions is: the error that it leaves in LoRA's gradient and in the logged KL.
 
+    python -m selfaug_patcher run Code/benchmarks/samplers.py --model MODEL --adapter ADAPTER --data train.jsonl
+
 The gradient of each position's KL is taken alone, once. Any sampler's error is arithmetic then: with g_i the gradient
 of position i, and w_i = 1 / chance if it was drawn, else 0, the sample's gradient is sum_i w_i g_i. From the products
 g_i * g_j follow the errors of as many draws as one likes. To keep the gradients small, a fixed random choice of LoRA's
@@ -8,6 +10,8 @@ parameters stands for all of them, which leaves the products right on average.
 
 from __future__ import annotations
 
+import argparse
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +29,17 @@ from selfaug.toolkit import training_rows
 
 SHARES = (1 / 4, 1 / 8, 1 / 16, 1 / 32)
 DRAWS, PARAMETERS = 2000, 100_000
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Print the errors as JSON."""
+    reader = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    reader.add_argument("--model", type=Path, required=True, help="the base model's folder")
+    reader.add_argument("--adapter", type=Path, required=True, help="a trained LoRA adapter of it")
+    reader.add_argument("--data", type=Path, required=True, help="training rows")
+    reader.add_argument("--rows", type=int, default=5, help="how many of them (default: 5); minutes each")
+    options = reader.parse_args(argv)
+    print(json.dumps(table(options.model, options.adapter, options.data, options.rows), indent=1))
 
 
 def table(model: Path, adapter: Path, data: Path, rows: int) -> dict[str, Any]:
@@ -72,7 +87,7 @@ class _Positions:
             kl = (reference[t].exp() * (reference[t] - log_p[t])).sum()
             gradients = torch.autograd.grad(kl, self.trained, retain_graph=True)
             self.gradients.append(torch.cat([gradient.flatten() for gradient in gradients])[self.chosen])
-            self.kl.append(float(kl))
+            self.kl.append(float(kl.detach()))
         with torch.no_grad():
             moved = (hidden - states)[aligned].double()
             logits = ((moved @ self.spread) * moved).sum(-1).clamp(min=0).sqrt()
@@ -89,8 +104,8 @@ class _Positions:
         gradients = torch.stack(self.gradients).double()
         products, kl = gradients @ gradients.T, torch.tensor(self.kl, dtype=torch.double)
         scores = {name: torch.cat(parts) for name, parts in self.scores.items()}
-        # the gradient of a position costs a backward pass of its own: no sampler, but a bound
-        scores["gradient's norm (bound)"] = products.diagonal().clamp(min=0).sqrt()
+        # what the best sampler of independent positions would go by; it costs a backward pass for each of them
+        scores["gradient's norm"] = products.diagonal().clamp(min=0).sqrt()
         shares = {}
         for share in SHARES:
             shares[f"1/{round(1 / share)}"] = {
@@ -117,3 +132,7 @@ def _errors(score: Tensor, share: float, products: Tensor, kl: Tensor) -> dict[s
         "gradient": math.sqrt(off_gradient / DRAWS / whole),
         "kl": math.sqrt(off_kl / DRAWS) / float(kl.sum()),
     }
+
+
+if __name__ == "__main__":
+    main()

@@ -241,21 +241,32 @@ def _check_acted(model: nn.Module, call: TrainerCall) -> None:
 
 
 def _maybe_log_save_evaluate(trainer: Any, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Gathers the sums for the logs over all processes. Every process calls this method after every optimizer step,
-    and the Trainer gathers its own loss here, so no process can wait for one that never comes.
+    """Gathers the sums for the logs over all processes: for a log that comes now, and at the end of training for the
+    last one. Every process calls this method after every optimizer step, and the Trainer gathers its own loss here, so
+    no process can wait for one that never comes.
     """
     if trainer.control.should_log and trainer.state.global_step > getattr(trainer, "_globalstep_last_logged", 0):
-        settings = [of_model for _, of_model in bypass.models_on(trainer.model)]
-        if settings:
-            in_force = controlled(settings[0], trainer)
-            sums = metrics.RUNNING.of_owner(trainer.state)
-            sums.gather(trainer.args.device, in_force.alpha, in_force.measure)
-    return method(*args, **kwargs)
+        _gather(trainer)
+    result = method(*args, **kwargs)
+    if trainer.control.should_training_stop:
+        _gather(trainer)
+    return result
+
+
+def _gather(trainer: Any) -> None:
+    settings = [of_model for _, of_model in bypass.models_on(trainer.model)]
+    if settings:
+        in_force, sums = controlled(settings[0], trainer), metrics.RUNNING.of_owner(trainer.state)
+        sums.gather(trainer.args.device, in_force.alpha, in_force.measure)
 
 
 def _log(trainer: Any, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Adds the means to the log of a loss. The Trainer's last log has only ``train_loss``: a run that is shorter than
+    ``logging_steps`` has no other.
+    """
     logs, sums = _argument(0, "logs", args, kwargs), metrics.RUNNING.of_owner(trainer.state)
-    if isinstance(logs, dict) and "loss" in logs:  # a callback gets the logs too late: log_history has its copy by then
+    # a callback gets the logs too late: log_history has its copy by then
+    if isinstance(logs, dict) and ("loss" in logs or "train_loss" in logs):
         logs.update(sums.logs)
         sums.logs = {}
     return method(*args, **kwargs)

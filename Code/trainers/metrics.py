@@ -2,7 +2,8 @@
 SELFAUG_ALIGN is no KL: there, ``selfaug/mse`` takes the place of ``selfaug/kl``.
 
 Sums stay on the device until the Trainer logs, so a step does not wait for the device. The logs show means over all
-processes and over the steps of this run since the last log.
+processes and over the steps of this run since the last log; the log of ``train_loss``, which ends a run, has those of
+the steps that no other log has.
 """
 
 from __future__ import annotations
@@ -49,14 +50,14 @@ class Sums:
         return torch.cat((sums.to(counts), counts))
 
     def gather(self, device: torch.device, alpha: float, measure: str = "KL") -> None:
-        """Put the means over all processes into ``logs``.
+        """Put the means over all processes into ``logs``. Where no process has added anything, ``logs`` stays as it is.
 
         Every process has to call this at the same step, also one that has added nothing: ``alpha`` and ``measure`` are
         for its logs.
         """
         measure = measure if self.sums is None else self.measure
         totals = _over_processes(self.totals(device))
-        self.logs = _means(totals, alpha if self.alpha is None else self.alpha, measure)
+        self.logs = _means(totals, alpha if self.alpha is None else self.alpha, measure) or self.logs
         self.clear()
 
 

@@ -90,6 +90,18 @@ def test_a_folder_without_a_readable_config_is_a_usage_error(here, tmp_path, mon
     assert str(tmp_path) in refusal.value.problems[0].what
 
 
+@pytest.mark.parametrize("name", ["../tiny", "Someone/No-Such-Model"])
+def test_a_name_that_is_no_folder_and_is_not_found_says_so_with_all_that_transformers_said(here, name, monkeypatch):
+    """The last line of transformers' message, alone, is that of the manual: "Check your internet connection or ..."."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(PatcherError) as refusal:
+        checkpoint.family_of(here, name)
+    found = refusal.value.problems[0].found
+    assert found.startswith("no such folder, and for a name on the hub: OSError: ")
+    assert "Repo id must" in found if name == "../tiny" else "cached" in found
+    assert "\n" not in found
+
+
 def test_install_takes_the_family_of_a_model(place, model, capsys):
     # the stand-in of transformers has no cached_file, so the config cannot be read: nothing is written
     before = place.snapshot()

@@ -41,19 +41,44 @@ def test_a_script_its_children_and_spawned_processes_are_patched_and_nothing_is_
     assert snapshot(equipped.root.parent) == before
 
 
-@pytest.mark.parametrize("form", ["__main__.py", "."])
-def test_the_patcher_can_be_started_by_its_path_from_any_folder(equipped, form):
-    """`python CHECKOUT/selfaug_patcher`; the script sees the path that it has with `python -m`."""
-    work = equipped.root.parent / "work"
-    (work / "paths.py").write_text("import json, sys; print(json.dumps(sys.path))")
+@pytest.fixture
+def by_path(equipped):
+    """A function from a form of starting the patcher to its path: in a checkout beside the working directory, directly
+    or through a link. It is not installed."""
     package = equipped.root.parent / "checkout" / "selfaug_patcher"
     package.parent.mkdir()
     shutil.move(equipped.site / "selfaug_patcher", package)
-    result = launch(equipped, str(package / form), "run", "script.py")
+    links = equipped.root.parent / "links"
+    links.mkdir()
+    (links / "folder").symlink_to(package)
+    (links / "file.py").symlink_to(package / "__main__.py")
+    paths = {"file": package / "__main__.py", "folder": package, "link to the file": links / "file.py"}
+    return {**paths, "link to the folder": links / "folder", "file in a link": links / "folder" / "__main__.py"}.get
+
+
+FORMS = ["file", "folder", "link to the file", "link to the folder", "file in a link"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_patcher_can_be_started_by_its_path_from_any_folder(equipped, by_path, form):
+    """`python CHECKOUT/selfaug_patcher`; the script sees the path that it has with `python -m`."""
+    work = equipped.root.parent / "work"
+    (work / "paths.py").write_text("import json, sys; print(json.dumps(sys.path))")
+    result = launch(equipped, str(by_path(form)), "run", "script.py")
     assert result.stdout.startswith("arguments\nhere 0.1.0 True\n"), result.stderr
-    shown = launch(equipped, str(package / form), "run", "paths.py")
-    assert str(package) not in json.loads(shown.stdout), shown.stderr
-    assert str(work) == json.loads(shown.stdout)[0]
+    shown = json.loads(launch(equipped, str(by_path(form)), "run", "paths.py").stdout)
+    assert shown == json.loads(launch(equipped, "paths.py").stdout)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_patcher_that_is_started_by_its_path_names_commands_that_work_where_they_are_typed(equipped, by_path, form):
+    path = str(by_path(form))
+    status = json.loads(launch(equipped, path, "status", "--json").stdout)
+    command = status["targets"][0]["next"]
+    assert command == f"{equipped.python} {path} install"
+    assert launch(equipped, *command.split()[1:]).returncode == 0
+    status = json.loads(launch(equipped, path, "status", "--json").stdout)
+    assert [target["state"] for target in status["targets"]] == ["patched", "patched"]
 
 
 def test_a_module_runs_as_with_python_m(equipped):
