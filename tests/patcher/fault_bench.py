@@ -6,6 +6,7 @@ A program of its own, since it forks for each fault, and forking pytest with all
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import faults
 from snapshots import snapshot
 
-from selfaug_patcher import environment, payload, pins
+from selfaug_patcher import environment, families, payload, pins
 from selfaug_patcher.errors import PatcherError
 from selfaug_patcher.install import install
 from selfaug_patcher.revert import revert
@@ -39,20 +40,22 @@ SCENARIOS = {
 class Bench:
     """One environment that is put back to a chosen state again and again, in this process."""
 
-    def __init__(self, python: str, site: str, old: list[str], new: list[str]):
-        self.site = Path(site)
+    def __init__(self, python: str, site: str, old: list[str], new: list[str], names: list[str]):
+        self.site, self.names = Path(site), tuple(names)
         # The import of each state is checked below, in a fork: quicker than an interpreter for each fault.
         self.environment = replace(environment.discover(python), python=shutil.which("true"))
         self.table, self.runtime = pins.load(Path(old[0])), payload.load(Path(old[1]))
         self.new_table, self.new_runtime = pins.load(Path(new[0])), payload.load(Path(new[1]))
+        present = [target for target in families.MODELS if (self.site / target.path).exists()]
+        self.models = [(target.module, target.class_name) for target in present]
         self.stock = snapshot(self.site)
         self.states = {}
 
     def install(self):
-        install(self.environment, self.table, self.runtime)
+        install(self.environment, self.table, self.runtime, self.names)
 
     def upgrade(self):
-        install(self.environment, self.new_table, self.new_runtime)
+        install(self.environment, self.new_table, self.new_runtime, self.names)
 
     def revert(self):
         revert(self.environment, self.table, self.runtime)
@@ -69,8 +72,8 @@ class Bench:
         shutil.rmtree(self.site)
         _copy(self.site.parent / name, self.site)
 
-    def imports(self) -> str:
-        """What the two packages do when imported: ``stock``, ``0.1.0`` or ``0.2.0``; raises if that is a mix."""
+    def imports(self) -> set[str]:
+        """What the models do when imported: ``stock``, ``0.1.0`` or ``0.2.0``; raises if one of them is a mix."""
         reader, writer = os.pipe()
 
         def look():
@@ -81,18 +84,21 @@ class Bench:
             sys.dont_write_bytecode = True
             sys.path_importer_cache.clear()
             from peft.tuners.lora.layer import LoraLayer
-            from transformers.models.qwen2.modeling_qwen2 import Qwen2ForCausalLM as Model
 
-            release = getattr(Model, "release", "stock")
-            parts = {getattr(Model, "step", "stock"), getattr(Model, "part", "stock")}
-            assert parts == {release}, "a runtime of two versions"
-            assert release == "stock" or hasattr(LoraLayer, "selfaug_reference"), "transformers alone is patched"
-            os.write(writer, release.encode())
+            releases = set()
+            for module, name in self.models:
+                model = getattr(importlib.import_module(module), name)
+                release = getattr(model, "release", "stock")
+                parts = {getattr(model, "step", "stock"), getattr(model, "part", "stock")}
+                assert parts == {release}, "a runtime of two versions"
+                assert release == "stock" or hasattr(LoraLayer, "selfaug_reference"), "transformers alone is patched"
+                releases.add(release)
+            os.write(writer, " ".join(releases).encode())
 
         assert faults.forked(look) == 0, "the packages do not import"
         os.close(writer)
         with os.fdopen(reader) as file:
-            return file.read()
+            return set(file.read().split())
 
 
 def _copy(source, target):
@@ -129,7 +135,7 @@ def attempt(action) -> int:
 
 
 def check(bench, where, allowed, at):
-    assert bench.imports() in allowed, where
+    assert bench.imports() <= allowed, where
     nexts = (bench.recover, bench.install, bench.revert)
     nexts[at % 3]()
     assert not (bench.site / ".selfaug" / "journal.json").exists(), where
@@ -165,7 +171,8 @@ CALLS = "write fsync link rename unlink mkdir rmdir chmod chown utimensat flock 
 COMMAND = """
 import sys; sys.path.insert(0, sys.argv[1])
 from pathlib import Path; from selfaug_patcher.cli import main
-sys.exit(main([sys.argv[2], "--python", sys.argv[3]], Path(sys.argv[4]), Path(sys.argv[5])))
+verb, python, patches, code, *names = sys.argv[2:]
+sys.exit(main([verb, *names, "--python", python], Path(patches), Path(code)))
 """
 
 
@@ -175,7 +182,8 @@ def run_calls(bench: Bench, order: dict) -> int:
     prepare(bench, start)
     patches, code = order["new"] if verb == "upgrade" else order["old"]
     root = str(Path(__file__).resolve().parents[2])
-    command = ["install" if verb == "upgrade" else verb, order["python"], patches, code]
+    real = "install" if verb == "upgrade" else verb
+    command = [real, order["python"], patches, code, *(order["names"] if real == "install" else [])]
     log = str(bench.site.parent / "strace.log")
     tried = 0
     for call in CALLS:
@@ -197,7 +205,7 @@ def run_calls(bench: Bench, order: dict) -> int:
 if __name__ == "__main__":
     order = json.loads(sys.argv[1])
     kinds = {"kill": ("kill",), "error": ERRORS, "lasting": ERRORS[1:]}.get(order["kind"], ())
-    bench = Bench(order["python"], order["site"], order["old"], order["new"])
+    bench = Bench(*(order[name] for name in ("python", "site", "old", "new", "names")))
     everything = order["all"]
     reads = order["kind"] == "error" or (everything and order["kind"] == "kill")
     if order["kind"] == "calls":
