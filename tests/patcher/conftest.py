@@ -69,9 +69,7 @@ def equipped(place, selfaug, tmp_path):
 def make_place(tmp_path, selfaug):
     """Makes a virtual environment with the stand-ins in it."""
 
-    def make(
-        name: str | Path = "env", transformers: str | None = "2.0", peft: str | None = "2.0", models=TWO
-    ) -> Place:
+    def make(name: str | Path = "env", transformers: str | None = "2.0", peft: str | None = "2.0", models=TWO) -> Place:
         root = tmp_path / name
         venv.EnvBuilder(symlinks=True, with_pip=False).create(root)
         place = Place(root, selfaug)

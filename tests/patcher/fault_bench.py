@@ -6,6 +6,7 @@ A program of its own, since it forks for each fault, and forking pytest with all
 from __future__ import annotations
 
 import errno
+import hashlib
 import importlib
 import json
 import os
@@ -49,7 +50,9 @@ class Bench:
         present = [target for target in families.MODELS if (self.site / target.path).exists()]
         self.models = [(target.module, target.class_name) for target in present]
         self.stock = snapshot(self.site)
-        self.states = {}
+        self.saved = {}  # snapshots of the saved states
+        self.now = ""  # the saved state that the environment is in
+        self.checked = set()  # what was found after a fault, and the command that came next
 
     def install(self):
         install(self.environment, self.table, self.runtime, self.names)
@@ -67,10 +70,19 @@ class Bench:
         target = self.site.parent / name
         shutil.rmtree(target, ignore_errors=True)
         _copy(self.site, target)
+        self.saved[name] = snapshot(self.site)
 
     def restore(self, name):
-        shutil.rmtree(self.site)
-        _copy(self.site.parent / name, self.site)
+        if self.now != name:
+            shutil.rmtree(self.site)
+            _copy(self.site.parent / name, self.site)
+        self.now = ""
+
+    def look(self) -> dict:
+        """The environment as it is now, and a note of which saved state that is."""
+        found = snapshot(self.site)
+        self.now = next((name for name, state in self.saved.items() if state == found), "")
+        return found
 
     def imports(self) -> set[str]:
         """What the models do when imported: ``stock``, ``0.1.0`` or ``0.2.0``; raises if one of them is a mix."""
@@ -106,7 +118,7 @@ def _copy(source, target):
     shutil.copytree(source, target, symlinks=True)
 
 
-def run(bench: Bench, name: str, kinds: tuple, reads: bool, everything: bool, lasting: bool) -> int:
+def run(bench: Bench, name: str, kinds: tuple, reads: bool, step: int, every_kind: bool, lasting: bool) -> int:
     start, verb, allowed = SCENARIOS[name]
     prepare(bench, start)
     action = getattr(bench, verb)
@@ -114,9 +126,8 @@ def run(bench: Bench, name: str, kinds: tuple, reads: bool, everything: bool, la
     points = faults.count(bench.site, action, reads)
     assert points > 15
     tried = 0
-    step = 1 if everything or kinds == ("kill",) else 5  # coprime to the number of kinds
     for at in range(1, points + 1, step):
-        for what in kinds if everything else (kinds[at % len(kinds)],):
+        for what in kinds if every_kind else (kinds[at % len(kinds)],):
             bench.restore(start)
             code = faults.with_fault(bench.site, lambda: attempt(action), at, what, lasting, reads)
             where = f"{name}: {what} at operation {at} of {points}"
@@ -135,6 +146,9 @@ def attempt(action) -> int:
 
 
 def check(bench, where, allowed, at):
+    state = at % 3, hashlib.sha256(repr(bench.look()).encode()).digest()
+    if state in bench.checked:  # such as the start, where an error was undone
+        return
     assert bench.imports() <= allowed, where
     nexts = (bench.recover, bench.install, bench.revert)
     nexts[at % 3]()
@@ -142,7 +156,8 @@ def check(bench, where, allowed, at):
     assert not (bench.site / ".selfaug" / "stage").exists(), where
     assert not (bench.site / ".selfaug" / "lock").exists(), where
     revert(bench.environment, bench.new_table, bench.new_runtime)
-    assert snapshot(bench.site) == bench.stock, where
+    assert bench.look() == bench.stock, where
+    bench.checked.add(state)
 
 
 def prepare(bench, start):
@@ -198,7 +213,7 @@ def run_calls(bench: Bench, order: dict) -> int:
                 hit = "INJECTED" in Path(log).read_text() or "killed by SIGKILL" in Path(log).read_text()
                 check(bench, f"{order['scenario']}: {call} {at} {action}", allowed, at)
                 tried += hit
-                at += 1 if order["all"] else 4
+                at += 1 if order["every kind"] else 4
     return tried
 
 
@@ -206,9 +221,10 @@ if __name__ == "__main__":
     order = json.loads(sys.argv[1])
     kinds = {"kill": ("kill",), "error": ERRORS, "lasting": ERRORS[1:]}.get(order["kind"], ())
     bench = Bench(*(order[name] for name in ("python", "site", "old", "new", "names")))
-    everything = order["all"]
-    reads = order["kind"] == "error" or (everything and order["kind"] == "kill")
+    every_kind = order["every kind"]
+    reads = order["kind"] == "error" or (every_kind and order["kind"] == "kill")
+    step = 1 if order["every operation"] or order["kind"] == "kill" else 5  # coprime to the number of kinds
     if order["kind"] == "calls":
         print(run_calls(bench, order))
         sys.exit()
-    print(run(bench, order["scenario"], kinds, reads, everything, lasting=order["kind"] == "lasting"))
+    print(run(bench, order["scenario"], kinds, reads, step, every_kind, lasting=order["kind"] == "lasting"))

@@ -208,9 +208,7 @@ def _urlsafe(text: str) -> str:
     return base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
 
 
-def make_release(
-    root: Path, version: str, releases: tuple[str, ...] = RELEASES, mark: str = "", models=TWO
-) -> Release:
+def make_release(root: Path, version: str, releases: tuple[str, ...] = RELEASES, mark: str = "", models=TWO) -> Release:
     """A SelfAug of this version. ``mark`` is something that its seams write and those of other versions do not."""
     folder = root / "patches"
     folder.mkdir(parents=True)
