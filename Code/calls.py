@@ -154,3 +154,20 @@ def decoder_calls(decoder: nn.Module) -> Iterator[list[tuple[dict[str, Any], Ten
         yield calls
     finally:
         handle.remove()
+
+
+@contextmanager
+def head_outputs(head: nn.Module | None) -> Iterator[list[Tensor]]:
+    """A list that gets the logits (V,) at the end of the first row, in each call of ``head`` in the block."""
+    made: list[Tensor] = []
+
+    def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if isinstance(output, Tensor) and output.dim() == 3:
+            made.append(output[0, -1].detach().clone())  # a forward may go on to change it in place
+
+    handles = [head.register_forward_hook(note)] if head is not None else []
+    try:
+        yield made
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -30,7 +30,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
     backend.decoder = decoders.Fuse()
     fast = PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token="<bos>", eos_token="<eos>", unk_token="<unk>",
-        additional_special_tokens=["<turn>", "<end>"], model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        additional_special_tokens=["<turn>", "<end>"],
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     )  # fmt: skip
     fast.chat_template = TEMPLATE
     return fast
