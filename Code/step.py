@@ -163,7 +163,7 @@ def _observed(
 
 @torch.no_grad()
 def _changes_logits(model: Any, outputs: Any, head_outputs: list[Tensor]) -> bool:
-    """Whether a forward that is not transformers' own does more to logits than that. Looked at until it once does not."""
+    """Whether a forward that is not transformers' own does more to logits than that one. Asked until it does not."""
     logits = getattr(outputs, "logits", None)
     if model in _SAME_LOGITS or not isinstance(logits, Tensor) or logits.dim() != 3 or len(head_outputs) != 1:
         return False

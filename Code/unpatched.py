@@ -147,8 +147,8 @@ class _Caller:
 
 
 def _is_language_model(module: nn.Module, frame: FrameType) -> bool:
-    """Whether ``module``, whose method runs in ``frame``, is a decoder with a head and no encoder-decoder: it generates,
-    or it trains on its own tokens, as a class without ``generate`` and a plain module may.
+    """Whether ``module``, whose method runs in ``frame``, is a decoder with a head and no encoder-decoder: it can
+    generate, or it trains on its own tokens, as a class without ``generate`` and a plain module may.
     """
     if getattr(getattr(module, "config", None), "is_encoder_decoder", False):
         return False
@@ -199,7 +199,7 @@ def why(cls: type) -> tuple[str, str]:
         do = "Load it without trust_remote_code=True, if transformers has a class for it"
         return f"it is code that came with the checkpoint, in {stock.__module__}", do
     if package not in ("transformers", "peft"):
-        do = "Derive it from a class of transformers that is patched (class Mine(LlamaForCausalLM)), or train such a class"
+        do = "Derive it from a patched class of transformers (class Mine(LlamaForCausalLM)), or train such a class"
         return f"it is a model of its own, in {stock.__module__}", do
     family = stock.__module__.split(".")[2]
     on_disk = _on_disk(stock.__module__)

@@ -171,7 +171,7 @@ def test_a_model_of_a_users_own_is_told_that_selfaug_does_not_act(cls, said):
     assert (
         f"LoRA trains {cls.__name__} on labels, but this class is not patched: it is a model of its own, in " in said[0]
     )
-    assert f"{STOCK_LOSS} Derive it from a class of transformers that is patched" in said[0]
+    assert f"{STOCK_LOSS} Derive it from a patched class of transformers" in said[0]
 
 
 @pytest.fixture
