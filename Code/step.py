@@ -143,10 +143,10 @@ def _around(
 @eager_around
 def _observed(
     model: Any, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Any, tuple[dict[str, Any], Tensor] | None, bool, list[Tensor]]:
+) -> tuple[Any, tuple[dict[str, Any], Tensor] | None, bool, list[tuple[torch.Size, Tensor]]]:
     """(what ``forward`` returns; arguments and hidden states (B, T, H) of its last decoder call, None if it made none;
-    whether a wrapped forward inside has acted, as where one library's forward calls another's; what the head made at
-    the end of the first row, (V,) for each of its calls).
+    whether a wrapped forward inside has acted, as where one library's forward calls another's; what
+    :func:`.calls.head_outputs` saw).
     """
     outer = vars(model).get(_ACTED)
     vars(model)[_ACTED] = False
@@ -161,13 +161,16 @@ def _observed(
     return outputs, decoder_calls[-1] if decoder_calls else None, acted, head_outputs
 
 
-@torch.no_grad()
-def _changes_logits(model: Any, outputs: Any, head_outputs: list[Tensor]) -> bool:
+def _changes_logits(model: Any, outputs: Any, head_outputs: list[tuple[torch.Size, Tensor]]) -> bool:
     """Whether a forward that is not transformers' own does more to logits than that one. Asked until it does not."""
     logits = getattr(outputs, "logits", None)
-    if model in _SAME_LOGITS or not isinstance(logits, Tensor) or logits.dim() != 3 or len(head_outputs) != 1:
+    if (
+        model in _SAME_LOGITS
+        or not isinstance(logits, Tensor)
+        or [shape for shape, _ in head_outputs] != [logits.shape]
+    ):
         return False
-    if family.changes_logits(model, logits[0, -1], head_outputs[0]):
+    if family.changes_logits(model, logits[0, -1], head_outputs[0][1]):
         return True
     _SAME_LOGITS.add(model)
     return False
