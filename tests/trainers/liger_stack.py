@@ -33,8 +33,9 @@ STOCK_FORWARD = Qwen2ForCausalLM.forward
 FUSED_LOSS = liger_qwen2.LigerForCausalLMLoss
 KERNELS = {"rms_norm": False, "swiglu": False}  # they ask a number for its dtype, which the interpreter does not know
 CALLS = []
+# Those that have a forward of Liger's; Gemma 2's soft cap does not run in the interpreter.
 AUTO = {"llama": "Llama", "qwen3": "Qwen3", "mistral": "Mistral", "phi3": "Phi3", "smollm3": "SmolLM3",
-        "olmo2": "Olmo2", "glm4": "Glm4", "gemma": "Gemma", "gemma2": "Gemma2", "granite": "Granite"}  # fmt: skip
+        "olmo2": "Olmo2", "glm4": "Glm4", "gemma": "Gemma"}  # fmt: skip
 
 
 @functools.wraps(FUSED_LOSS)
