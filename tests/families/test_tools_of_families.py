@@ -72,7 +72,7 @@ def test_every_tool_works(family, folder, tmp_path):
     history = json.loads((adapter / "trainer_state.json").read_text())["log_history"]
     assert all(math.isfinite(row["loss"]) for row in history if "loss" in row)
     first, second = (row["selfaug/kl"] for row in history if "loss" in row)
-    assert first < 1e-6 < 1e-4 < second
+    assert first < 1e-6 < 1e-5 < second
 
     (tmp_path / "general.txt").write_text("".join(f"{text}\n" for text in TEXTS))
     task = jsonl(tmp_path / "task.jsonl", [{"prompt": text, "answer": "yes"} for text in TEXTS])
@@ -84,7 +84,7 @@ def test_every_tool_works(family, folder, tmp_path):
     prompts = [prompt_of(reader, text) for text in TEXTS]
     assert [answer["ids"] for answer in base["general"]] == [greedy(model, reader, prompt, 5) for prompt in prompts]
     wanted = kls(model, adapter, prompts, [answer["ids"] for answer in base["general"]])
-    assert [drift["kl"] for drift in tuned["general"]] == pytest.approx(wanted, rel=1e-3)
+    assert [drift["kl"] for drift in tuned["general"]] == pytest.approx(wanted, rel=1e-3, abs=1e-7)
 
 
 def prompt_of(reader, text):
