@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Callable
 
+import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
@@ -154,3 +155,20 @@ def decoder_calls(decoder: nn.Module) -> Iterator[list[tuple[dict[str, Any], Ten
         yield calls
     finally:
         handle.remove()
+
+
+@contextmanager
+def head_outputs(head: nn.Module | None) -> Iterator[list[tuple[torch.Size, Tensor]]]:
+    """A list that gets (the shape of the logits, those (V,) at the end of the first row) of each call of ``head``."""
+    made: list[tuple[torch.Size, Tensor]] = []
+
+    def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if isinstance(output, Tensor) and output.dim() == 3:
+            made.append((output.shape, output[0, -1].detach().clone()))  # a forward may go on to change it in place
+
+    handles = [head.register_forward_hook(note)] if head is not None else []
+    try:
+        yield made
+    finally:
+        for handle in handles:
+            handle.remove()

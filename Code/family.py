@@ -21,6 +21,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast, MoeModelOutput
 from .eager import eager
 
 STOCK = "selfaug_stock_forward"  # the attribute of a patched class that keeps its forward
+MODELS = "transformers.models."  # where the families of transformers are
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,9 @@ class Traits:
 
 
 def name_of(model: Any) -> str:
-    """The family's name, as transformers names its folder: ``qwen2``."""
-    return str(next(cls.__module__ for cls in type(model).__mro__ if STOCK in vars(cls)).split(".")[2])
+    """The family's name, as transformers names its folder: ``qwen2``. Empty for a copy of a family's patched file."""
+    module = next(cls.__module__ for cls in type(model).__mro__ if STOCK in vars(cls))
+    return module.split(".")[2] if module.startswith(MODELS) else ""
 
 
 def decoder_of(model: Any) -> Any:
@@ -80,6 +82,28 @@ def stock_forward(model: nn.Module) -> Callable[..., Any]:
     """``forward`` as transformers wrote it, a function of (self, ...), whatever else is in force now."""
     forward: Callable[..., Any] = next(vars(cls)[STOCK] for cls in type(model).__mro__ if STOCK in vars(cls))
     return forward
+
+
+@torch.no_grad()
+def changes_logits(model: Any, logits: Tensor, made: Tensor) -> bool:
+    """Whether a forward has done more with the head's output than transformers' own does. False if nobody can tell.
+
+    Args:
+        logits: (V,) of one position, as the forward returned them.
+        made: (V,), what the head made there.
+    """
+    embeddings = model.get_output_embeddings()
+    head = next((name for name, module in model._modules.items() if module is embeddings), None)
+    if head is None:
+        return False
+    states = made.new_zeros(1, 1, text_config(model).hidden_size)
+    decoder = _Returns(_OnlyStates(last_hidden_state=states))
+    with _replaced(model, _decoder_name(model), decoder), _replaced(model, head, _Returns(made.view(1, 1, -1))):
+        try:
+            stock = _called(model, states).logits
+            return not torch.allclose(stock.flatten().float(), logits.float(), rtol=1e-2, atol=1e-3)
+        except Exception:  # it needs the head's weight, or more than states
+            return False
 
 
 class FamilyHead(nn.Module):

@@ -35,10 +35,10 @@ class SelfAligned:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        stock = cls.__module__.startswith("transformers.models.") and "forward" in vars(cls)
-        if stock:
+        if SelfAligned in cls.__bases__ and "forward" in vars(cls):  # that of a patched file, or of a copy of one
             setattr(cls, family.STOCK, vars(cls)["forward"])
-        _wrap_class(cls, stock)
+        # a copy's forward may have been edited, so it runs as it is
+        _wrap_class(cls, stock=family.STOCK in vars(cls) and cls.__module__.startswith(family.MODELS))
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         _wrap_class_in_force(cls)

@@ -6,6 +6,7 @@ lets any other forward run as it is. Both select positions, take the reference's
 
 from __future__ import annotations
 
+import weakref
 from typing import Any, Callable
 
 import torch
@@ -56,7 +57,7 @@ def run(model: Any, forward: Callable[..., Any], stock: bool, args: tuple[Any, .
         reference = None
     if stock and model.training and call.get("labels") is not None and calls.is_plain(model, call):
         return _fused(model, call, settings, reference)
-    return _around(model, forward, call, labels, settings, reference, args, kwargs)
+    return _around(model, forward, stock, call, labels, settings, reference, args, kwargs)
 
 
 @eager_around
@@ -91,6 +92,7 @@ def _fused(model: Any, call: dict[str, Any], settings: config.Settings, referenc
 def _around(
     model: Any,
     forward: Callable[..., Any],
+    stock: bool,
     call: dict[str, Any],
     labels: Tensor,
     settings: config.Settings,
@@ -102,8 +104,13 @@ def _around(
     ``forward`` returns or, where the trainer does not use that loss, to the trainer's. Without a ``reference`` it is 0.
     """
     with features.recorded(model, settings, reference) as tuned:
-        outputs, decoder_call, acted = _observed(model, forward, args, kwargs)
+        outputs, decoder_call, acted, head_outputs = _observed(model, forward, args, kwargs)
     if acted:
+        return outputs
+    if not stock and _changes_logits(model, outputs, head_outputs):
+        reason = "a forward does something to the logits that transformers' own does not, and the KL would not see it"
+        do = "Have the head make the logits as they are (a head of the class's own), or leave them alone"
+        bypass.of(model).could_not_act(reason, forward, settings.strict, do)
         return outputs
     trainer_call = attach.current_call()
     log_probs = getattr(outputs, "log_probs", None)  # TRL's fused head, since 1.15
@@ -143,20 +150,40 @@ def _around(
 @eager_around
 def _observed(
     model: Any, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Any, tuple[dict[str, Any], Tensor] | None, bool]:
+) -> tuple[Any, tuple[dict[str, Any], Tensor] | None, bool, list[tuple[torch.Size, Tensor]]]:
     """(what ``forward`` returns; arguments and hidden states (B, T, H) of its last decoder call, None if it made none;
-    whether a wrapped forward inside has acted, as where one library's forward calls another's).
+    whether a wrapped forward inside has acted, as where one library's forward calls another's; what
+    :func:`.calls.head_outputs` saw).
     """
     outer = vars(model).get(_ACTED)
     vars(model)[_ACTED] = False
     try:
-        with calls.decoder_calls(family.decoder_of(model)) as decoder_calls:
+        head = model.get_output_embeddings()
+        with calls.decoder_calls(family.decoder_of(model)) as decoder_calls, calls.head_outputs(head) as head_outputs:
             outputs = forward(model, *args, **kwargs)
     finally:
         acted = vars(model).pop(_ACTED)
         if outer is not None:
             vars(model)[_ACTED] = outer or acted
-    return outputs, decoder_calls[-1] if decoder_calls else None, acted
+    return outputs, decoder_calls[-1] if decoder_calls else None, acted, head_outputs
+
+
+def _changes_logits(model: Any, outputs: Any, head_outputs: list[tuple[torch.Size, Tensor]]) -> bool:
+    """Whether a forward that is not transformers' own does more to logits than that one. Asked until it does not."""
+    logits = getattr(outputs, "logits", None)
+    if (
+        model in _SAME_LOGITS
+        or not isinstance(logits, Tensor)
+        or [shape for shape, _ in head_outputs] != [logits.shape]
+    ):
+        return False
+    if family.changes_logits(model, logits[0, -1], head_outputs[0][1]):
+        return True
+    _SAME_LOGITS.add(model)
+    return False
+
+
+_SAME_LOGITS: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from . import config, receipt
+from .labels import IGNORE_INDEX
 from .reference import guards, switch
 from .trainers import bypass
 
@@ -86,7 +87,7 @@ def check_model(layer: Any) -> None:
 
 def _warn_of_class(model: Any, layer: Any, caller: _Caller) -> None:
     """Warn that the class of ``model`` is not patched, if this call is part of a step that should have the term."""
-    settings = config.read(model.config)
+    settings = config.read(getattr(model, "config", None))
     if not (caller.labelled and caller.with_gradient and settings.enabled and settings.alpha > 0):
         return
     is_replica = vars(layer).get("_is_replica")  # its weights are no parameters
@@ -133,7 +134,7 @@ class _Caller:
                 self.within_a_call = True
             if self.model is None and frame.f_globals.get("__name__") == "torch.utils.checkpoint":
                 self.with_gradient = True
-            if not self.labelled and isinstance(first, nn.Module) and _is_language_model(first):
+            if not self.labelled and isinstance(first, nn.Module) and _is_language_model(first, frame):
                 self.model = first
             if first is self.model is not None:
                 self.labelled = self.labelled or _has_labels(frame)
@@ -145,20 +146,36 @@ class _Caller:
             frame = frame.f_back
 
 
-def _is_language_model(module: nn.Module) -> bool:
-    """Whether ``module`` is a decoder with a head, of transformers or similar, and no encoder-decoder."""
+def _is_language_model(module: nn.Module, frame: FrameType) -> bool:
+    """Whether ``module``, whose method runs in ``frame``, is a decoder with a head and no encoder-decoder: it can
+    generate, or it trains on its own tokens, as a class without ``generate`` and a plain module may.
+    """
+    if getattr(getattr(module, "config", None), "is_encoder_decoder", False):
+        return False
     generates = getattr(type(module), "can_generate", None)
-    settings = getattr(module, "config", None)
-    return generates is not None and not getattr(settings, "is_encoder_decoder", False) and bool(generates())
+    return (generates is not None and bool(generates())) or _trains_on_its_tokens(frame)
+
+
+def _trains_on_its_tokens(frame: FrameType) -> bool:
+    """Whether a method has token ids and, as labels, the same tokens."""
+    ids, labels = _argument(frame, "input_ids"), _argument(frame, "labels")
+    if not (isinstance(ids, torch.Tensor) and isinstance(labels, torch.Tensor) and ids.shape == labels.shape):
+        return False
+    supervised = labels != IGNORE_INDEX
+    return ids.dim() == 2 and bool(supervised.any()) and torch.equal(ids[supervised], labels[supervised].to(ids))
 
 
 def _has_labels(frame: FrameType) -> bool:
+    return any(_argument(frame, name) is not None for name in ("labels", "shift_labels"))
+
+
+def _argument(frame: FrameType, name: str) -> Any:
+    """An argument of a call, or what the function has put in its place; None if there is no such argument."""
     code, values = frame.f_code, frame.f_locals
-    arguments = [values]
-    if code.co_flags & _VARKEYWORDS:
+    if name not in values and code.co_flags & _VARKEYWORDS:
         keywords = code.co_varnames[code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & 0x04)]
-        arguments.append(values.get(keywords) or {})
-    return any(each.get(name) is not None for each in arguments for name in ("labels", "shift_labels"))
+        values = values.get(keywords) or {}
+    return values.get(name)
 
 
 def _keeps_labels(frame: FrameType, trainer: Any) -> bool:
@@ -176,10 +193,14 @@ def _is_trl(trainer: Any) -> bool:
 
 def why(cls: type) -> tuple[str, str]:
     """(why, what to do): the reason that a class of transformers or peft is not patched in this process."""
-    stock = next((c for c in cls.__mro__ if c.__module__.startswith(("transformers.models.", "peft."))), cls)
+    stock = next((c for c in cls.__mro__ if _is_theirs(c)), cls)
     package = stock.__module__.split(".")[0]
+    if package == "transformers_modules":
+        do = "Load it without trust_remote_code=True, if transformers has a class for it"
+        return f"it is code that came with the checkpoint, in {stock.__module__}", do
     if package not in ("transformers", "peft"):
-        return f"it is a model of its own, in {stock.__module__}", "Train a model whose class is transformers' own"
+        do = "Derive it from a patched class of transformers (class Mine(LlamaForCausalLM)), or train such a class"
+        return f"it is a model of its own, in {stock.__module__}", do
     family = stock.__module__.split(".")[2]
     on_disk = _on_disk(stock.__module__)
     if f"class {stock.__name__}(" in on_disk and f"class {stock.__name__}({_BASES[package]}, " not in on_disk:
@@ -205,6 +226,13 @@ def why(cls: type) -> tuple[str, str]:
         return f"{package} {now} was installed anew after SelfAug", f"{install} again"
     whose = f"{family} of {package} {now}" if by_name else f"{package} {now}"
     return f"SelfAug was never installed for {whose}", install
+
+
+def _is_theirs(cls: type) -> bool:
+    """Whether a class is a whole model of transformers', and no mere base class, or a layer of peft's."""
+    return cls.__module__.startswith("peft.") or (
+        cls.__module__.startswith("transformers.models.") and not cls.__name__.endswith("PreTrainedModel")
+    )
 
 
 def _on_disk(module: str) -> str:

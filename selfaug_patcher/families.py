@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Target:
     def is_model(self) -> bool:
         return self.package == "transformers"
 
-    @property
+    @cached_property
     def path(self) -> str:
         """The file, relative to the site directory, with forward slashes."""
         return self.module.replace(".", "/") + ".py"

@@ -130,14 +130,15 @@ def edited(
 
 
 def _targets(environment: Environment, store: Store, table: PinTable) -> list[TargetState]:
-    targets = []
-    for target in known_targets():
-        package = environment.packages[target.package]
+    receipt = store.receipt()
+    packages = {}
+    for name, package in environment.packages.items():
         if package.site == store.site:
-            targets.append(of_package(target, package, table))
-        elif store.exists and not hidden(environment, store, target.package):
-            targets.append(of_package(target, replace(Package(target.package), site=store.site), table))
-    return targets
+            packages[name] = package
+        elif store.exists and not hidden(environment, store, name):
+            packages[name] = replace(Package(name), site=store.site)
+    known = (target for target in known_targets() if target.package in packages)
+    return [of_package(target, packages[target.package], table, receipt) for target in known]
 
 
 def hidden(environment: Environment, store: Store, package: str) -> bool:

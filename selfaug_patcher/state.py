@@ -11,7 +11,7 @@ from .errors import PatcherError, Problem
 from .families import Target, targets
 from .payload import Runtime
 from .pins import Pin, PinTable
-from .receipt import Original
+from .receipt import Original, Receipt
 from .store import Store, digest, read
 
 STOCK, PATCHED, MODIFIED, MISSING, UNSUPPORTED = "stock", "patched", "modified", "missing", "unsupported"
@@ -137,22 +137,23 @@ def inspect(environment: Environment, table: PinTable, runtime: Runtime) -> Stat
     Raises:
         PatcherError: a receipt is damaged.
     """
-    states = tuple(of_package(target, environment.packages[target.package], table) for target in targets())
+    sites = dict.fromkeys(package.site for package in environment.packages.values())
+    receipts = {site: Store(site).receipt() if site else None for site in sites}  # one look for all families
+    packages = [(target, environment.packages[target.package]) for target in targets()]
+    states = tuple(of_package(target, package, table, receipts[package.site]) for target, package in packages)
     site = states[0].package.site
-    runtime_state = payload.state(site, runtime, Store(site).receipt() if site else None)
+    runtime_state = payload.state(site, runtime, receipts[site])
     patched = any(target.state == PATCHED for target in states if target.target.is_model)
     if runtime_state in ("installed", "older") and not patched:
         runtime_state = "leftover"
     return State(environment, table, runtime, states, runtime_state)
 
 
-def of_package(target: Target, package: Package, table: PinTable) -> TargetState:
-    """The state of one target in one copy of its package."""
+def of_package(target: Target, package: Package, table: PinTable, receipt: Receipt | None) -> TargetState:
+    """The state of one target in one copy of its package. ``receipt``: that of the site directory with this copy."""
     if package.site is None:
         return TargetState(target, package, MISSING)
     path = package.site / target.path
-    store = Store(package.site)
-    receipt = store.receipt()
     original = receipt.targets.get(target.name) if receipt else None
     pinned = bool(package.version) and table.by_version(target.name, package.version) is not None
     content = read(path)

@@ -138,7 +138,8 @@ def read(path: Path, limit: int = 64 * 1024 * 1024) -> bytes | None:
         if not path.is_file():
             return None
         with path.open("rb") as file:
-            return file.read(limit)
+            # Python makes room for as many bytes as are asked for
+            return file.read(min(limit, os.fstat(file.fileno()).st_size + 1))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:

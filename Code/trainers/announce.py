@@ -92,10 +92,12 @@ def _term(settings: config.Settings) -> str:
 
 def _releases(model: Any) -> str:
     """A sentence on the releases of SelfAug and of the patched packages, each with the trust in its file."""
-    targets = [(f"transformers:{family.name_of(model)}", f"{family.name_of(model)} of transformers {VERSION}")]
+    name = family.name_of(model)
+    targets = [(f"transformers:{name}", f"{name} of transformers {VERSION}")] if name else []
     if "peft" in sys.modules:
         targets.append(("peft:lora", f"peft {getattr(sys.modules['peft'], '__version__', '')}"))
-    said = [f"{name} ({receipt.trust(target)})" for target, name in targets]
+    said = [] if name else [f"{type(model).__name__} of {type(model).__module__}, a copy of a patched file"]
+    said += [f"{name} ({receipt.trust(target)})" for target, name in targets]
     proved = f", with torch {torch.__version__}" if any(receipt.is_proved_here(target) for target, _ in targets) else ""
     return f" SelfAug {__version__}, {', '.join(said)}{proved}."
 

@@ -74,9 +74,9 @@ def base(cls: Any) -> Any:
     return model.eval()
 
 
-def config(cls: Any) -> Any:
-    """A config of the class with the trial's sizes; in one of images and text, those of each part."""
-    sizes = dict(_SIZES)
+def config(cls: Any, **others: Any) -> Any:
+    """A config of the class with the trial's sizes, or ``others``; in one of images and text, those of each part."""
+    sizes = {**_SIZES, **others}
     if hasattr(cls(), "kv_lora_rank"):  # latent attention has one key for each query
         sizes["num_key_value_heads"] = sizes["num_attention_heads"]
     inside = [name for name, value in vars(cls()).items() if isinstance(value, PretrainedConfig)]

@@ -10,6 +10,7 @@ import hashlib
 import io
 import itertools
 import json
+from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,17 +22,18 @@ from selfaug_patcher import cli, environment, families, payload, pins, seam
 MODEL = "transformers/models/qwen2/modeling_qwen2.py"
 LAYER = "peft/tuners/lora/layer.py"
 
-MODEL_TEXT = """from .configuration_qwen2 import Qwen2Config
+MODEL_TEXT = """from .configuration_{family} import {stem}Config
 
 RELEASE = "{version}"
 
 
-class Qwen2ForCausalLM(Qwen2Config):
+class {name}({stem}Config):
     def forward(self):
         return "stock"
 """
 # A second family, which SelfAug knows in tests only.
 OTHER = families.model("other", "OtherForCausalLM", "1.0")
+TWO = (families.MODELS[0], OTHER)
 LAYER_TEXT = """class BaseTunerLayer:
     _disable_adapters = False
 
@@ -161,18 +163,16 @@ class Place:
         return snapshot(self.site)
 
 
-def package_files(name: str, version: str) -> dict[str, str]:
+def package_files(name: str, version: str, models: Sequence[families.Target] = TWO) -> dict[str, str]:
     if name == "transformers":
-        return {
-            "transformers/__init__.py": f'__version__ = "{version}"\n',
-            "transformers/models/__init__.py": "",
-            "transformers/models/qwen2/__init__.py": "",
-            "transformers/models/qwen2/configuration_qwen2.py": "class Qwen2Config:\n    pass\n",
-            MODEL: MODEL_TEXT.format(version=version),
-            "transformers/models/other/__init__.py": "",
-            "transformers/models/other/configuration_other.py": "class OtherConfig:\n    pass\n",
-            OTHER.path: MODEL_TEXT.format(version=version).replace("qwen2", "other").replace("Qwen2", "Other"),
-        }
+        files = {"transformers/__init__.py": f'__version__ = "{version}"\n', "transformers/models/__init__.py": ""}
+        for target in models:
+            folder, stem = target.path.rpartition("/")[0], target.class_name.partition("For")[0]
+            words = {"version": version, "family": target.family, "name": target.class_name, "stem": stem}
+            files[f"{folder}/__init__.py"] = ""
+            files[f"{folder}/{target.configuration}.py"] = f"class {stem}Config:\n    pass\n"
+            files[target.path] = MODEL_TEXT.format(**words)
+        return files
     return {
         "peft/__init__.py": f'__version__ = "{version}"\n',
         "peft/tuners/__init__.py": "",
@@ -181,10 +181,12 @@ def package_files(name: str, version: str) -> dict[str, str]:
     }
 
 
-def put_package(site: Path, name: str, version: str, installer: str = "pip", change=lambda text: text) -> None:
+def put_package(
+    site: Path, name: str, version: str, installer: str = "pip", change=lambda text: text, models=TWO
+) -> None:
     """What pip leaves behind: the package, and its metadata with RECORD. ``change``: of the file that gets patched."""
     info = f"{name}-{version}.dist-info"
-    files = package_files(name, version)
+    files = package_files(name, version, models)
     target = MODEL if name == "transformers" else LAYER
     files[target] = change(files[target])
     files[f"{info}/METADATA"] = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
@@ -206,7 +208,7 @@ def _urlsafe(text: str) -> str:
     return base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
 
 
-def make_release(root: Path, version: str, releases: tuple[str, ...] = RELEASES, mark: str = "") -> Release:
+def make_release(root: Path, version: str, releases: tuple[str, ...] = RELEASES, mark: str = "", models=TWO) -> Release:
     """A SelfAug of this version. ``mark`` is something that its seams write and those of other versions do not."""
     folder = root / "patches"
     folder.mkdir(parents=True)
@@ -215,8 +217,8 @@ def make_release(root: Path, version: str, releases: tuple[str, ...] = RELEASES,
     seams = {name[: -len(".seam")]: seam.parse((folder / name).read_text(), name) for name in SEAMS}
     rows = []
     for target, release in itertools.product(families.targets(), releases):
-        if target.path in package_files(target.package, release):
-            stock = package_files(target.package, release)[target.path].encode()
+        if target.path in (present := package_files(target.package, release, models)):
+            stock = present[target.path].encode()
             patched = seam.place(seams[target.package], target, stock)
             hashes = (hashlib.sha256(stock).hexdigest(), hashlib.sha256(patched).hexdigest())
             rows.append(pins.Pin(target.name, release, *hashes))
@@ -225,3 +227,16 @@ def make_release(root: Path, version: str, releases: tuple[str, ...] = RELEASES,
         (root / "Code" / name).parent.mkdir(parents=True, exist_ok=True)
         (root / "Code" / name).write_text(text.format(version=version))
     return Release(folder, root / "Code")
+
+
+def make_newer_release(root: Path, **options) -> Release:
+    """A later SelfAug with other patches and another runtime: one module less, and another package."""
+    release = make_release(root, "0.2.0", mark="  # 0.2", **options)
+    (release.code / "hooks.py").write_text(
+        'from .tools.step import PART\n\n\nclass SelfAligned:\n    release = step = "0.2.0"\n    part = PART\n\n\n'
+        "class ReferenceSwitch:\n    selfaug_reference = False\n"
+    )
+    (release.code / "step.py").unlink()
+    (release.code / "kit").rename(release.code / "tools")
+    (release.code / "tools" / "part.py").rename(release.code / "tools" / "step.py")
+    return release
