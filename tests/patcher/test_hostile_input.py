@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -215,7 +214,7 @@ def test_no_bytes_make_a_receipt_raise_anything_but_its_own_error(content):
 
 def journal_that_removes(path: str) -> dict[str, object]:
     """Undone, it takes the file away that lies there and has the content of the victim."""
-    new = hashlib.sha256(b"precious").hexdigest()
+    new = digest(b"precious")
     return {"verb": "install", "entries": [{"kind": "put", "path": path, "slot": 0, "old": "", "new": new}]}
 
 
