@@ -17,6 +17,7 @@ DIRECTIONS = ("base-tuned", "tuned-base")
 POSITIONS = ("input", "strict-input", "output", "all")
 REDUCTIONS = ("token", "sequence")
 SAMPLERS = ("uniform", "shift")
+ALIGNS = ("logits", "q", "k", "v", "o", "attention", "ffn", "layers")
 REFERENCES = ("base", "frozen-adapters", "start")
 
 
@@ -42,6 +43,10 @@ class Settings:
     every: the term is computed at one of so many micro-batches and weighted by this number, see :mod:`.trainers.turns`.
     target_kl: nats per aligned token that alpha follows the measured KL toward, see :mod:`.trainers.controller`. None:
         alpha stays as it is given.
+    anchors: a row without labels is an anchor: the term at all its tokens weighs as that of a mean row with labels, see
+        :func:`.positions.kl_weights`.
+    align: what the term compares: the KL of "logits", or the squared difference of the outputs of modules inside the
+        decoder, see :mod:`.features`.
     reference_cache: the folder that keeps the reference's hidden states between epochs, see :mod:`.reference.cache`.
     reference_cache_gb: how many gigabytes the folder may take.
     reference: the reference if there were adapters before training. "base" switches all adapters off,
@@ -61,11 +66,18 @@ class Settings:
     sample_by: str = "uniform"
     every: int = 1
     target_kl: float | None = None
+    anchors: bool = False
+    align: str = "logits"
     reference_cache: str | None = None
     reference_cache_gb: float = 50.0
     reference: str | None = None
     evaluation: bool = False
     strict: bool = False
+
+    @property
+    def measure(self) -> str:
+        """What the term is called: "KL", or "MSE" where it compares the outputs of modules."""
+        return "KL" if self.align == "logits" else "MSE"
 
 
 def _switch(value: Any) -> bool:
@@ -153,6 +165,8 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "sample_by": _one_of(SAMPLERS),
     "every": _count,
     "target_kl": _target,
+    "anchors": _switch,
+    "align": _one_of(ALIGNS),
     "reference_cache": _folder,
     "reference_cache_gb": _weight,
     "reference": _one_of(REFERENCES),
@@ -175,17 +189,33 @@ def read(model_config: Any = None, environ: Mapping[str, str] | None = None) -> 
     ``Path`` or a number of numpy or torch, is replaced in the dict by a plain ``str``, ``bool`` or number.
 
     Raises:
-        SettingError: an unknown key, a value that is not accepted, a SELFAUG_* variable that looks misspelt, or a
-            target for the KL that alpha 0 cannot reach.
+        SettingError: an unknown key, a value that is not accepted, a SELFAUG_* variable that looks misspelt, or two
+            settings that exclude each other.
     """
     given = _given(model_config, environ)
     settings = Settings(**{key: value for key, (value, _) in given.items()})
-    if settings.enabled and settings.target_kl is not None and settings.alpha == 0:
-        target, alpha = given["target_kl"][1], given["alpha"][1]
-        raise SettingError(
-            f"{target} starts from alpha and multiplies it, and {alpha} is 0. Give an alpha > 0, or unset {target}."
-        )
+    if settings.enabled:
+        _check_together(settings, {key: source for key, (_, source) in given.items()})
     return settings
+
+
+def _check_together(settings: Settings, source: dict[str, str]) -> None:
+    target = source.get("target_kl", "")
+    if settings.target_kl is not None and settings.alpha == 0:
+        raise SettingError(
+            f"{target} starts from alpha and multiplies it, and {source['alpha']} is 0. Give an alpha > 0, or unset "
+            f"{target}."
+        )
+    if settings.align == "logits":
+        return
+    align = f"{source['align']}={settings.align}"
+    if settings.target_kl is not None:
+        raise SettingError(f"{target} follows a KL, and the term of {align} is none. Unset one of them.")
+    if settings.reference_cache is not None:
+        raise SettingError(
+            f"{align} and {source['reference_cache']} exclude each other: the cache keeps the reference's last hidden "
+            "states, and not the outputs of modules. Unset one of them."
+        )
 
 
 def sources(model_config: Any = None, environ: Mapping[str, str] | None = None) -> dict[str, str]:

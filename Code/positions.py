@@ -52,7 +52,9 @@ def rows(labels: Tensor, position_ids: Tensor | None) -> Tensor:
     return starts.flatten().cumsum(0).view(B, T) - 1
 
 
-def kl_weights(aligned: Tensor, supervised: Tensor, row: Tensor, reduction: str) -> Tensor:
+def kl_weights(
+    aligned: Tensor, supervised: Tensor, row: Tensor, reduction: str, anchor_tokens: float | None = None
+) -> Tensor:
     """(B, T) float: weights w that make ``sum(w * KL) / N`` the reduction's mean, 0 where nothing is aligned.
 
     N is the number of supervised tokens that NLL is divided by: the micro-batch's own, or ``num_items_in_batch``.
@@ -61,18 +63,43 @@ def kl_weights(aligned: Tensor, supervised: Tensor, row: Tensor, reduction: str)
         sequence:  w_t = supervised in row(t) / aligned in row(t)
 
     With "sequence", a global batch has the same gradient however its rows are split into micro-batches and processes.
+
+    Args:
+        anchor_tokens: then a row without a supervised token is an anchor, and w_t = anchor_tokens / aligned in row(t)
+            with either reduction: its KL weighs as that of a row with so many supervised tokens, and the other rows'
+            as if it were not there. None: no row is an anchor.
     """
+    count = int(row.max()) + 1
+
+    def in_rows(mask: Tensor, row: Tensor) -> Tensor:
+        zeros = torch.zeros(count, dtype=torch.double, device=row.device)
+        return zeros.scatter_add(0, row[mask], torch.ones_like(row[mask], dtype=torch.double))
+
+    weight = torch.zeros(row.shape, dtype=torch.double, device=row.device)
+    if anchor_tokens is not None:
+        anchors = aligned & (in_rows(supervised, row) == 0)[row]
+        weight[anchors] = anchor_tokens / in_rows(anchors, row)[row[anchors]]
+        aligned = aligned & ~anchors
     if reduction == "token":
         row = torch.zeros_like(row)
-    zeros = torch.zeros(int(row.max()) + 1, dtype=torch.double, device=row.device)
-    aligned_in = zeros.scatter_add(0, row[aligned], torch.ones_like(row[aligned], dtype=torch.double))
-    supervised_in = zeros.scatter_add(0, row[supervised], torch.ones_like(row[supervised], dtype=torch.double))
-    return (supervised_in / aligned_in.clamp(min=1))[row] * aligned
+    return weight + (in_rows(supervised, row) / in_rows(aligned, row).clamp(min=1))[row] * aligned
+
+
+def rows_with(mask: Tensor, position_ids: Tensor | None) -> int:
+    """How many rows have a position in the (B, T) ``mask``, see :func:`rows`."""
+    return len(rows(mask, position_ids)[mask].unique())
 
 
 def length_of(index: Tensor, total: int) -> int:
     """How many columns of a (B, ``total``) batch hold the positions ``index`` (n,) of the flattened batch."""
     return int((index % total).max()) + 1 if len(index) else 0
+
+
+def at(states: Tensor, index: Tensor, total: int) -> Tensor:
+    """(n, F): of states (B, L, F) those at ``index`` (n,) of the flattened (B * ``total``) batch, on the same device. L
+    may be less than ``total``: then the states are those of the first L columns.
+    """
+    return states.flatten(0, 1)[index // total * states.shape[1] + index % total]
 
 
 @dataclass
@@ -101,6 +128,7 @@ class Selection:
     total: int  # T
     tail: int  # see padding.unexplained_tail
     rows: int  # B
+    anchors: int  # how many rows are anchors; 0 without SELFAUG_ANCHORS
     _placed: dict[Any, Placed] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def weighted(self, factor: float) -> Selection:
@@ -162,6 +190,8 @@ def select(
     input_ids: Tensor | None = None,
     pad_tokens: Collection[int] = (),
     next_labels: Tensor | None = None,
+    anchors: bool = False,
+    anchor_tokens: float | None = None,
 ) -> Selection:
     """Select the positions of a batch, on the CPU. Masks on one device are copied together. Only here does a step wait
     for the device; the selection goes back in one copy, :meth:`Selection.beside`, which waits for nothing.
@@ -171,6 +201,10 @@ def select(
             nothing. Otherwise such a micro-batch (whose stock loss is NaN) keeps its KL as a plain mean.
         input_ids, pad_tokens: used to find padding if there is no mask, see :func:`.padding.without_padding`.
         next_labels: (B, T) long, if it is known; by default ``labels`` shifted by one.
+        anchors: a row without labels is an anchor, see :func:`kl_weights`, unless this micro-batch keeps its KL as a
+            plain mean.
+        anchor_tokens: what the trainer knows of the global batch, see :mod:`.trainers.anchors`. None: the supervised
+            tokens in a mean row with labels of this micro-batch.
     """
     if position_ids is not None and position_ids.dim() != 2:
         position_ids = None
@@ -183,7 +217,13 @@ def select(
     supervised = next_labels != IGNORE_INDEX
     chosen = aligned(labels, supervised, real, positions)
     counted = supervised if divided_by_batch or supervised.any() else chosen
-    weight = kl_weights(chosen, counted, rows(labels, position_ids), reduction)
+    row = rows(labels, position_ids)
+    labelled = torch.isin(row, row[supervised])  # (B, T) bool: in a row with labels
+    if not anchors or counted is not supervised:
+        anchor_tokens = None
+    elif anchor_tokens is None:
+        anchor_tokens = int(supervised.sum()) / max(1, rows_with(supervised, position_ids))
+    weight = kl_weights(chosen, counted, row, reduction, anchor_tokens)
     all_aligned = chosen.flatten().nonzero().squeeze(-1)
     index = torch.cat((all_aligned, (supervised & ~chosen).flatten().nonzero().squeeze(-1)))
     return Selection(
@@ -198,4 +238,5 @@ def select(
         total=labels.shape[1],
         tail=0 if ids is None else padding.unexplained_tail(labels, ids, real),
         rows=labels.shape[0],
+        anchors=rows_with(chosen, position_ids) - rows_with(chosen & labelled, position_ids) if anchors else 0,
     )

@@ -2,7 +2,7 @@
 
     python -m selfaug.reference_cache build --model M --data FILE --cache DIR
 
-:mod:`.training_rows` reads the rows. The cache keeps the head, too, since full fine-tuning needs it
+:mod:`.toolkit.training_rows` reads the rows. The cache keeps the head, too, since full fine-tuning needs it
 (docs/performance.md).
 """
 
@@ -17,10 +17,11 @@ from typing import Any
 
 import torch
 
-from . import config, family, positions, training_rows
+from . import config, family, positions
 from .reference import cache, decoder
 from .reference.cache import CacheError
 from .reference.samples import samples
+from .toolkit import training_rows
 from .toolkit.errors import Refusal, message
 from .toolkit.models import load_model, load_tokenizer
 

@@ -11,7 +11,7 @@ from typing import Any, Callable
 import torch
 from torch import Tensor, nn
 
-from . import calls, config, copies, family, loss, sample, trainers, unpatched
+from . import calls, config, copies, family, features, loss, sample, trainers, unpatched
 from . import labels as labels_of
 from .eager import eager, eager_around
 from .outputs import SelfAugOutput, output
@@ -68,11 +68,13 @@ def _fused(model: Any, call: dict[str, Any], settings: config.Settings, referenc
     decoder = family.decoder_of(model)
     arguments = calls.decoder_arguments(decoder, call)
     # before the tuned pass, whose activations would be alive during this one
-    chosen, states, draw = _states(model, reference, arguments, chosen, settings)
-    decoded = decoder(**arguments)
+    with features.recorded(model, settings, reference) as base:
+        chosen, states, draw = _states(model, reference, arguments, chosen, settings)
+    with features.recorded(model, settings, reference) as tuned:
+        decoded = decoder(**arguments)
     hidden = decoded[0]
     chosen, states = draw(hidden, chosen, states)
-    terms = _terms(model, hidden, reference, states, chosen, settings)
+    terms = _terms(model, hidden, reference, states, chosen, settings, tuned, base)
     total = terms.total / chosen.divisor(call.get("num_items_in_batch"), hidden.device)
     _record(model, settings, reference, terms.nll_sum, terms, chosen)
     bypass.of(model).returned(total, settings.strict)
@@ -99,7 +101,8 @@ def _around(
     """``forward`` as it is, whoever wrote it. The term comes from the decoder call inside. It is added to the loss that
     ``forward`` returns or, where the trainer does not use that loss, to the trainer's. Without a ``reference`` it is 0.
     """
-    outputs, decoder_call, acted = _observed(model, forward, args, kwargs)
+    with features.recorded(model, settings, reference) as tuned:
+        outputs, decoder_call, acted = _observed(model, forward, args, kwargs)
     if acted:
         return outputs
     trainer_call = attach.current_call()
@@ -118,9 +121,10 @@ def _around(
     num_items = receiver.num_items_in_batch if receiver else call.get("num_items_in_batch")
     call = {**call, **arguments, "num_items_in_batch": num_items}
     chosen = _select(model, call, labels, hidden.shape[1], settings)
-    aligned, states, draw = _states(model, reference, arguments, chosen.aligned_only(), settings)
+    with features.recorded(model, settings, reference) as base:
+        aligned, states, draw = _states(model, reference, arguments, chosen.aligned_only(), settings)
     aligned, states = draw(hidden, aligned, states)
-    terms = _terms(model, hidden, reference, states, aligned, settings)
+    terms = _terms(model, hidden, reference, states, aligned, settings, tuned, base)
     if receiver:
         _record(model, settings, reference, _nll_sum(outputs, chosen, call), terms, chosen)
         receiver.leave_term(terms.total, chosen)
@@ -200,6 +204,8 @@ def _select(model: Any, call: dict[str, Any], labels: Tensor, total: int, settin
         input_ids=_token_ids(call),
         pad_tokens=_pad_tokens(model) if call.get("input_ids") is not None else (),
         next_labels=next_labels,
+        anchors=settings.anchors and model.training,
+        anchor_tokens=trainers.anchor_tokens() if settings.anchors else None,
     )
     return chosen.weighted(settings.alpha * (settings.every if model.training else 1))
 
@@ -265,13 +271,18 @@ def _terms(
     states: Tensor,
     chosen: Selection,
     settings: config.Settings,
+    tuned: features.Recorded,
+    base: features.Recorded,
 ) -> loss.Terms:
-    """The sums of one micro-batch, from the decoder's (B, T, H) hidden states and the reference's (A, H) ``states``."""
-    placed = chosen.beside(hidden)
+    """The sums of one micro-batch, from the decoder's (B, T, H) hidden states and the reference's (A, H) ``states``, or
+    from what was recorded in both passes.
+    """
+    in_logits = chosen if settings.align == "logits" else sample.without_aligned(chosen)
+    placed = in_logits.beside(hidden)
     head = family.head_of(model)
-    return loss.chunked_loss(
+    terms = loss.chunked_loss(
         hidden.flatten(0, 1)[placed.index],
-        states,
+        states[: in_logits.aligned],
         placed.next_labels,
         placed.weights,
         head,
@@ -279,3 +290,4 @@ def _terms(
         settings.chunk_size or loss.auto_chunk_size(family.text_config(model).vocab_size, hidden.device),
         settings.direction,
     )
+    return terms if in_logits is chosen else features.with_mse(terms, tuned, base, chosen, settings.align)

@@ -63,7 +63,7 @@ def test_the_runtime_never_imports_the_patcher_and_needs_peft_only_in_its_trial(
 
 def test_tools_import_the_toolkit_and_never_each_other_and_the_training_step_imports_none_of_them():
     allowed = {"toolkit": set(), "self_dialogue": {"toolkit"}, "retention": {"toolkit"}}
-    commands = {"training_rows", "reference_cache", "check"}  # these read training data, and may use the toolkit
+    commands = {"reference_cache", "check"}  # these read training data, and may use the toolkit
     for name, imported in modules("Code").items():
         package = name.rpartition(".")[0]
         for other in {other[1:].split(".")[0] for other in imported if other.startswith(".")}:
@@ -74,7 +74,7 @@ def test_tools_import_the_toolkit_and_never_each_other_and_the_training_step_imp
 
 
 def test_the_training_step_imports_no_command():
-    commands = {"training_rows", "reference_cache", "check", "trial", "update_module"}
+    commands = {"reference_cache", "check", "trial", "update_module"}
     for name, imported in modules("Code").items():
         if name.partition(".")[0] not in commands:
             assert not {other[1:].split(".")[0] for other in imported if other.startswith(".")} & commands, name

@@ -6,6 +6,7 @@
     python Code/benchmarks memory --lengths 2048 4096              peak of the tensors, each in a process of its own
     python Code/benchmarks meta --lengths 2048 4096                peak and FLOPs on the meta device, in seconds
     python Code/benchmarks shapes --lengths 2048 --checkpointing   the same of whole models
+    python Code/benchmarks gpu                                     whole models on the GPU here, in under 8 minutes
     python Code/benchmarks page                                    docs/performance/*.json to tables and plots
 
 Results are printed, and with ``--results FOLDER`` written there, one JSON file per verb: what the page shows is in
@@ -17,25 +18,34 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
-import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+START = time.monotonic()  # of the budget of `gpu`
 ROOT = Path(__file__).resolve().parents[2]
 MAIN = ["stock", "off", "stock fused", "original", "selfaug", "sample 0.25", "economy", "cached", "reference given"]
 WITHOUT_NUMBERS = ["stock", "stock fused", "original", "selfaug", "sample 0.25", "economy", "reference given"]
-VARIANTS = [*MAIN, "plain"]
-SHAPES = ["0.5B", "7B", "72B"]
+GPU = ["stock", "fused TRL", "selfaug", "economy", "sample 0.25 by shift", "original", "fused Liger"]  # by importance
+VARIANTS = [*dict.fromkeys([*MAIN, *GPU]), "plain"]
+UNFIT = {  # a cache of one batch, and the equation for tests; and heads of other libraries, which need numbers
+    "gpu": {"cached", "reference given", "plain"},
+    **{verb: {"fused TRL", "fused Liger"} for verb in ("meta", "shapes")},
+}
+WHOLE = ["0.5B", "7B", "72B"]
+TINY = ["tiny", "tiny untied"]
+SHAPES = [*WHOLE, *TINY]
 CHUNKS = [24, 64, 110, 256]
 
 
-def _write(results: Any, options: argparse.Namespace) -> None:
+def _write(results: Any, options: argparse.Namespace, **facts: Any) -> None:
     if options.results is not None:
         options.results.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({**_facts(options), "results": results}, indent=1)
+        text = json.dumps({**(facts or _facts(options)), "results": results}, indent=1)
         _file(options).write_text(text + "\n", encoding="utf-8")
 
 
@@ -48,9 +58,11 @@ def _facts(options: argparse.Namespace) -> dict[str, Any]:
     """What the results depend on: not on the processor if the device is meta, where nothing is computed."""
     import torch
 
+    from Code.benchmarks.device import processor
+
     facts: dict[str, Any] = {"device": "meta"}
     if options.verb not in ("meta", "shapes"):
-        facts = {"machine": _processor(), "device": "cpu", "threads": torch.get_num_threads()}
+        facts = {"machine": processor(), "device": "cpu", "threads": torch.get_num_threads()}
     facts["torch"] = torch.__version__
     if options.verb != "shapes":
         facts["shape"] = options.shape
@@ -60,14 +72,6 @@ def _facts(options: argparse.Namespace) -> dict[str, Any]:
     if options.verb in ("time", "shares", "chunks"):
         facts["rounds"] = options.rounds
     return facts
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def _time(options: argparse.Namespace) -> None:
@@ -182,6 +186,44 @@ def _one_peak(options: argparse.Namespace) -> None:
     print(json.dumps(measure.real_peak(options.variants[0], *arguments)))
 
 
+def _gpu(options: argparse.Namespace) -> None:
+    import torch
+    from transformers.utils import logging
+
+    from Code.benchmarks import gpu, page
+    from Code.benchmarks.budget import Budget
+    from Code.benchmarks.device import Device
+    from selfaug.toolkit.errors import Refusal
+
+    logging.set_verbosity_error()  # the adapters have random weights on purpose, and each model would say so
+    try:
+        device = Device(options.device)
+    except Refusal as refusal:
+        sys.exit(str(refusal))
+    budget = Budget(60 * options.minutes, start=START)
+    plan = gpu.Plan(
+        options.shapes,
+        options.layers,
+        options.lengths,
+        options.variants,
+        options.rounds,
+        torch.bfloat16 if device.is_gpu else torch.float32,
+        say=lambda line: print(line, flush=True),
+        save=lambda results: _write(results, options, **facts),
+    )
+    facts = gpu.facts(plan, device, budget)
+    plan.say(f"{facts['machine']}: {len(plan.variants)} variants, at most {options.minutes:g} minutes")
+    results = gpu.run(plan, device, budget)
+    print(f"\n{page.gpu_tables(results)}")
+    found = {kind: gpu.problems(results, kind) for kind in ("out_of_memory", "left_out", "failed")}
+    for kind, lines in found.items():
+        print("".join([f"\n{kind.replace('_', ' ')}:\n", *(f"  {line}\n" for line in lines)]) if lines else "", end="")
+    if options.results is not None:
+        print(f"\nWritten to {_file(options)}.")
+    if found["failed"]:
+        sys.exit(1)
+
+
 def _page(options: argparse.Namespace) -> None:
     from Code.benchmarks import page
 
@@ -196,6 +238,7 @@ VERBS = {
     "meta": _meta,
     "one-peak": _one_peak,
     "shapes": _shapes,
+    "gpu": _gpu,
     "page": _page,
 }
 
@@ -203,18 +246,21 @@ VERBS = {
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python Code/benchmarks", description=__doc__.split("\n")[0])
     parser.add_argument("verb", choices=VERBS)
-    parser.add_argument("--lengths", type=_length, nargs="+", default=[512, 1024])
+    parser.add_argument("--lengths", type=_length, nargs="+", help="default: 512 1024; gpu: 2048 8192 32768")
     parser.add_argument(
         "--variants",
         choices=VARIANTS,
         nargs="+",
-        help=f"default: {MAIN}; meta and shapes: {WITHOUT_NUMBERS}; stock is always measured, first",
+        help=f"default: {MAIN}; meta and shapes: {WITHOUT_NUMBERS}; gpu: {GPU}; stock is always measured, first",
     )
-    parser.add_argument("--rounds", type=_count, default=5)
+    parser.add_argument("--rounds", type=_count, help="default: 5; gpu: at most 3")
     parser.add_argument("--shape", choices=SHAPES, default="0.5B")
-    parser.add_argument("--shapes", choices=SHAPES, nargs="+", default=SHAPES)
-    parser.add_argument("--layers", type=_count, default=4)
-    parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--shapes", choices=SHAPES, nargs="+", help=f"default: {WHOLE}; gpu: {WHOLE[:2]}")
+    parser.add_argument("--layers", type=_count, help="default: 4; gpu: all")
+    parser.add_argument("--checkpointing", action="store_true", help="gpu: always")
+    parser.add_argument("--device", default="cuda", help="of gpu: cuda, cuda:1, cpu; default: cuda")
+    parser.add_argument("--tiny", action="store_true", help="of gpu: tiny shapes, to try the command in seconds")
+    parser.add_argument("--minutes", type=_minutes, default=8.0, help="of gpu: nothing new is begun after; default: 8")
     parser.add_argument("--results", type=Path, metavar="FOLDER", help="where to write the results; default: nowhere")
     return parser
 
@@ -229,10 +275,40 @@ def _length(word: str) -> int:
     return _count(word, least=2)  # one token of prompt and one of answer
 
 
+def _minutes(word: str) -> float:
+    try:
+        number = float(word)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{word} is no number above 0")
+    return number
+
+
 def read(argv: list[str] | None) -> argparse.Namespace:
-    """The options of the command line, with the default variants of their verb."""
-    options = parser().parse_args(argv)
-    options.variants = options.variants or (WITHOUT_NUMBERS if options.verb in ("meta", "shapes") else MAIN)
+    """The options of the command line, with the defaults of their verb."""
+    reader = parser()
+    options = reader.parse_args(argv)
+    on_gpu = options.verb == "gpu"
+    if on_gpu and options.device == "cpu" and not (options.tiny or options.shapes):
+        reader.error("whole models would take hours on a CPU: add --tiny")
+    defaults: dict[str, Any] = {
+        "lengths": [512, 1024],
+        "variants": WITHOUT_NUMBERS if options.verb in ("meta", "shapes") else MAIN,
+        "rounds": 5,
+        "shapes": WHOLE,
+        "layers": 4,
+    }
+    if on_gpu:
+        defaults = {"lengths": [2048, 8192, 32768], "variants": GPU, "rounds": 3, "shapes": WHOLE[:2], "layers": None}
+    if on_gpu and options.tiny:
+        defaults |= {"lengths": [64, 128], "shapes": TINY}
+    for name, value in defaults.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    unfit = [name for name in options.variants if name in UNFIT.get(options.verb, ())]
+    if unfit:
+        reader.error(f"{options.verb} cannot measure {', '.join(unfit)}")
     if options.verb != "one-peak":
         options.variants = list(dict.fromkeys(["stock", *options.variants]))
     return options
@@ -248,6 +324,12 @@ def main(argv: list[str] | None = None) -> int:
         import torch
 
         torch.set_num_threads(1)
+    if options.verb not in ("page", "gpu"):  # gpu leaves them out and goes on
+        from Code.benchmarks.slice import missing
+
+        lacking = [f"{name}: {lack}" for name in options.variants if (lack := missing(name, torch.device("cpu")))]
+        if lacking:
+            sys.exit("\n".join(lacking))
     VERBS[options.verb](options)
     return 0
 

@@ -50,6 +50,7 @@ def _short(results: Path) -> str:
         row("step time, the authors' algorithm", "time", to("original", "stock")),
         row(given, "time", to("cached", "reference given")),
         row(fused, "time", to("selfaug", "stock fused")),
+        row("the same in economy, see below", "time", to("economy", "stock fused")),
         row("step time with gradient checkpointing", "time-checkpointing", to("selfaug", "stock")),
         row("peak of the tensors", "meta", to("selfaug", "stock"), 3),
         row("the same with gradient checkpointing", "meta-checkpointing", to("selfaug", "stock"), 3),
@@ -68,11 +69,13 @@ def _part(path: Path) -> str:
         "memory": ("Peak of the tensors above the weights", _memory_table),
         "meta": ("Peak of the tensors above the weights, and FLOPs (meta device)", _meta_table),
         "shapes": ("Whole models: peak of the tensors above the weights, and FLOPs (meta device)", _shape_table),
+        "gpu": ("Whole models on a GPU", gpu_tables),
     }[kind]
-    what = "Whole models" if kind == "shapes" else f"Qwen2.5-{facts['shape']}"
+    what = "Whole models" if kind in ("shapes", "gpu") else f"Qwen2.5-{facts['shape']}"
     what = f"The loss alone at the sizes of {what}" if kind == "chunks" else what
     what = f"{facts['layers']} layers of {what}" if "layers" in facts else what
-    where = f"{facts['machine']}, {facts['threads']} thread, " if "machine" in facts else ""
+    where = f"{facts['machine']}, " if "machine" in facts else ""
+    where += f"{facts['threads']} thread, " if "threads" in facts else ""
     rounds = f", {facts['rounds']} rounds" if "rounds" in facts else ""
     heading = f"### {title}{', gradient checkpointing' if facts['checkpointing'] else ''}\n\n"
     note = f"{what}, {facts['dtype']}, {where}torch {facts['torch']}{rounds}.\n\n"
@@ -143,6 +146,65 @@ def _shape_table(results: dict[str, Any]) -> str:
         for row in _rows(lengths, lambda figures: f"{figures['tensors'] / 1e9:.1f}", _ratio, _flops)
     ]
     return markdown(["model", "T", "", "tensors, GB", "of stock", "FLOPs of stock"], rows)
+
+
+def gpu_tables(results: dict[str, Any]) -> str:
+    """What `gpu` measured: whole steps, what SelfAug's makes the GPU do and wait for, and the loss alone."""
+    heading = ["model", "T", "", "tokens/s", "time of stock", "of fused stock", "peak, GB", "of stock", "loss"]
+    steps = markdown(
+        heading,
+        (
+            [shape, T, name, *_gpu_cells(cell)]
+            for shape, lengths in results["steps"].items()
+            for T, cells in lengths.items()
+            for name, cell in cells.items()
+        ),
+    )
+    watched = [
+        [shape, T, name, *(_number(found.get(key)) for key in ("waits", "kernels", "copies")), _busy(found)]
+        for shape, lengths in results["watched"].items()
+        for T, names in lengths.items()
+        for name, found in names.items()
+        if "waits" in found or "kernels" in found
+    ]
+    alone = [
+        [shape, *(_number(row.get(key)) for key in ("T", "block_mib", "chunk")), *_alone_cells(row)]
+        for shape, rows in results["loss alone"].items()
+        for row in rows
+        if row.get("seconds") is not None
+    ]
+    tables = [steps]
+    if watched:
+        tables.append(markdown(["model", "T", "", "waits for the GPU", "kernels", "copies", "GPU busy"], watched))
+    if alone:
+        tables.append(markdown(["loss alone", "T", "block, MiB", "positions in a chunk", "ms", "peak, GB"], alone))
+    return "\n\n".join(tables)
+
+
+def _gpu_cells(cell: dict[str, Any]) -> list[str]:
+    problem = next((kind for kind in ("out_of_memory", "left_out", "failed") if kind in cell), "")
+    if problem:
+        return [problem.replace("_", " "), "", "", "", "", ""]
+    figures = [_number(cell["tokens_per_second"]), *(_number(cell[key], 3) for key in ("ratio", "fused_ratio"))]
+    peaks = [_gigabytes(cell["peak"]), _number(cell["peak_ratio"], 3)]
+    return [*figures, *peaks, _number(cell["loss"], 4)]
+
+
+def _alone_cells(row: dict[str, Any]) -> list[str]:
+    return [_number(1e3 * row["seconds"], 1), _gigabytes(row["above"])]
+
+
+def _busy(found: dict[str, Any]) -> str:
+    """How much of an ordinary step's time the GPU computes."""
+    return f"{found['gpu_seconds'] / found['seconds']:.0%}" if found.get("gpu_seconds") else ""
+
+
+def _gigabytes(count: int | None) -> str:
+    return "" if count is None else f"{count / 1e9:.2f}"
+
+
+def _number(value: float | None, digits: int = 0) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
 
 
 def plot(results: Path) -> None:

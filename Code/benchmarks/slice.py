@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import importlib.metadata
 import os
 from collections.abc import Iterator
+from types import MethodType
 from typing import Any, Callable
 
 import torch
@@ -24,7 +27,12 @@ SHAPES: dict[str, dict[str, Any]] = {  # Qwen/Qwen2.5-…/config.json
            "num_key_value_heads": 4, "vocab_size": 152064, "tie_word_embeddings": False},
     "72B": {"hidden_size": 8192, "intermediate_size": 29568, "num_hidden_layers": 80, "num_attention_heads": 64,
             "num_key_value_heads": 8, "vocab_size": 152064, "tie_word_embeddings": False},
+    "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "num_key_value_heads": 2, "vocab_size": 512, "tie_word_embeddings": True},  # to try a command
+    "tiny untied": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+                    "num_key_value_heads": 2, "vocab_size": 512, "tie_word_embeddings": False},
 }  # fmt: skip
+Variant = Callable[[Any, "dict[str, Tensor]"], Tensor]  # from the model and a batch to the loss
 LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 PROMPT = 0.85  # share of the tokens
 ECONOMY = {"selfaug_every": "4", "selfaug_sample": "0.25", "selfaug_sample_by": "shift"}
@@ -66,13 +74,16 @@ def batch(T: int, vocabulary: int) -> dict[str, Tensor]:
 @contextlib.contextmanager
 def environment(**variables: str) -> Iterator[None]:
     """Environment variables for a while, named in lower case."""
-    before = dict(os.environ)
+    before = {name.upper(): os.environ.get(name.upper()) for name in variables}
     os.environ.update({name.upper(): value for name, value in variables.items()})
     try:
         yield
     finally:
-        os.environ.clear()
-        os.environ.update(before)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def supervised(data: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -103,6 +114,34 @@ def stock_fused(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
     """No SelfAug: the stock loss in chunks of supervised positions, as TRL's and Liger's fused heads compute it."""
     mean: Tensor = cost.fused(peft_model.base_model.model, data)
     return mean
+
+
+def fused_trl(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
+    """No SelfAug: the stock loss of TRL's ``SFTTrainer``, from its fused head with the fields that it asks for."""
+    add = importlib.import_module("trl.trainer.utils").add_fused_lm_head
+    inner = peft_model.base_model.model
+    with environment(selfaug="0"), _replaced_forward(inner):
+        add(inner, outputs=("log_probs", "entropy", "is_top1"))
+        outputs = peft_model(**data, fused_lm_head=True)
+    mean: Tensor = -outputs.log_probs.sum() / outputs.label_mask.sum()
+    return mean
+
+
+def fused_liger(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
+    """No SelfAug: the stock loss of Liger's forward, its fused head and none of its other kernels."""
+    inner = peft_model.base_model.model
+    with environment(selfaug="0"), _replaced_forward(inner):
+        inner.forward = MethodType(importlib.import_module("liger_kernel.transformers.model.qwen2").lce_forward, inner)
+        return _loss_of(peft_model(**data))
+
+
+@contextlib.contextmanager
+def _replaced_forward(inner: Any) -> Iterator[None]:
+    """Within, another library may put its forward on this instance. After, the forward of the class is in force."""
+    try:
+        yield
+    finally:
+        vars(inner).pop("forward", None)
 
 
 def original(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
@@ -138,16 +177,14 @@ def selfaug(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
     return _loss_of(peft_model(**data))
 
 
-def quarter(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
-    """SELFAUG_SAMPLE=0.25."""
-    with environment(selfaug_sample="0.25"):
-        return _loss_of(peft_model(**data))
+def with_settings(**variables: str) -> Variant:
+    """The patched packages with these ``SELFAUG_*`` variables, named in lower case."""
 
+    def measured(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
+        with environment(**variables):
+            return selfaug(peft_model, data)
 
-def economy(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
-    """The settings that docs/performance.md recommends where a step's cost counts: one of four calls has the term."""
-    with environment(**ECONOMY):
-        return _loss_of(peft_model(**data))
+    return measured
 
 
 def cached(peft_model: Any, data: dict[str, Tensor]) -> Tensor:
@@ -175,15 +212,44 @@ def _loss_of(outputs: Any) -> Tensor:
     return loss
 
 
-VARIANTS: dict[str, Callable[[Any, dict[str, Tensor]], Tensor]] = {
+SETTINGS = {
+    "sample 0.25": {"selfaug_sample": "0.25"},
+    "sample 0.25 by shift": {"selfaug_sample": "0.25", "selfaug_sample_by": "shift"},
+    "economy": ECONOMY,  # what docs/performance.md recommends where a step's cost counts
+}
+VARIANTS: dict[str, Variant] = {
     "stock": stock,
     "off": off,
     "stock fused": stock_fused,
+    "fused TRL": fused_trl,
+    "fused Liger": fused_liger,
     "original": original,
     "plain": plain,
     "selfaug": selfaug,
-    "sample 0.25": quarter,
-    "economy": economy,
+    **{name: with_settings(**variables) for name, variables in SETTINGS.items()},
     "cached": cached,
     "reference given": given,
 }
+_FROM = {  # another library's forward: its module, what is needed of it, the requirement, whether it needs a GPU
+    "fused TRL": ("trl.trainer.utils", "add_fused_lm_head", "trl>=1.16", False),
+    "fused Liger": ("liger_kernel.transformers.model.qwen2", "lce_forward", "liger-kernel>=0.8", True),
+}
+
+
+def missing(name: str, device: torch.device) -> str:
+    """What a variant needs and does not find here, with the command that installs it; empty if it can be measured."""
+    if name not in _FROM:
+        return ""
+    module, needed, requirement, on_gpu = _FROM[name]
+    package = module.partition(".")[0]
+    try:
+        version = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return f"{package} is not installed (pip install '{requirement}')"
+    if on_gpu and device.type == "cpu":
+        return f"{package}'s kernels need a GPU"
+    try:
+        found = hasattr(importlib.import_module(module), needed)
+    except ImportError as error:
+        return f"{package} {version} cannot be imported: {error}"
+    return "" if found else f"{package} {version} has no {needed} (pip install '{requirement}')"

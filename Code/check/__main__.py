@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from .. import family
     from ..config import SettingError
-    from ..training_rows import RowError
+    from ..toolkit.training_rows import RowError
     from . import batch, report, shape
     from .answer import answer
 

@@ -12,7 +12,7 @@ from typing import Any
 import transformers
 from torch import Tensor
 
-from .. import config, family, receipt, unpatched
+from .. import config, family, features, receipt, unpatched
 from ..positions import Selection
 from ..reference import decoder, guards, reference_of, switch
 from ..toolkit.errors import first_line
@@ -115,6 +115,10 @@ def _refused(model: Any, settings: config.Settings, chosen: Selection) -> list[d
         reference_of(model, _without_cache(settings))
     except guards.ReferenceModelError as error:
         refused.append({"why": str(error), "do": "docs/reference-model.md"})
+    try:
+        features.modules_of(model, settings.align)
+    except config.SettingError as error:
+        refused.append({"why": str(error), "do": "docs/settings.md"})
     if chosen.supervised and not len(chosen.all_aligned):
         with _warnings() as said:
             try:
@@ -135,7 +139,7 @@ def _notes(model: Any, settings: config.Settings, chosen: Selection, refused: li
     if not traits.nll:
         notes.append(
             "This family's loss is more than the NLL (or its head is not at the top), so its own forward makes the "
-            "loss, with all its logits, and the KL is added."
+            f"loss, with all its logits, and the {settings.measure} is added."
         )
     elif not traits.linear:
         notes.append("This family's head is more than a product (a cap or a scale): the logits are made by its own.")

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from .. import config, sample, training_rows
+from .. import config, sample
 from ..labels import IGNORE_INDEX
 from ..positions import Selection, select
+from ..toolkit import training_rows
 from ..toolkit.models import load_tokenizer
 
 MADE_UP = 2048  # tokens of the row that stands for the user's

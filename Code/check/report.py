@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
-from ..config import ENVIRONMENT, shown
+from ..config import ENVIRONMENT, Settings, shown
 from .answer import Answer
 
 WIDTH = 110
@@ -46,13 +46,16 @@ def _batch(answer: Answer, data: str) -> list[tuple[str, str]]:
     padding = f", {batch['padding']:,} of them padding" if batch["padding"] else ""
     share = batch["aligned"] / max(1, positions - batch["padding"])
     where = f"{settings['positions']['value']} positions"
+    measure = Settings(align=settings["align"]["value"]).measure
     aligned = f"{_number(batch['aligned'], 'token')} at the {where}, {share:.0%} of what is not padding"
     if batch["computed"] != batch["aligned"]:
-        aligned += f"; the KL is computed at {batch['computed']:,} of them, drawn by {settings['sample_by']['value']}"
+        aligned += (
+            f"; the {measure} is computed at {batch['computed']:,} of them, drawn by {settings['sample_by']['value']}"
+        )
     return [
         ("batch", shape + padding),
         ("supervised", f"{_number(batch['supervised'], 'token')}, which the NLL trains"),
-        ("aligned", f"{aligned}: the KL holds the model there"),
+        ("aligned", f"{aligned}: the {measure} holds the model there"),
     ]
 
 

@@ -77,6 +77,10 @@ def load_samples(path: str, tokenizer: Any, max_length: int) -> list[dict[str, l
     with open(path, encoding="utf-8-sig") as lines:
         rows = [json.loads(line) for line in lines if line.strip()]
     for row in rows:
+        if "input_ids" in row:  # tokenised already, such as `self_dialogue mix --anchors` writes them
+            if len(row["input_ids"]) <= max_length:
+                samples.append({name: row[name] for name in ("input_ids", "labels")})
+            continue
         prompt, completion = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in split(row, tokenizer))
         if "prompt" in row:  # plain text needs the tokenizer's BOS; a chat template writes its own
             start = beginning(tokenizer)

@@ -11,7 +11,7 @@ from .. import copies
 from ..eager import eager_around
 from ..family import decoder_of, head_of, text_config
 from ..head import is_frozen_matrix, is_sharded, sharded_linear
-from ..positions import Selection, length_of
+from ..positions import Selection, at, length_of
 from . import decoder, switch
 
 
@@ -42,12 +42,12 @@ class LoraOff:
         if chosen.aligned == 0 and not is_sharded(self.model):
             return torch.empty(0, text_config(self.model).hidden_size)
         hidden = self._hidden(arguments, chosen.length)
-        return _at(hidden, chosen.beside(hidden).index[: chosen.aligned], chosen.total)
+        return at(hidden, chosen.beside(hidden).index[: chosen.aligned], chosen.total)
 
     def all_states(self, arguments: dict[str, Any], chosen: Selection) -> Tensor:
         """(N, H) hidden states at all aligned positions, also those that are not in the sample."""
         hidden = self._hidden(arguments, length_of(chosen.all_aligned, chosen.total))
-        return _at(hidden, copies.on_device(hidden.device, chosen.all_aligned)[0], chosen.total)
+        return at(hidden, copies.on_device(hidden.device, chosen.all_aligned)[0], chosen.total)
 
     @eager_around
     def _hidden(self, arguments: dict[str, Any], length: int) -> Tensor:
@@ -78,8 +78,3 @@ class LoraOff:
         with switch.switched_off(self.model.get_output_embeddings(), self.kept):
             logits: Tensor = head_of(self.model)(states)
         return logits
-
-
-def _at(hidden: Tensor, index: Tensor, T: int) -> Tensor:
-    """(n, H): of hidden states (B, L, H) those at ``index`` (n,) of the flattened (B * T) batch, on the same device."""
-    return hidden.flatten(0, 1)[index // T * hidden.shape[1] + index % T]

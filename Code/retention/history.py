@@ -9,7 +9,7 @@ from typing import Any
 from . import plots, training_log
 from .training_log import Row
 
-NAMES = ("loss", "selfaug/nll", "selfaug/kl", "selfaug/alpha")
+NAMES = ("loss", "selfaug/nll", "selfaug/kl", "selfaug/mse", "selfaug/alpha")
 
 
 def picture(run: Path) -> list[str]:
@@ -22,7 +22,7 @@ def picture(run: Path) -> list[str]:
     path, rows = training_log.read(run)
     plots.history(rows, run / "history.png")
     lines = [f"first {_shown(rows[0])}", f"last  {_shown(rows[-1])}", f"mean of each epoch: {_epochs(rows)}"]
-    if not any("selfaug/kl" in row for row in rows):
+    if not any({"selfaug/kl", "selfaug/mse"} & set(row) for row in rows):
         lines.append("The log has no selfaug/kl: the run trained without SelfAug, or never logged a step with it.")
     return [*lines, f"{path} -> {run / 'history.png'}"]
 

@@ -53,24 +53,25 @@ def draw(
 
 
 def history(rows: Sequence[Row], path: Path) -> None:
-    """Write what the Trainer logged of one run over its steps: the loss, SelfAug's NLL and KL and, in a narrow plot
-    below, alpha.
+    """Write what the Trainer logged of one run over its steps: the loss, SelfAug's NLL and KL (or the MSE of
+    SELFAUG_ALIGN) and, in a narrow plot below, alpha.
 
     Raises:
         ImportError: matplotlib is not installed.
     """
     from matplotlib.figure import Figure
 
-    drawn = {name: series(list(rows), name) for name in ("loss", "selfaug/nll", "selfaug/kl", "selfaug/alpha")}
-    alpha = drawn.pop("selfaug/alpha")
+    drawn = {name: series(list(rows), name) for name in _LABELS}
+    alpha = series(list(rows), "selfaug/alpha")
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     heights = [4, 1] if alpha[0] else [1]
     plots = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
-    for (name, (steps, values)), colour, style in zip(drawn.items(), ("0.4", *COLOURS), (":", "-", "--")):
+    for (name, (steps, values)), colour, style in zip(drawn.items(), ("0.4", *COLOURS), (":", "-", "--", "-.")):
         if steps:
             mark = "o" if len(steps) == 1 else ""
             plots[0].plot(steps, values, style, marker=mark, color=colour, lw=1.2, label=_LABELS[name])
-    plots[0].set(ylabel="nats per token", ylim=(0, None), title="Training")
+    unit = "nats per token; MSE" if drawn["selfaug/mse"][0] else "nats per token"
+    plots[0].set(ylabel=unit, ylim=(0, None), title="Training")
     _legend(plots[0], 0)
     if alpha[0]:
         plots[1].plot(*alpha, drawstyle="steps-post", color=COLOURS[2], lw=1.2)
@@ -81,7 +82,12 @@ def history(rows: Sequence[Row], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-_LABELS = {"loss": "loss", "selfaug/nll": "NLL", "selfaug/kl": "KL to the model without LoRA"}
+_LABELS = {
+    "loss": "loss",
+    "selfaug/nll": "NLL",
+    "selfaug/kl": "KL to the model without LoRA",
+    "selfaug/mse": "MSE to the model without LoRA",
+}
 
 
 def learned_against_kept(
@@ -123,7 +129,11 @@ def training(axes: Any, colours: Mapping[str, str], models: Any, items: Any, log
     drawn = False
     for name, colour in colours.items():
         rows = list(logs.get(name, ()))
-        for style, what, keys in (("-", "NLL", ("selfaug/nll", "loss")), ("--", "KL", ("selfaug/kl",))):
+        for style, what, keys in (
+            ("-", "NLL", ("selfaug/nll", "loss")),
+            ("--", "KL", ("selfaug/kl",)),
+            ("-.", "MSE", ("selfaug/mse",)),
+        ):
             steps, values = series(rows, *keys)
             if steps:
                 axes.plot(steps, values, style, color=colour, lw=1.2, label=f"{name}: {what}")

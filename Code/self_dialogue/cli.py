@@ -110,8 +110,13 @@ def _mix(verb: Any) -> None:
     verb.add_argument("--by", choices=list(mixture.BY), default="examples", help="what --ratio counts")
     verb.add_argument("--format", choices=formats.FORMATS, help="format of --out (default: that of the task)")
     verb.add_argument("--render", action="store_true", help="prompt-completion: render prompts with the chat template")
-    verb.add_argument("--template", help="with --render: plain, or a Jinja file, instead of the tokenizer's template")
+    verb.add_argument(
+        "--template", help="with --render or --anchors: plain, or a Jinja file, instead of the tokenizer's template"
+    )
     verb.add_argument("--tokenizer", help="counts the tokens (default: the tokenizer of the model in the manifest)")
+    verb.add_argument(
+        "--anchors", action="store_true", help="write input_ids and labels; dialogues have none, for SELFAUG_ANCHORS=1"
+    )
     verb.add_argument("--seed", type=int, default=0, help="seed of the shuffle")
 
 

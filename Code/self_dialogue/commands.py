@@ -114,9 +114,22 @@ def mix(args: Namespace) -> dict[str, Any]:
     tokenizer = _tokenizer(args)
     if args.render and tokenizer is None:
         raise Refusal("no-tokenizer", "--render needs the chat template", do="--tokenizer NAME_OR_PATH")
-    chat = Chat(tokenizer, args.template) if args.render else None
+    if args.anchors and (args.format or args.render):
+        raise Refusal("usage", "--anchors writes token ids", do="leave out --format and --render")
+    if args.anchors and tokenizer is None:
+        raise Refusal("no-tokenizer", "--anchors writes token ids", do="--tokenizer NAME_OR_PATH")
+    chat = Chat(tokenizer, args.template) if args.render or (args.anchors and args.template) else None
     mixed = mixture.mix(
-        args.task, args.dialogues, args.out, args.ratio, args.by, args.seed, args.format, tokenizer, chat
+        args.task,
+        args.dialogues,
+        args.out,
+        args.ratio,
+        args.by,
+        args.seed,
+        args.format,
+        tokenizer,
+        chat if args.render else None,
+        args.anchors,
     )
     facts = {
         "kind": "mixture of task data and self-dialogues",
@@ -124,6 +137,7 @@ def mix(args: Namespace) -> dict[str, Any]:
         "ratio": args.ratio,
         "by": args.by,
         "seed": args.seed,
+        "anchors": args.anchors,
         **mixed.facts(),
     }
     manifest.write(args.out, facts)

@@ -19,6 +19,7 @@ from ..toolkit.chat import Chat
 from ..toolkit.errors import Refusal
 from ..toolkit.files import dumps
 from ..toolkit.rows import RowWriter, kind
+from . import anchors as anchor_rows
 from . import formats
 from .token_counts import Counts, Row, counted_rows, no_counts
 
@@ -60,6 +61,7 @@ def mix(
     format: str | None = None,
     tokenizer: Any = None,
     chat: Chat | None = None,
+    anchors: bool = False,
 ) -> Mixture:
     """Write ``out`` from the task data and the first dialogues of their file.
 
@@ -70,6 +72,8 @@ def mix(
         by: what ``ratio`` counts, a key of ``BY``.
         format: of all rows; None takes the format of the first task row.
         chat: renders the prompts of ``prompt-completion`` rows; None writes the user's bare text.
+        anchors: write token ids, by the ``tokenizer``, and dialogues without labels, see :mod:`.anchors`. Then
+            ``format`` and ``chat`` have to be None.
 
     Raises:
         Refusal: a row is malformed, the dialogues are too few, or ``format`` cannot hold a row. Then ``out`` is not
@@ -83,15 +87,18 @@ def mix(
         for file in task:
             for row in counted_rows(file, tokenizer):
                 format = format or row.format
-                buckets.add(_converted(row, format, chat))
+                written = dumps(anchor_rows.task_row(row, tokenizer)) if anchors else _converted(row, format, chat)
+                buckets.add(written)
                 counts["task"] += row.counts
         goal = None if ratio is None else wanted(ratio, counts["task"], by)
         for row in _until(counted_rows(dialogues, tokenizer), goal, by, dialogues):
-            buckets.add(_converted(row, format or row.format, chat))
+            format = format or row.format
+            written = dumps(anchor_rows.anchor(row, tokenizer)) if anchors else _converted(row, format, chat)
+            buckets.add(written)
             counts["dialogues"] += row.counts
         for line in buckets.shuffled():
             writer.write(line)
-    return Mixture(str(format), **counts)
+    return Mixture(anchor_rows.FORMAT if anchors else str(format), **counts)
 
 
 def _until(source: Iterator[Row], goal: float | None, by: str, file: Path) -> Iterator[Row]:

@@ -4,12 +4,13 @@
     metrics     both terms in the Trainer's logs
     bypass      warnings that training goes past SelfAug
     announce    the lines that a run prints at its first step
+    anchors     SELFAUG_ANCHORS: what a row without labels weighs
     turns       SELFAUG_EVERY: which micro-batches have the term
     controller  SELFAUG_TARGET_KL: the alpha that follows the measured KL
     runs        what is remembered for one run
 
 A step calls :func:`.attach.to_trainer`, :func:`.attach.kept_labels`, :func:`.attach.current_call`, :func:`.bypass.of`,
-:func:`controlled`, :func:`has_term` and :func:`record`.
+:func:`controlled`, :func:`has_term`, :func:`anchor_tokens` and :func:`record`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .. import config
 from ..eager import eager
 from ..positions import Selection
 from ..reference import Reference
-from . import announce, attach, bypass, metrics, turns
+from . import anchors, announce, attach, bypass, metrics, turns
 
 
 @eager
@@ -48,6 +49,15 @@ def has_term(model: Any, settings: config.Settings) -> bool:
 
 
 @eager
+def anchor_tokens() -> float | None:
+    """How many supervised tokens an anchor weighs as much as in the global batch that this call is a part of; None if
+    no trainer has collected one.
+    """
+    call = attach.current_call()
+    return None if call is None else anchors.tokens(call.trainer.state)
+
+
+@eager
 def record(
     model: Any,
     settings: config.Settings,
@@ -63,16 +73,19 @@ def record(
         reference: None in a micro-batch that SELFAUG_EVERY leaves without the term. Its tokens do not count for the
             mean of the KL.
         nll_sum: () nats, over the supervised tokens of this step.
-        kl_sum: () nats, over all its aligned tokens, also where a sample estimates the sum.
+        kl_sum: () nats, over all its aligned tokens, also where a sample estimates the sum. With SELFAUG_ALIGN, the sum
+            of their mean squared differences.
     """
     call = attach.current_call()
     if call is not None:
         call.acted = True
     announce.unknown_padding(model, chosen.tail)
     if model.training:
-        aligned = len(chosen.all_aligned) if reference is not None else 0
-        metrics.RUNNING.of(model).add(nll_sum, chosen.supervised, kl_sum, aligned, settings.alpha)
+        aligned, sums = len(chosen.all_aligned) if reference is not None else 0, metrics.RUNNING.of(model)
+        sums.add(nll_sum, chosen.supervised, kl_sum, aligned, settings.alpha, settings.measure)
         if reference is not None:
             announce.first_step(model, settings, reference, kl_sum, aligned)
+        if settings.anchors:
+            bypass.of(model).count_anchors(chosen, settings)
         if chosen.supervised:
             bypass.of(model).count_aligned(chosen, settings, None if call is None else call.trainer)

@@ -35,7 +35,7 @@ def first_step(model: Any, settings: config.Settings, reference: Reference, kl_s
     """At the first step of a run: say that SelfAug is on, and warn of an adapter that had weights before.
 
     Args:
-        kl_sum: () nats, over the ``aligned`` tokens of this step.
+        kl_sum: () nats, over the ``aligned`` tokens of this step; with SELFAUG_ALIGN a sum of squared differences.
 
     Raises:
         ReferenceModelError: SELFAUG_REFERENCE=start in a run that was resumed.
@@ -55,7 +55,7 @@ def first_step(model: Any, settings: config.Settings, reference: Reference, kl_s
     if os.environ.get("RANK", "0") != "0":
         return
     logger.warning(
-        f"SelfAug is on: loss = NLL + {settings.alpha:g} * KL at {settings.positions} positions, "
+        f"SelfAug is on: loss = NLL + {settings.alpha:g} * {_term(settings)} at {settings.positions} positions, "
         f"{reference} (SELFAUG=0 switches it off)."
         f"{_releases(model)}{_not_default(model, settings)}"
     )
@@ -65,9 +65,9 @@ def first_step(model: Any, settings: config.Settings, reference: Reference, kl_s
     if loaded:
         logger.warning(
             f"SelfAug: adapter {', '.join(loaded)} had weights before the first step, and the reference is the model "
-            "without them: the KL begins above 0 and draws the adapter back. To hold on to the model as it is now, set "
-            "SELFAUG_REFERENCE=start; if the model without the adapter is meant (a run resumed by hand), set "
-            "SELFAUG_REFERENCE=base."
+            f"without them: the {settings.measure} begins above 0 and draws the adapter back. To hold on to the model "
+            "as it is now, set SELFAUG_REFERENCE=start; if the model without the adapter is meant (a run resumed by "
+            "hand), set SELFAUG_REFERENCE=base."
         )
 
 
@@ -84,6 +84,10 @@ def unknown_padding(model: nn.Module, tail: int) -> None:
             "tokens without labels, none of them a pad token that the model's config or the trainer's tokenizer names. "
             "They are aligned as input. Pass attention_mask, or set model.config.pad_token_id, if they are padding."
         )
+
+
+def _term(settings: config.Settings) -> str:
+    return "KL" if settings.align == "logits" else f"{settings.measure} of {settings.align} (SELFAUG_ALIGN)"
 
 
 def _releases(model: Any) -> str:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from .. import config
 from ..eager import eager
 from ..positions import Selection
-from . import bypass, controller, metrics, runs, turns
+from . import anchors, bypass, controller, metrics, runs, turns
 
 
 class TrainerCall:
@@ -224,6 +224,13 @@ def _compute_loss(trainer: Any, method: Callable[..., Any], *args: Any, **kwargs
     return (call.with_term(result[0]), *result[1:]) if isinstance(result, tuple) else call.with_term(result)
 
 
+def _get_batch_samples(trainer: Any, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    result = method(*args, **kwargs)
+    if config.read(getattr(trainer.model, "config", None)).anchors:
+        anchors.count(trainer.state, result[0], trainer.args.device)
+    return result
+
+
 def _argument(position: int, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return args[position] if len(args) > position else kwargs.get(name)
 
@@ -249,8 +256,8 @@ def _maybe_log_save_evaluate(trainer: Any, method: Callable[..., Any], *args: An
 def _gather(trainer: Any) -> None:
     settings = [of_model for _, of_model in bypass.models_on(trainer.model)]
     if settings:
-        in_force = controlled(settings[0], trainer)
-        metrics.RUNNING.of_owner(trainer.state).gather(trainer.args.device, in_force.alpha)
+        in_force, sums = controlled(settings[0], trainer), metrics.RUNNING.of_owner(trainer.state)
+        sums.gather(trainer.args.device, in_force.alpha, in_force.measure)
 
 
 def _log(trainer: Any, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -276,6 +283,7 @@ def _train(trainer: Any, method: Callable[..., Any], *args: Any, **kwargs: Any) 
 _AROUND: dict[str, Callable[..., Any]] = {
     "training_step": _training_step,
     "compute_loss": _compute_loss,
+    "get_batch_samples": _get_batch_samples,
     "_maybe_log_save_evaluate": _maybe_log_save_evaluate,
     "log": _log,
     "train": _train,

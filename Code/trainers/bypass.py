@@ -26,6 +26,7 @@ from .runs import PerRun
 
 UNUSED = 8  # losses that were returned and not backpropagated, before a warning
 MISSED = 1  # trainer calls without the term, before a warning
+AWAITED = 256  # rows without an anchor, before a warning
 ROWS, BATCHES = 16, 4  # without an aligned token, before a warning; both must be reached
 STATE = {False: "The model trains on its stock loss.", True: "SELFAUG_STRICT=1 makes this an error."}
 DO = "Switch off what replaces the loss or the forward (a fused kernel, a custom loss, unsloth; see docs/trainers.md)"
@@ -60,6 +61,7 @@ class Bypass:
         self.missed = 0  # trainer calls without the term
         self.rows = self.batches = 0  # without a token to align
         self.aligned = False  # some token was aligned
+        self.awaited = self.anchors = 0  # with SELFAUG_ANCHORS: rows, and those without labels
 
     @eager
     def returned(self, loss: Tensor, strict: bool) -> None:
@@ -105,12 +107,30 @@ class Bypass:
         if self.rows >= ROWS and self.batches >= BATCHES:
             self.nothing_aligned(f"in the first {self.rows} rows", settings, trainer)
 
+    def count_anchors(self, chosen: Selection, settings: config.Settings) -> None:
+        """A step with SELFAUG_ANCHORS=1. Warn if there have been many rows and no anchor."""
+        self.awaited += chosen.rows
+        self.anchors += chosen.anchors
+        if self.awaited >= AWAITED:
+            self.no_anchors(f"in the first {self.awaited} rows", settings)
+
+    def no_anchors(self, seen: str, settings: config.Settings) -> None:
+        """Warn that no row was an anchor, if none was."""
+        if not self.anchors:
+            self.warn(
+                f"SELFAUG_ANCHORS=1, and {seen} every row has labels: the trainer may have left the others out.",
+                settings.strict,
+                "Check that rows whose labels are all -100 reach the model (TRL drops them where it cuts rows: "
+                "max_length=None)",
+                state=STATE[True] if settings.strict else "The rows that came are trained with SelfAug.",
+            )
+
     def nothing_aligned(self, seen: str, settings: config.Settings, trainer: Any) -> None:
         """Warn that the KL has been 0 because no token was aligned."""
         labels = "" if settings.positions in ("output", "all") else " (those whose label is -100, without padding)"
         self.warn(
             f"SelfAug is on but has nothing to align: {seen}, no token is at the {settings.positions} positions"
-            f"{labels}, so the KL is 0.",
+            f"{labels}, so the {settings.measure} is 0.",
             settings.strict,
             _only_the_answer(trainer),
         )
@@ -188,9 +208,11 @@ def count_missed_call(model: nn.Module, trainer: Any) -> None:
 def end_of_run(trainer: Any) -> None:
     """Warn of a run that was too short for :meth:`Bypass.count_aligned` to warn of it."""
     bypass = _BYPASSES.of_owner(trainer.state)
-    if bypass.batches and not bypass.aligned:
-        for _, settings in models_on(trainer.model)[:1]:
+    for _, settings in models_on(trainer.model)[:1]:
+        if bypass.batches and not bypass.aligned:
             bypass.nothing_aligned("in the whole run", settings, trainer)
+        elif bypass.awaited:
+            bypass.no_anchors("in the whole run", settings)
 
 
 def watch_gradients(model: Any, wrap_again: Callable[[Any], Any]) -> None:

@@ -1,4 +1,5 @@
-"""``selfaug/nll``, ``selfaug/kl`` and ``selfaug/alpha`` beside ``loss``, wherever the HF Trainer logs.
+"""``selfaug/nll``, ``selfaug/kl`` and ``selfaug/alpha`` beside ``loss``, wherever the HF Trainer logs. The term of
+SELFAUG_ALIGN is no KL: there, ``selfaug/mse`` takes the place of ``selfaug/kl``.
 
 Sums stay on the device until the Trainer logs, so a step does not wait for the device. The logs show means over all
 processes and over the steps of this run since the last log; the log of ``train_loss``, which ends a run, has those of
@@ -18,16 +19,24 @@ class Sums:
 
     def __init__(self) -> None:
         self.logs: dict[str, float] = {}  # means over all processes, for the Trainer's next log
+        self.measure = "KL"  # what the term of the last step is called
         self.clear()
 
     def clear(self) -> None:
         """Start again at 0."""
-        self.sums: Tensor | None = None  # (2,) NLL and KL, nats
+        self.sums: Tensor | None = None  # (2,) NLL and KL, nats; or NLL and MSE
         self.supervised = self.aligned = 0
         self.alpha: float | None = None
 
-    def add(self, nll_sum: Tensor, supervised: int, kl_sum: Tensor, aligned: int, alpha: float) -> None:
-        """Add one micro-batch: sums in nats over ``supervised`` and over ``aligned`` tokens."""
+    def add(
+        self, nll_sum: Tensor, supervised: int, kl_sum: Tensor, aligned: int, alpha: float, measure: str = "KL"
+    ) -> None:
+        """Add one micro-batch: sums in nats over ``supervised`` and over ``aligned`` tokens. ``measure``: what
+        ``kl_sum`` is, "KL" or "MSE"; a sum of the one does not go on as a sum of the other.
+        """
+        if measure != self.measure:
+            self.clear()
+            self.measure = measure
         sums = torch.stack((nll_sum.detach().to(kl_sum.device), kl_sum))  # a model may be spread over devices
         self.sums = sums if self.sums is None else self.sums.to(sums.device) + sums
         self.supervised += supervised
@@ -40,13 +49,15 @@ class Sums:
         counts = torch.tensor((self.supervised, self.aligned), dtype=torch.float32, device=device)
         return torch.cat((sums.to(counts), counts))
 
-    def gather(self, device: torch.device, alpha: float) -> None:
+    def gather(self, device: torch.device, alpha: float, measure: str = "KL") -> None:
         """Put the means over all processes into ``logs``. Where no process has added anything, ``logs`` stays as it is.
 
-        Every process has to call this at the same step, also one that has added nothing: ``alpha`` is for its logs.
+        Every process has to call this at the same step, also one that has added nothing: ``alpha`` and ``measure`` are
+        for its logs.
         """
+        measure = measure if self.sums is None else self.measure
         totals = _over_processes(self.totals(device))
-        self.logs = _means(totals, alpha if self.alpha is None else self.alpha) or self.logs
+        self.logs = _means(totals, alpha if self.alpha is None else self.alpha, measure) or self.logs
         self.clear()
 
 
@@ -62,7 +73,7 @@ class Running(PerRun[Sums]):
             return {}
         last, device = active[-1]
         totals = _over_processes(torch.stack([sums.totals(device) for sums, _ in active]).sum(0))
-        logs = _means(totals, last.alpha)
+        logs = _means(totals, last.alpha, last.measure)
         self.clear()
         return logs
 
@@ -73,11 +84,11 @@ def _over_processes(totals: Tensor) -> Tensor:
     return totals
 
 
-def _means(totals: Tensor, alpha: float | None) -> dict[str, float]:
+def _means(totals: Tensor, alpha: float | None, measure: str) -> dict[str, float]:
     nll, kl, supervised, aligned = totals.tolist()
     if alpha is None or supervised + aligned == 0:
         return {}
-    means = {"selfaug/nll": nll / max(supervised, 1), "selfaug/kl": kl / max(aligned, 1)}
+    means = {"selfaug/nll": nll / max(supervised, 1), f"selfaug/{measure.lower()}": kl / max(aligned, 1)}
     return {**{name: float(f"{mean:.7g}") for name, mean in means.items()}, "selfaug/alpha": alpha}
 
 

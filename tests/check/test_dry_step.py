@@ -168,6 +168,24 @@ def test_rows_without_a_prompt_are_refused_in_the_words_of_the_training(check, d
     assert "refused SelfAug is on but has nothing to align: in these rows, no token is at the input positions" in text
 
 
+def test_features_in_place_of_logits_are_named_and_what_they_refuse_is_said(check, found, tmp_path):
+    from transformers import Phi3Config
+
+    with settings(SELFAUG_ALIGN="attention"):
+        text = " ".join(check().split())
+        said = found()
+    assert "the MSE holds the model there" in text
+    assert "SELFAUG_ALIGN=attention, from the environment" in text
+    assert said["costs"]["selfaug"]["flops"] > said["costs"]["stock fused"]["flops"]
+    assert said["costs"]["selfaug"]["flops"] < found()["costs"]["selfaug"]["flops"]  # no logits for the KL
+    Phi3Config(vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+               num_key_value_heads=2, pad_token_id=0).save_pretrained(tmp_path)  # fmt: skip
+    with settings(SELFAUG_ALIGN="q"):
+        refused = " ".join(check(status=1, model=tmp_path).split())
+    assert "refused SELFAUG_ALIGN=q compares the outputs of one module of each name" in refused
+    assert "q, k and v are one product" in refused
+
+
 def test_a_family_that_is_not_patched_is_refused_with_the_command(check, tmp_path):
     from transformers import GPT2Config
 

@@ -60,6 +60,15 @@ def test_the_trainer_logs_the_same_on_two_processes_as_on_one(found, tmp_path):
         assert two[name] == pytest.approx(one[name], rel=1e-4)
 
 
+def test_processes_take_the_same_turns_and_weigh_an_anchor_by_the_rows_of_all_of_them(found, tmp_path):
+    """Micro-batch by micro-batch, the two processes together have the rows that the one has."""
+    case = "Trainer, every 2 and an anchor"
+    assert "failed" not in found[case], found[case].get("failed")
+    two, one = found[case], worker.some_turns(str(tmp_path), rows_each=2)
+    for name in ("loss", "grad_norm", "selfaug/nll", "selfaug/kl"):
+        assert two[name] == pytest.approx(one[name], rel=1e-4), name
+
+
 def test_ddp_makes_no_logits_that_nobody_reads(found):
     """For a PeftModel the Trainer sets find_unused_parameters, and DDP then walks the output."""
     assert found["Trainer"]["logits made"] == 0

@@ -29,6 +29,7 @@ ROWS = 4
 ROWS_OF = {
     "ragged": {"prompts": (6, 4, 7, 2), "B": ROWS, "padding": "right"},
     "alike": {"prompts": (5, 5, 5, 5), "B": ROWS, "padding": None},
+    "an anchor": {"prompts": (6, 4, 11, 2), "B": ROWS, "padding": None},
     "no aligned token on rank 1": {"prompts": (6, 4, 0, 0), "B": ROWS, "padding": None},
 }
 
@@ -154,7 +155,7 @@ def fsdp2(own_head=False, accumulation=1, tied=False, rows="ragged", head_lora=F
     return {**compared(model, "sequence", rows, gradients, tied, head_lora), "head calls": len(calls)}
 
 
-def trainer(tmp, rows_each=ROWS // 2):
+def trainer(tmp, rows_each=ROWS // 2, accumulation=1, rows="ragged", **variables):
     """The logs of one step of the HF Trainer, and how often anybody made logits."""
     from transformers import Trainer, TrainingArguments
 
@@ -162,14 +163,15 @@ def trainer(tmp, rows_each=ROWS // 2):
 
     made, compute = [], outputs.LazyLogits.__init__
     outputs.LazyLogits.__init__ = lambda self, function: compute(self, lambda: made.append(1) or function())
-    data = batch(**ROWS_OF["ragged"])
+    data = batch(**ROWS_OF[rows])
     rows = [{name: value[i] for name, value in data.items()} for i in range(ROWS)]
     metrics.RUNNING.clear()
     arguments = TrainingArguments(
-        tmp, per_device_train_batch_size=rows_each, max_steps=1, logging_steps=1, report_to=[], save_strategy="no",
+        tmp, per_device_train_batch_size=rows_each, gradient_accumulation_steps=accumulation, max_steps=1,
+        logging_steps=1, report_to=[], save_strategy="no",
         disable_tqdm=True, use_cpu=True, label_names=["labels"], ddp_backend="gloo" if dist.is_initialized() else None,
     )  # fmt: skip
-    with settings(SELFAUG_REDUCTION="sequence"):
+    with settings(SELFAUG_REDUCTION="sequence", **variables):
         run = Trainer(with_lora(base()), arguments, train_dataset=rows)
         run.train()
     outputs.LazyLogits.__init__ = compute
@@ -226,6 +228,11 @@ def split_sequences(tmp):
     return {"ranks": everyone}
 
 
+def some_turns(tmp, rows_each=1):
+    """Two micro-batches, one of them with the term, and an anchor, which on two processes is alone in a micro-batch."""
+    return trainer(tmp, rows_each, 2, "an anchor", SELFAUG_EVERY="2", SELFAUG_ANCHORS="1")
+
+
 CASES = {
     "DDP": ddp,
     "DDP, accumulation 2": functools.partial(ddp, accumulation=2),
@@ -245,10 +252,11 @@ CASES = {
     "FSDP1, no aligned token on rank 1": functools.partial(fsdp1, rows="no aligned token on rank 1"),
     "FSDP2, no aligned token on rank 1": functools.partial(fsdp2, rows="no aligned token on rank 1"),
     "Trainer": trainer,
+    "Trainer, every 2 and an anchor": some_turns,
     "own logs": own_logs,
     "split sequences": split_sequences,
 }
-RUNS = ("Trainer", "own logs", "split sequences")  # which need a folder
+RUNS = ("Trainer", "Trainer, every 2 and an anchor", "own logs", "split sequences")  # which need a folder
 
 
 def main(out):

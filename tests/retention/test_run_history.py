@@ -61,6 +61,17 @@ def test_loss_both_terms_and_alpha_are_drawn_over_the_steps(tmp_path, drawn, lin
     ]
 
 
+def test_a_run_with_selfaug_align_shows_its_mse(tmp_path, drawn, lines):
+    renamed = [
+        {("selfaug/mse" if name == "selfaug/kl" else name): value for name, value in row.items()} for row in rows()
+    ]
+    write(tmp_path, renamed)
+    output = drawn().splitlines()
+    assert [label for label, _, _ in lines] == ["loss", "NLL", "MSE to the model without LoRA", "alpha"]
+    assert output[0] == "first (step 1): loss 1.9, nll 1.8, mse 0.1, alpha 0.5"
+    assert not any("The log has no" in line for line in output)
+
+
 def test_a_run_without_selfaug_shows_its_loss_and_says_so(tmp_path, drawn, lines):
     write(tmp_path, rows(selfaug=False))
     assert "The log has no selfaug/kl" in drawn()

@@ -45,6 +45,7 @@ SELECTED = ("cpu to cuda:0", "selfaug.copies")  # index, next labels and weights
             [SELECTED] * 3,  # all positions, the drawn ones among them, and the selection that is left
             id="sample by shift",
         ),
+        pytest.param({"selfaug_align": "attention"}, [POSITIONS], [SELECTED] * 2, id="features"),  # of MSE and of NLL
     ],
 )
 @pytest.mark.parametrize("padding", ["right", None], ids=["mask", "no mask"])

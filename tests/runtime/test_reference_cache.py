@@ -17,11 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import base, batch, settings, taken_gradients, with_lora, worst_error
 
-from selfaug import config, positions, reference_cache, training_rows
+from selfaug import config, positions, reference_cache
 from selfaug.reference import cache, decoder
 from selfaug.reference.entries import Entries
 from selfaug.reference.fingerprint import fingerprint
 from selfaug.reference.samples import samples
+from selfaug.toolkit import training_rows
 from selfaug.trainers import metrics
 
 KEY, OTHER = b"k" * 32, b"o" * 32

@@ -41,16 +41,20 @@ def trainer_of(model, folder, **options):
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("adapters", ["none", "LoRA on the head"])
-@pytest.mark.parametrize("way", ["fused", "around", "label smoothing", "cached", "sharded head"])
+@pytest.mark.parametrize(
+    "way", ["fused", "around", "label smoothing", "cached", "sharded head", "features", "features around"]
+)
 @pytest.mark.parametrize("counted", [False, True], ids=["", "num_items_in_batch"])
 def test_two_devices_give_what_one_gives(tmp_path, monkeypatch, tied, adapters, way, counted):
     options = {"target_modules": ALL_LINEAR + ["lm_head"] * adapters.startswith("LoRA")}
     data = batch()
-    call = {"return_dict": False} if way == "around" else {}
+    call = {"return_dict": False} if way.endswith("around") else {}
     items = torch.tensor(20) if counted else None
     variables = {"selfaug_chunk_size": 4}
     if way == "cached":
         variables["selfaug_cache"] = tmp_path / "cache"
+    if way.startswith("features"):
+        variables["selfaug_align"] = "attention"
     one = with_lora(base(tie_word_embeddings=tied), **options)
     two = copy.deepcopy(one)
     found = []

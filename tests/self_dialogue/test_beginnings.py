@@ -9,8 +9,8 @@ import pytest
 import tiny_chat
 from tokenizers.processors import TemplateProcessing
 
-from selfaug import training_rows
 from selfaug.self_dialogue import cli
+from selfaug.toolkit import training_rows
 from selfaug.toolkit.chat import Chat
 
 MARK = b"\xef\xbb\xbf"

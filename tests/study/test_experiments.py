@@ -17,6 +17,7 @@ ECONOMY = {  # every, sample, sample_by
     "uniform-16": (1, 0.0625, "uniform"),
     "economy": (4, 0.25, "shift"),
 }
+WHERE = {f"align-{align}": align for align in config.ALIGNS if align != "logits"}
 EXPECTED = {
     "selfaug-0.1": (0.1, "input", "base-tuned"),
     "selfaug-0.3": (0.3, "input", "base-tuned"),
@@ -30,7 +31,8 @@ EXPECTED = {
     "tuned-base": (0.5, "input", "tuned-base"),
     "sasft-selfaug-0.5": (0.5, "input", "base-tuned"),
     "selfaug-lower-lr": (0.5, "input", "base-tuned"),
-    **dict.fromkeys(ECONOMY, (0.5, "input", "base-tuned")),
+    "anchors": (0.5, "input", "base-tuned"),
+    **dict.fromkeys((*ECONOMY, *WHERE), (0.5, "input", "base-tuned")),
 }
 
 
@@ -43,6 +45,7 @@ def test_the_runtime_reads_an_arms_settings_as_they_are_meant(name):
     read = config.read(environ=SELFAUG[name].settings)
     assert (read.alpha, read.positions, read.direction) == EXPECTED[name]
     assert (read.every, read.sample, read.sample_by) == ECONOMY.get(name, (1, 1.0, "uniform"))
+    assert read.align == WHERE.get(name, "logits")
     assert read.strict, "a step that goes past SelfAug must stop the run"
 
 
@@ -72,6 +75,11 @@ def test_the_main_arms_come_first_seed_after_seed():
     assert all(name.endswith("-0") for name in names[: main // 3])
     assert all(name.rpartition("-")[0] in {arm.name for arm in experiments.FIRST} for name in names[:main])
     assert names[main].endswith("-0")
+
+
+def test_the_places_to_constrain_are_run_only_where_they_are_asked_for():
+    assert set(experiments.USUAL) == set(ARMS) - set(WHERE)
+    assert len(WHERE) == 7
 
 
 def test_arms_and_seeds_can_be_chosen():

@@ -22,7 +22,7 @@ sys.path.insert(1, str(STUDY.parent / "demo"))
 sys.path.append(str(STUDY.parents[2]))  # the checkout, for Code.toolkit; at the end, so that it hides no package
 
 import records  # noqa: E402
-from experiments import ARMS, Setting  # noqa: E402
+from experiments import ARMS, USUAL, Setting  # noqa: E402
 from sandbox import StepFailed, too_old  # noqa: E402
 from study import CHECKOUT, Given, Study  # noqa: E402
 
@@ -34,7 +34,8 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument("--output", type=Path, default=Path("selfaug-study"), help="default: ./selfaug-study")
     whole.add_argument("--results", type=Path, default=CHECKOUT / "docs" / "results", help="default: docs/results; "
                        "the page is the file beside it with .md")  # fmt: skip
-    whole.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="NAME", help=", ".join(ARMS))
+    whole.add_argument("--arms", nargs="+", choices=ARMS, default=USUAL, metavar="NAME",
+                       help=f"default: all but align-*; {', '.join(ARMS)}")  # fmt: skip
     whole.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N")
     whole.add_argument(
         "--jobs", type=positive, default=1, metavar="N", help="processes that share the cores (default: 1)"

@@ -15,7 +15,7 @@ from experiments import BASE
 
 matplotlib.rcParams["svg.hashsalt"] = "selfaug"  # the same figures give the same file
 GREY, PLAIN, SELFAUG, OTHER, CHEAPER = "0.45", "#b5532b", "#1f6f8b", "#79b4c9", "#4f8f4a"
-DIALOGUES, USUAL = "#7a5195", "#c9a227"
+DIALOGUES, USUAL, WHERE = "#7a5195", "#c9a227", "#a33b5c"
 STYLES = {
     BASE: (GREY, "s"), "lora": (PLAIN, "o"),
     "selfaug-0.1": (SELFAUG, "v"), "selfaug-0.3": (SELFAUG, "<"), "selfaug-0.5": (SELFAUG, "o"),
@@ -24,7 +24,9 @@ STYLES = {
     "every-2": (CHEAPER, "v"), "every-4": (CHEAPER, "o"), "every-8": (CHEAPER, "^"),
     "shift-4": (CHEAPER, "s"), "shift-16": (CHEAPER, "D"), "uniform-4": (CHEAPER, "1"), "uniform-16": (CHEAPER, "2"),
     "economy": (CHEAPER, "P"),
-    "sasft": (DIALOGUES, "o"), "sasft-selfaug-0.5": (DIALOGUES, "D"),
+    "align-q": (WHERE, "v"), "align-k": (WHERE, "<"), "align-v": (WHERE, "^"), "align-o": (WHERE, "o"),
+    "align-attention": (WHERE, "s"), "align-ffn": (WHERE, "D"), "align-layers": (WHERE, "P"),
+    "sasft": (DIALOGUES, "o"), "sasft-selfaug-0.5": (DIALOGUES, "D"), "anchors": (DIALOGUES, "P"),
     "lower-lr": (USUAL, "v"), "selfaug-lower-lr": (SELFAUG, "P"), "lower-rank": (USUAL, "s"), "mlp-only": (USUAL, "o"),
     "interpolation": (USUAL, "D"), "early-stopping": (USUAL, "P"),
 }  # fmt: skip

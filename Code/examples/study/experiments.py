@@ -37,6 +37,7 @@ class Arm:
     lr, rank: factors on the values of the setting.
     layers: the layers that get LoRA, as train_lora.py takes them; None: all linear layers.
     dialogues: whether the model's own dialogues are mixed into the data (SA-SFT).
+    anchors: these dialogues have no labels, and take SelfAug's KL in place of the NLL.
     scaled: nothing is trained; the adapter is LoRA's adapter times this factor.
     halfway: nothing is trained; the adapter is LoRA's adapter at half of its steps.
     """
@@ -49,6 +50,7 @@ class Arm:
     rank: float = 1
     layers: str | None = None
     dialogues: bool = False
+    anchors: bool = False
     scaled: float | None = None
     halfway: bool = False
 
@@ -79,6 +81,7 @@ FIRST = (
     Arm("selfaug-0.3", "SelfAug, alpha 0.3", selfaug(0.3)),
 )
 THEN = (
+    Arm("anchors", "SelfAug 0.5, dialogues as anchors", selfaug(anchors="1"), dialogues=True, anchors=True),
     Arm("early-stopping", "LoRA, half of the steps", halfway=True),
     Arm("lower-lr", "LoRA, lr / 3", lr=1 / 3),
     Arm("selfaug-lower-lr", "SelfAug 0.5, lr / 3", selfaug(), lr=1 / 3),
@@ -101,15 +104,24 @@ CHEAPER = (
     ),
     Arm("economy", "SelfAug 0.5, every 4, 1/4 by shift", selfaug(every="4", sample="0.25", sample_by="shift")),
 )
-GROUPS = (FIRST, THEN, CHEAPER)
+WHERE = tuple(  # Table 2 of the paper: other places to constrain than the logits; run only where they are asked for
+    Arm(f"align-{align}", f"SelfAug 0.5, MSE of {title}", selfaug(align=align))
+    for align, title in (
+        ("q", "Q"), ("k", "K"), ("v", "V"), ("o", "O"), ("attention", "all attention"), ("ffn", "the FFN"),
+        ("layers", "all layers"),
+    )
+)  # fmt: skip
+GROUPS = (FIRST, THEN, CHEAPER, WHERE)
 ARMS = {arm.name: arm for group in GROUPS for arm in group}
+USUAL = [name for name, arm in ARMS.items() if arm not in WHERE]
 
 # the order of the tables
 ROWS = (
     BASE, LORA, "selfaug-0.1", "selfaug-0.3", "selfaug-0.5", "selfaug-1.0", "falling", "rising",
     "strict-input", "output", "all", "tuned-base",
     "every-2", "every-4", "every-8", "shift-4", "shift-16", "uniform-4", "uniform-16", "economy",
-    "sasft", "sasft-selfaug-0.5",
+    "align-q", "align-k", "align-v", "align-o", "align-attention", "align-ffn", "align-layers",
+    "sasft", "sasft-selfaug-0.5", "anchors",
     "lower-lr", "selfaug-lower-lr", "lower-rank", "mlp-only", "interpolation", "early-stopping",
 )  # fmt: skip
 TITLES = {BASE: "base", **{arm.name: arm.title for arm in ARMS.values()}}

@@ -27,8 +27,9 @@ class Paths:
         """The base model's answers and likelihoods, with which every measurement starts."""
         return self.output / "base.json"
 
-    def data(self, seed: int, dialogues: bool = False) -> Path:
-        return self.output / "data" / (f"mixed-{seed}.jsonl" if dialogues else f"train-{seed}.jsonl")
+    def data(self, seed: int, dialogues: bool = False, anchors: bool = False) -> Path:
+        kind = "train" if not dialogues else "anchored" if anchors else "mixed"
+        return self.output / "data" / f"{kind}-{seed}.jsonl"
 
     def dialogues(self, seed: int, ending: str = ".jsonl") -> Path:
         return self.output / "data" / f"dialogues-{seed}{ending}"
@@ -63,7 +64,8 @@ class Paths:
         rows = [row for row in history if "loss" in row]
         logs = {"nll": [round(row.get("selfaug/nll", row["loss"]), 4) for row in rows]}
         if of.arm.settings:  # a step at alpha 0 is stock: it logs no KL, and its loss is the NLL
-            logs["kl"] = [round(row["selfaug/kl"], 4) if "selfaug/kl" in row else None for row in rows]
+            term = "mse" if any("selfaug/mse" in row for row in rows) else "kl"
+            logs[term] = [round(row[f"selfaug/{term}"], 4) if f"selfaug/{term}" in row else None for row in rows]
         return took, logs
 
 

@@ -153,27 +153,32 @@ class Study:
         return name
 
     def make_dialogues(self, seed: int) -> None:
-        """The model's dialogues with itself, mixed with the seed's training data."""
+        """The model's dialogues with itself, mixed with the seed's training data: with labels, and as anchors."""
         setting, paths = self.setting, self.paths
-        made, mixed = paths.dialogues(seed), paths.data(seed, dialogues=True)
+        made = paths.dialogues(seed)
         generate = ["-m", "selfaug_patcher", "run", str(RUNNER), str(paths.dialogues(seed, ".spent.json"))]
         generate += ["-m", "selfaug.self_dialogue"]
         generate += dialogues.generate(self.model, made, setting.dialogues, setting.dialogue_tokens, seed)
         share = setting.dialogues / (setting.dialogues + setting.train)
-        mix = [*dialogues.MODULE, *dialogues.mix(paths.data(seed), made, mixed, share, seed)]
+        mixes = [
+            [*dialogues.MODULE, *dialogues.mix(paths.data(seed), made, paths.data(seed, True, anchors), share, seed)]
+            for anchors in (False, True)
+        ]
+        mixes[1] += ["--anchors", "--tokenizer", self.model]
         journal = Journal(paths.dialogues(seed, ".steps.json"))
         sources = [RUNNER, paths.data(seed), *tool_files(CHECKOUT / "Code", "self_dialogue")]
-        if journal.begin("dialogues", [generate, mix, self.made_with], sources):
+        if journal.begin("dialogues", [generate, *mixes, self.made_with], sources):
             self.say(f"dialogues for seed {seed}")
             self.child(f"dialogues-{seed}", generate)
-            self.child(f"mix-{seed}", mix)
+            for name, mix in zip(("mix", "anchor"), mixes):
+                self.child(f"{name}-{seed}", mix)
             journal.finish("dialogues")
 
     def train(self, run: Run) -> None:
         folder, arm = self.paths.adapter(run), run.arm
         options = ["--halfway", str(folder.with_name("halfway"))] if arm.name == LORA else []
         options += [] if arm.alpha_to is None else ["--alpha-to", f"{arm.alpha_to:g}"]
-        data = self.paths.data(run.seed, arm.dialogues)
+        data = self.paths.data(run.seed, arm.dialogues, arm.anchors)
         options += ["--samples", str(data.read_bytes().count(b"\n"))]
         command = [str(RUNNER), str(self.paths.spent(run)), *options, str(TRAIN_SCRIPT), "--model", self.model]
         command += ["--data", str(data), "--output", str(folder)]

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .labels import IGNORE_INDEX
-from .toolkit import messages, rows
-from .toolkit.errors import Refusal
-from .toolkit.tokens import bare, begun
+from . import messages, rows
+from .errors import Refusal
+from .tokens import bare, begun
 
+IGNORE_INDEX = -100  # the label of a token that no loss trains; the runtime's own is in labels.py
 ACCEPTED = "input_ids and labels, prompt and completion, or messages that end with the assistant's"
 UNREAD = "neither the template nor the model would get it"
 
@@ -32,7 +32,7 @@ def read(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     path.stat()
     try:
         for line, row in rows.rows(path, jsonl_by_default=True):
-            _check(row, f"{path}:{line}")
+            check(row, f"{path}:{line}")
             yield f"{path}:{line}", row
     except Refusal as refusal:
         expected = f": expected {refusal.expected}" if refusal.expected else ""
@@ -40,7 +40,12 @@ def read(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise RowError(f"{refusal.what}{expected}{found}") from None
 
 
-def _check(row: dict[str, Any], where: str) -> None:
+def check(row: dict[str, Any], where: str) -> None:
+    """Check all that can be checked without a tokenizer.
+
+    Raises:
+        RowError: the row is malformed.
+    """
     try:
         {"tokens": _check_tokens, "pair": _check_pair, "messages": _check_messages}[_kind(row)](row)
     except ValueError as error:
@@ -113,18 +118,33 @@ def tokenised(row: dict[str, Any], where: str, tokenizer: Any, vocabulary: int |
     return sample
 
 
+def unlabelled(messages: list[dict[str, Any]], where: str, tokenizer: Any) -> dict[str, list[int]]:
+    """A conversation as {"input_ids", "labels"} without any label: SelfAug's anchor.
+
+    Raises:
+        RowError: the chat template fails on it.
+    """
+    ids = bare(tokenizer, _rendered(messages, where, tokenizer))
+    return {"input_ids": ids, "labels": [IGNORE_INDEX] * len(ids)}
+
+
 def _split(row: dict[str, Any], where: str, tokenizer: Any) -> tuple[str, str]:
     if _kind(row) == "pair":
         if tokenizer.eos_token is None:
             raise RowError(f"{where}: the tokenizer has no EOS token, with which a completion ends. Give it one")
         return row["prompt"], row["completion"] + tokenizer.eos_token
     *context, answer = row["messages"]
-    try:
-        prompt = tokenizer.apply_chat_template(context, tokenize=False, add_generation_prompt=True)
-        whole = tokenizer.apply_chat_template([*context, answer], tokenize=False)
-    except Exception as error:  # a template may raise any error
-        raise RowError(f"{where}: the chat template does not take these messages: {error}") from None
+    prompt = _rendered(context, where, tokenizer, add_generation_prompt=True)
+    whole = _rendered([*context, answer], where, tokenizer)
     if not whole.startswith(prompt):
         raise RowError(f"{where}: the chat template renders the prompt otherwise once an answer follows: use prompt "
                        "and completion")  # fmt: skip
     return prompt, whole[len(prompt) :].rstrip("\n")
+
+
+def _rendered(messages: list[dict[str, Any]], where: str, tokenizer: Any, **options: Any) -> str:
+    try:
+        text: str = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+    except Exception as error:  # a template may raise any error
+        raise RowError(f"{where}: the chat template does not take these messages: {error}") from None
+    return text
