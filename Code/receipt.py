@@ -32,6 +32,11 @@ def is_proved_here(target: str) -> bool:
     return "proved" in entry(target) or told.get(target, "pinned") != "pinned"
 
 
+def families_of_run() -> list[str]:
+    """The families that `run` patches in this process; empty where no `run` has started it."""
+    return [str(family) for family in _value(os.environ.get(_TOLD, ""), "families", list)]
+
+
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
@@ -41,8 +46,13 @@ def _text(path: Path) -> str:
 
 def _object(text: str, key: str) -> dict[str, Any]:
     """The object under ``key`` in a JSON object; empty if there is no such thing."""
+    found: dict[str, Any] = _value(text, key, dict)
+    return found
+
+
+def _value(text: str, key: str, kind: type) -> Any:
     try:
         value = json.loads(text)[key]
     except (ValueError, KeyError, TypeError):
-        return {}
-    return value if isinstance(value, dict) else {}
+        return kind()
+    return value if isinstance(value, kind) else kind()

@@ -215,6 +215,10 @@ def why(cls: type) -> tuple[str, str]:
     if package == "transformers" and family not in FAMILIES:
         do = f"Train a model of another family (`{_STATUS}` lists them)"
         return f"SelfAug has no patch for {stock.__module__}", do
+    served = receipt.families_of_run()
+    if package == "transformers" and served and family not in served:
+        reason = f"`selfaug_patcher run` was told to patch {', '.join(served)}"
+        return reason, f"Start it with `selfaug_patcher run --families {','.join([*served, family])}`"
     by_name = package == "transformers" and family != "qwen2"
     verb = f"install {family}" if by_name else "install"
     install = f"Run `python -m selfaug_patcher {verb} --python {shlex.quote(sys.executable)}`"

@@ -81,6 +81,10 @@ def read(environment: Environment, name: str) -> dict[str, Any]:
     except (subprocess.TimeoutExpired, IndexError, ValueError):
         config, complaint = None, f"no answer within {_SECONDS} seconds, or no JSON"
     if not isinstance(config, dict):
+        if complaint == "ModuleNotFoundError: No module named 'transformers'":
+            what, seen = "transformers, which reads a model's config, is not installed", f"none in {environment.python}"
+            do = f"{environment.commands.install('transformers')}, then the same command again"
+            raise PatcherError(Problem("not-installed", what, "transformers", seen, do))
         expected = "a folder with a config.json, or the name of a model in the cache or on the hub"
         do = "check the name; in a folder, whether save_pretrained has written config.json"
         found = complaint if os.path.isdir(name) else f"no such folder, and for a name on the hub: {complaint}"

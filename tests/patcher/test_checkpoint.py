@@ -102,6 +102,16 @@ def test_a_name_that_is_no_folder_and_is_not_found_says_so_with_all_that_transfo
     assert "\n" not in found
 
 
+@pytest.mark.parametrize("verb", ["install", "status"])
+def test_without_transformers_a_model_is_not_looked_for(make_place, verb):
+    place = make_place(transformers=None)
+    result = place.run(verb, "--model", "mine")
+    assert (result.code, result.err.split("\n")[0]) == (
+        1,
+        "error[not-installed]: transformers, which reads a model's config, is not installed",
+    )
+
+
 def test_install_takes_the_family_of_a_model(place, model, capsys):
     # the stand-in of transformers has no cached_file, so the config cannot be read: nothing is written
     before = place.snapshot()

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from stand_ins import LAYER, MODEL, Release
 
@@ -212,7 +212,15 @@ def test_no_bytes_make_a_receipt_raise_anything_but_its_own_error(content):
         receipt.decode(content, "receipt.json")
 
 
+def journal_that_removes(path: str) -> dict[str, object]:
+    """Undone, it takes the file away that lies there and has the content of the victim."""
+    new = digest(b"precious")
+    return {"verb": "install", "entries": [{"kind": "put", "path": path, "slot": 0, "old": "", "new": new}]}
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(data=journal_that_removes("../victim"))
+@example(data=journal_that_removes("selfaug/../../victim"))
 @given(
     st.fixed_dictionaries(
         {
@@ -240,7 +248,8 @@ def test_no_bytes_make_a_receipt_raise_anything_but_its_own_error(content):
 def test_no_journal_reaches_outside_or_raises_anything_but_its_own_error(tmp_path, data):
     site = tmp_path / "site"
     shutil.rmtree(site, ignore_errors=True)
-    (site / ".selfaug").mkdir(parents=True)
+    for folder in (".selfaug", "selfaug"):
+        (site / folder).mkdir(parents=True)
     (site / ".selfaug" / "journal.json").write_text(json.dumps(data))
     (tmp_path / "victim").write_text("precious")
     with contextlib.suppress(PatcherError):

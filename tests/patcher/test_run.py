@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -172,6 +173,24 @@ def test_an_interpreter_without_packaging_is_refused(equipped, make_place):
     command = ("-m", "selfaug_patcher", "run", "--python", bare.python, "script.py")
     result = launch(equipped, *command, python=sys.executable, PYTHONPATH=checkout)
     assert (result.returncode, result.stderr.split(":")[0]) == (1, "error[no-packaging]")
+
+
+def test_the_program_that_pip_makes_of_the_package_is_the_package_itself(equipped):
+    """`selfaug-patcher`: it refuses what `python -m selfaug_patcher` refuses, in the same words."""
+    declared = (Path(__file__).resolve().parents[2] / "pyproject.toml").read_text()
+    module, function = re.search(r'^selfaug-patcher = "(.+):(.+)"', declared, re.MULTILINE).groups()
+    program = f"import sys\nfrom {module} import {function}\nsys.argv[0] = 'selfaug-patcher'\nsys.exit({function}())"
+    for packaging_is_there in (True, False):
+        by_name = launch(equipped, "-c", program, "status")
+        as_module = launch(equipped, "-m", "selfaug_patcher", "status")
+        assert (by_name.returncode, by_name.stdout, by_name.stderr) == (
+            as_module.returncode,
+            as_module.stdout,
+            as_module.stderr,
+        )
+        if packaging_is_there:
+            (equipped.site / "packaging").unlink()
+    assert by_name.stderr.startswith("error[no-packaging]")
 
 
 ENDS = {

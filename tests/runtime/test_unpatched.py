@@ -387,6 +387,23 @@ def test_a_family_that_install_takes_by_name_is_named_in_the_command():
     assert do == f"Run `python -m selfaug_patcher install olmo2 --python {shlex.quote(sys.executable)}`"
 
 
+def test_in_a_process_of_run_a_family_that_is_not_served_is_added_to_the_command(monkeypatch):
+    """Who uses `run` may not be able to write: `install` is no advice."""
+    monkeypatch.setenv("_SELFAUG_RUN", json.dumps({"families": ["qwen2", "llama"]}))
+    module = "transformers.models.olmo2.modeling_olmo2"
+    reason, do = unpatched.why(type("Olmo2ForCausalLM", (torch.nn.Module,), {"__module__": module}))
+    assert reason == "`selfaug_patcher run` was told to patch qwen2, llama"
+    assert do == "Start it with `selfaug_patcher run --families qwen2,llama,olmo2`"
+
+
+@pytest.mark.parametrize("told", ["", "{", "[]", '{"families": 1}', '{"families": []}'])
+def test_what_run_never_said_is_not_taken_for_its_word(monkeypatch, told):
+    monkeypatch.setenv("_SELFAUG_RUN", told)
+    module = "transformers.models.olmo2.modeling_olmo2"
+    reason, _ = unpatched.why(type("Olmo2ForCausalLM", (torch.nn.Module,), {"__module__": module}))
+    assert reason.startswith("SelfAug was never installed for olmo2")
+
+
 def test_a_class_that_no_family_patches_is_told_so_although_its_file_is_patched(site):
     patched = "class Qwen2ForCausalLM(SelfAligned, Base): ...\nclass Qwen2ForConditionalGeneration(Base): ...\n"
     site(QWEN2, MARK + patched, transformers.__version__)
