@@ -11,4 +11,4 @@ In a checkout this folder is ``Code``; ``python -m selfaug_patcher install`` cop
 ``selfaug``.
 """
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
