@@ -132,7 +132,7 @@ def test_a_user_who_may_not_write_is_not_sent_to_install(place):
     result = bound_by_permissions(place, "status")
     assert result.returncode == 0
     assert "selfaug_patcher install" not in result.stdout
-    assert "next: run the command as its owner, or use SelfAug from memory: " in result.stdout
+    assert "next: run the command as the owner, or use SelfAug from memory: " in result.stdout
 
 
 def test_a_failing_trial_ends_with_a_command(place, selfaug, tmp_path):
