@@ -18,6 +18,7 @@ COMMANDS = (
     (r"(git|strace|bash) is not installed", r"\1", r"apt-get install \1"),
     (r"needs (bash), .*", r"\1", r"apt-get install \1"),
     (r"(uv|datasets|datasketch|[\w-]+) is not installed(?: here)?", r"\1", r"pip install \1"),
+    (r"([\w-]+) is not installed \((.*)\)", r"\1", r"\2"),
     (r"there is no Python ([\d.]+) here", r"Python \1", r"pyenv install \1"),
     (r"cannot install ([^:]*): .*", r"\1", "python -m pytest tests/patcher/test_real_environments.py, with a network"),
     (r".*no setpriv.*", "setpriv", "apt-get install util-linux"),
@@ -31,6 +32,11 @@ COMMANDS = (
     ),
     (r"sys\.stdlib_module_names .*", "Python 3.10", "python3.10 -m pytest tests"),
     (r"needs (fork|signals).*|no named pipes here|Windows has .*", "POSIX", "python -m pytest tests, on Linux"),
+    (
+        r"here is a GPU",
+        "a machine without a GPU",
+        "CUDA_VISIBLE_DEVICES= python -m pytest tests/test_benchmarks_gpu.py",
+    ),
     (r"torch without torch\.distributed", "torch.distributed", "pip install torch==2.13.0"),
 )
 

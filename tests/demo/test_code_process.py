@@ -48,8 +48,10 @@ def test_what_could_do_harm_is_refused(code):
 
 
 @needs_limits
-def test_time_and_memory_have_limits():
-    assert code_process.run("while True: pass", seconds=1) == "over 1 CPU seconds"
+def test_time_and_memory_have_limits(monkeypatch):
+    with monkeypatch.context() as patient:
+        patient.setattr(code_process, "PATIENCE", 300)  # a busy machine may give a second of its CPU in minutes
+        assert code_process.run("while True: pass", seconds=1) == "over 1 CPU seconds"
     assert code_process.run("import time; time.sleep(60)", seconds=1) == "no end after 3 seconds"
     assert code_process.run("x = bytearray(2**30)", memory=2**29) == "MemoryError"
 

@@ -24,10 +24,8 @@ from selfaug_patcher import families
 
 SCENARIOS = ("install", "revert", "upgrade", "recovery of install", "recovery of revert")
 ALL = os.environ.get("ALL_FAULTS") == "1"
-REASON = "ALL_FAULTS=1 runs it (minutes)"
-
-
-FAMILIES = ["", pytest.param("--all", marks=pytest.mark.skipif(not ALL, reason=REASON))]
+needs_minutes = pytest.mark.skipif(not ALL, reason="ALL_FAULTS=1 runs it (minutes)")
+FAMILIES = ["", pytest.param("--all", marks=needs_minutes)]
 of_all_families = pytest.mark.parametrize("bench", FAMILIES, indirect=True)
 
 
@@ -73,7 +71,7 @@ def test_an_error_at_any_operation_is_undone(bench, scenario):
     bench(scenario, "error", "{} operations failed")
 
 
-@pytest.mark.skipif(not ALL, reason=REASON)
+@needs_minutes
 @of_all_families
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_an_error_that_stays_is_recovered_once_it_is_gone(bench, scenario):

@@ -8,7 +8,8 @@ from stand_ins import MODEL_TEXT
 
 from selfaug_patcher import families, pins
 
-OLD_MODEL = MODEL_TEXT.format(version="2.0").replace("(Qwen2Config):", "(SelfAligned, Qwen2Config):  # by a diff")
+STOCK = MODEL_TEXT.format(version="2.0", family="qwen2", stem="Qwen2", name="Qwen2ForCausalLM")
+OLD_MODEL = STOCK.replace("(Qwen2Config):", "(SelfAligned, Qwen2Config):  # by a diff")
 RUNTIME = {"__init__.py": b'__version__ = "0.1.0"\n', "hooks.py": b"class SelfAligned:\n    release = 'older'\n"}
 
 
