@@ -218,11 +218,10 @@ def select(
     chosen = aligned(labels, supervised, real, positions)
     counted = supervised if divided_by_batch or supervised.any() else chosen
     row = rows(labels, position_ids)
-    labelled = torch.isin(row, row[supervised])  # (B, T) bool: in a row with labels
     if not anchors or counted is not supervised:
         anchor_tokens = None
     elif anchor_tokens is None:
-        anchor_tokens = int(supervised.sum()) / max(1, rows_with(supervised, position_ids))
+        anchor_tokens = int(supervised.sum()) / max(1, len(row[supervised].unique()))
     weight = kl_weights(chosen, counted, row, reduction, anchor_tokens)
     all_aligned = chosen.flatten().nonzero().squeeze(-1)
     index = torch.cat((all_aligned, (supervised & ~chosen).flatten().nonzero().squeeze(-1)))
@@ -238,5 +237,5 @@ def select(
         total=labels.shape[1],
         tail=0 if ids is None else padding.unexplained_tail(labels, ids, real),
         rows=labels.shape[0],
-        anchors=rows_with(chosen, position_ids) - rows_with(chosen & labelled, position_ids) if anchors else 0,
+        anchors=len(row[chosen & ~torch.isin(row, row[supervised])].unique()) if anchors else 0,
     )

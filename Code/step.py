@@ -158,7 +158,7 @@ def _observed(
     outer = vars(model).get(_ACTED)
     vars(model)[_ACTED] = False
     try:
-        head = model.get_output_embeddings()
+        head = None if model in _SAME_LOGITS else model.get_output_embeddings()  # known: nothing is to be seen
         with calls.decoder_calls(family.decoder_of(model)) as decoder_calls, calls.head_outputs(head) as head_outputs:
             outputs = forward(model, *args, **kwargs)
     finally:
@@ -171,11 +171,7 @@ def _observed(
 def _changes_logits(model: Any, outputs: Any, head_outputs: list[tuple[torch.Size, Tensor]]) -> bool:
     """Whether a forward that is not transformers' own does more to logits than that one. Asked until it does not."""
     logits = getattr(outputs, "logits", None)
-    if (
-        model in _SAME_LOGITS
-        or not isinstance(logits, Tensor)
-        or [shape for shape, _ in head_outputs] != [logits.shape]
-    ):
+    if not isinstance(logits, Tensor) or [shape for shape, _ in head_outputs] != [logits.shape]:
         return False
     if family.changes_logits(model, logits[0, -1], head_outputs[0][1]):
         return True

@@ -27,18 +27,20 @@ def count(state: Any, batches: Iterable[Any], device: torch.device) -> None:
     """Count tokens and rows with labels, and rows, in the micro-batches of one optimizer step, over all processes. Each
     process has to call this at the same step.
     """
-    counts = torch.zeros(3, dtype=torch.long, device=device)
+    tokens = labelled = rows = 0
     for batch in batches:
         labels = batch.get("labels") if isinstance(batch, Mapping) else None
         if labels is not None:
             supervised, mask = shifted(labels) != IGNORE_INDEX, batch.get("attention_mask")
             position_ids = batch.get("position_ids")
             real = mask != 0 if mask is not None and mask.shape == labels.shape else torch.ones_like(supervised)
-            found = (int(supervised.sum()), rows_with(supervised, position_ids), rows_with(real, position_ids))
-            counts += torch.tensor(found, device=device)
+            tokens += int(supervised.sum())
+            labelled += rows_with(supervised, position_ids)
+            rows += rows_with(real, position_ids)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
+        counts = torch.tensor((tokens, labelled, rows), device=device)
         torch.distributed.all_reduce(counts)
-    tokens, labelled, rows = counts.tolist()
+        tokens, labelled, rows = counts.tolist()
     # where no row has labels, the trainer's count of them is 0, and the sum is divided by 1
     _BATCHES.of_owner(state).tokens = tokens / labelled if labelled else 1 / max(1, rows)
 
