@@ -31,6 +31,7 @@ EXPECTED = {
     "tuned-base": (0.5, "input", "tuned-base"),
     "sasft-selfaug-0.5": (0.5, "input", "base-tuned"),
     "selfaug-lower-lr": (0.5, "input", "base-tuned"),
+    "selfaug-middle-lr": (0.5, "input", "base-tuned"),
     "anchors": (0.5, "input", "base-tuned"),
     **dict.fromkeys((*ECONOMY, *WHERE), (0.5, "input", "base-tuned")),
 }
@@ -77,9 +78,20 @@ def test_the_main_arms_come_first_seed_after_seed():
     assert names[main].endswith("-0")
 
 
-def test_the_places_to_constrain_are_run_only_where_they_are_asked_for():
-    assert set(experiments.USUAL) == set(ARMS) - set(WHERE)
+def test_the_places_to_constrain_and_the_further_points_of_sweeps_are_run_only_where_they_are_asked_for():
+    assert set(experiments.USUAL) == set(ARMS) - set(WHERE) - {arm.name for arm in experiments.SWEPT}
     assert len(WHERE) == 7
+
+
+def test_a_sweep_moves_one_thing_in_one_direction():
+    keys = ("lr", "rank", "scaled", "dialogues")
+    for sweep in experiments.SWEEPS:
+        arms = [ARMS[name] for name in sweep.arms]
+        values = [tuple(arm.scaled or 1 if key == "scaled" else getattr(arm, key) for key in keys) for arm in arms]
+        alphas = [float((arm.settings or {}).get("SELFAUG_ALPHA", 0)) for arm in arms]
+        moved = [column for column in (*zip(*values), tuple(alphas)) if len(set(column)) > 1]
+        assert len(moved) == 1, sweep.title
+        assert list(moved[0]) in (sorted(moved[0]), sorted(moved[0], reverse=True)), sweep.title
 
 
 def test_arms_and_seeds_can_be_chosen():

@@ -45,7 +45,7 @@ class Stage(Study):
             put(folder / "adapter" / "trainer_state.json", {"log_history": rows})
             put(folder / "halfway" / "adapter_config.json", {})
         elif step == "mix":
-            put(self.paths.data(int(run), dialogues=True), {})
+            put(Path(command[command.index("--out") + 1]), {})
         elif step == "dialogues":
             put(self.paths.output / "data" / f"dialogues-{run}.spent.json", {"process": {"cpu_seconds": 100.0}})
         elif step == "measure":
@@ -147,14 +147,21 @@ def test_interpolation_and_early_stopping_train_nothing_and_say_what_loras_steps
 
 
 def test_a_seeds_dialogues_are_made_once_and_counted(stage, tmp_path):
-    study = stage(["lora", "sasft", "sasft-selfaug-0.5"], jobs=2)
-    study.run()
+    study = stage(["lora", "sasft", "sasft-half", "anchors"], jobs=2)
+    assert study.run() == {}
     assert study.called().count("dialogues-0") == 1
     assert record(tmp_path, "sasft-0")["training"]["dialogues_cpu_seconds"] == 100.0
+    assert record(tmp_path, "sasft-half-0")["training"]["dialogues_cpu_seconds"] == 50.0
     assert "dialogues_cpu_seconds" not in record(tmp_path, "lora-0")["training"]
     data = {name: command[command.index("--data") + 1] for name, command, _ in study.children if "--data" in command}
-    assert Path(data["train-sasft-0"]).name == "mixed-0.jsonl"
-    assert Path(data["train-lora-0"]).name == "train-0.jsonl"
+    runs = tmp_path / "out" / "runs"
+    assert data["train-sasft-0"] == str(runs / "sasft-0" / "data.jsonl")
+    assert data["train-lora-0"] == str(tmp_path / "out" / "data" / "train-0.jsonl")
+    mixes = {name: command for name, command, _ in study.children if name.startswith("mix")}
+    assert {name: command[command.index("--ratio") + 1] for name, command in mixes.items()} == {
+        "mix-sasft-0": "0.25", "mix-sasft-half-0": "0.142857", "mix-anchors-0": "0.25",
+    }  # fmt: skip
+    assert ["--anchors" in command for command in mixes.values()].count(True) == 1
 
 
 def test_a_run_whose_record_is_there_is_not_done_again(stage):

@@ -35,7 +35,8 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument("--results", type=Path, default=CHECKOUT / "docs" / "results", help="default: docs/results; "
                        "the page is the file beside it with .md")  # fmt: skip
     whole.add_argument("--arms", nargs="+", choices=ARMS, default=USUAL, metavar="NAME",
-                       help=f"default: all but align-*; {', '.join(ARMS)}")  # fmt: skip
+                       help=f"default: {', '.join(USUAL)}; there are also "
+                            f"{', '.join(name for name in ARMS if name not in USUAL)}")  # fmt: skip
     whole.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N")
     whole.add_argument(
         "--jobs", type=positive, default=1, metavar="N", help="processes that share the cores (default: 1)"

@@ -11,7 +11,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from experiments import BASE
+from experiments import BASE, SWEEPS
 
 matplotlib.rcParams["svg.hashsalt"] = "selfaug"  # the same figures give the same file
 GREY, PLAIN, SELFAUG, OTHER, CHEAPER = "0.45", "#b5532b", "#1f6f8b", "#79b4c9", "#4f8f4a"
@@ -26,8 +26,10 @@ STYLES = {
     "economy": (CHEAPER, "P"),
     "align-q": (WHERE, "v"), "align-k": (WHERE, "<"), "align-v": (WHERE, "^"), "align-o": (WHERE, "o"),
     "align-attention": (WHERE, "s"), "align-ffn": (WHERE, "D"), "align-layers": (WHERE, "P"),
-    "sasft": (DIALOGUES, "o"), "sasft-selfaug-0.5": (DIALOGUES, "D"), "anchors": (DIALOGUES, "P"),
-    "lower-lr": (USUAL, "v"), "selfaug-lower-lr": (SELFAUG, "P"), "lower-rank": (USUAL, "s"), "mlp-only": (USUAL, "o"),
+    "sasft": (DIALOGUES, "o"), "sasft-half": (DIALOGUES, "s"), "sasft-lower-lr": (DIALOGUES, "v"),
+    "sasft-selfaug-0.5": (DIALOGUES, "D"), "anchors": (DIALOGUES, "P"),
+    "lower-lr": (USUAL, "v"), "middle-lr": (USUAL, "<"), "selfaug-lower-lr": (SELFAUG, "P"),
+    "selfaug-middle-lr": (SELFAUG, "X"), "lower-rank": (USUAL, "s"), "mlp-only": (USUAL, "o"),
     "interpolation": (USUAL, "D"), "early-stopping": (USUAL, "P"),
 }  # fmt: skip
 
@@ -44,6 +46,10 @@ def draw(summary: dict[str, Any], folder: Path) -> None:
         )
         if name != BASE and "input_kl" in row["estimates"]:
             shift.plot(row["estimates"]["input_kl"]["by_seed"], kl["by_seed"], **{**style, "ms": 5})
+    for sweep in SWEEPS:
+        points = [summary["arms"][name]["estimates"] for name in sweep.arms if name in summary["arms"]]
+        line = [[point[key]["mean"] for point in points] for key in ("kl", "exact_match")]
+        learned.plot(*line, color=STYLES[sweep.arms[0]][0], lw=0.8, alpha=0.5)
     learned.set(xlabel="drift on general instructions: KL to the base, nats per token", ylabel="task: exact match")
     learned.set(title="Learned against kept", xlim=(-0.02, None), ylim=(-0.02, None))
     shift.set(xlabel="shift on the task's inputs: KL, nats per token", ylabel="drift on general instructions: KL")

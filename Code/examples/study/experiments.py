@@ -36,7 +36,7 @@ class Arm:
     alpha_to: alpha at the last step, reached on a straight line; None keeps the alpha of ``settings``.
     lr, rank: factors on the values of the setting.
     layers: the layers that get LoRA, as train_lora.py takes them; None: all linear layers.
-    dialogues: whether the model's own dialogues are mixed into the data (SA-SFT).
+    dialogues: the part of the model's own dialogues that is mixed into the data (SA-SFT).
     anchors: these dialogues have no labels, and take SelfAug's KL in place of the NLL.
     scaled: nothing is trained; the adapter is LoRA's adapter times this factor.
     halfway: nothing is trained; the adapter is LoRA's adapter at half of its steps.
@@ -49,7 +49,7 @@ class Arm:
     lr: float = 1
     rank: float = 1
     layers: str | None = None
-    dialogues: bool = False
+    dialogues: float = 0
     anchors: bool = False
     scaled: float | None = None
     halfway: bool = False
@@ -75,13 +75,13 @@ FIRST = (
     Arm(LORA, "LoRA"),
     Arm(DEFAULT, "SelfAug, alpha 0.5", selfaug()),
     Arm("interpolation", "LoRA, adapter times 0.5", scaled=0.5),
-    Arm("sasft", "SA-SFT", dialogues=True),
-    Arm("sasft-selfaug-0.5", "SA-SFT + SelfAug 0.5", selfaug(), dialogues=True),
+    Arm("sasft", "SA-SFT", dialogues=1),
+    Arm("sasft-selfaug-0.5", "SA-SFT + SelfAug 0.5", selfaug(), dialogues=1),
     Arm("strict-input", "SelfAug 0.5, strict-input", selfaug(positions="strict-input")),
     Arm("selfaug-0.3", "SelfAug, alpha 0.3", selfaug(0.3)),
 )
 THEN = (
-    Arm("anchors", "SelfAug 0.5, dialogues as anchors", selfaug(anchors="1"), dialogues=True, anchors=True),
+    Arm("anchors", "SelfAug 0.5, dialogues as anchors", selfaug(anchors="1"), dialogues=1, anchors=True),
     Arm("early-stopping", "LoRA, half of the steps", halfway=True),
     Arm("lower-lr", "LoRA, lr / 3", lr=1 / 3),
     Arm("selfaug-lower-lr", "SelfAug 0.5, lr / 3", selfaug(), lr=1 / 3),
@@ -104,6 +104,12 @@ CHEAPER = (
     ),
     Arm("economy", "SelfAug 0.5, every 4, 1/4 by shift", selfaug(every="4", sample="0.25", sample_by="shift")),
 )
+SWEPT = (  # further points of the sweeps; run only where they are asked for
+    Arm("middle-lr", "LoRA, lr * 2/3", lr=2 / 3),
+    Arm("selfaug-middle-lr", "SelfAug 0.5, lr * 2/3", selfaug(), lr=2 / 3),
+    Arm("sasft-lower-lr", "SA-SFT, lr / 3", lr=1 / 3, dialogues=1),
+    Arm("sasft-half", "SA-SFT, half of the dialogues", dialogues=1 / 2),
+)
 WHERE = tuple(  # Table 2 of the paper: other places to constrain than the logits; run only where they are asked for
     Arm(f"align-{align}", f"SelfAug 0.5, MSE of {title}", selfaug(align=align))
     for align, title in (
@@ -111,9 +117,29 @@ WHERE = tuple(  # Table 2 of the paper: other places to constrain than the logit
         ("layers", "all layers"),
     )
 )  # fmt: skip
-GROUPS = (FIRST, THEN, CHEAPER, WHERE)
+GROUPS = (FIRST, THEN, CHEAPER, SWEPT, WHERE)
 ARMS = {arm.name: arm for group in GROUPS for arm in group}
-USUAL = [name for name, arm in ARMS.items() if arm not in WHERE]
+USUAL = [name for name, arm in ARMS.items() if arm not in (*SWEPT, *WHERE)]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Arms that differ in one thing, in its order."""
+
+    title: str
+    arms: tuple[str, ...]
+
+
+RATES = Sweep("LoRA, learning rate", ("lower-lr", "middle-lr", LORA))
+SWEEPS = (
+    RATES,
+    Sweep("LoRA, rank", ("lower-rank", LORA)),
+    Sweep("LoRA, factor on the adapter", ("interpolation", LORA)),
+    Sweep("SelfAug, alpha", ("selfaug-1.0", DEFAULT, "selfaug-0.3", "selfaug-0.1", LORA)),
+    Sweep("SelfAug 0.5, learning rate", ("selfaug-lower-lr", "selfaug-middle-lr", DEFAULT)),
+    Sweep("SA-SFT, dialogues", ("sasft", "sasft-half", LORA)),
+    Sweep("SA-SFT, learning rate", ("sasft-lower-lr", "sasft")),
+)
 
 # the order of the tables
 ROWS = (
@@ -121,8 +147,9 @@ ROWS = (
     "strict-input", "output", "all", "tuned-base",
     "every-2", "every-4", "every-8", "shift-4", "shift-16", "uniform-4", "uniform-16", "economy",
     "align-q", "align-k", "align-v", "align-o", "align-attention", "align-ffn", "align-layers",
-    "sasft", "sasft-selfaug-0.5", "anchors",
-    "lower-lr", "selfaug-lower-lr", "lower-rank", "mlp-only", "interpolation", "early-stopping",
+    "sasft", "sasft-half", "sasft-lower-lr", "sasft-selfaug-0.5", "anchors",
+    "lower-lr", "middle-lr", "selfaug-lower-lr", "selfaug-middle-lr", "lower-rank", "mlp-only",
+    "interpolation", "early-stopping",
 )  # fmt: skip
 TITLES = {BASE: "base", **{arm.name: arm.title for arm in ARMS.values()}}
 

@@ -27,9 +27,13 @@ class Paths:
         """The base model's answers and likelihoods, with which every measurement starts."""
         return self.output / "base.json"
 
-    def data(self, seed: int, dialogues: bool = False, anchors: bool = False) -> Path:
-        kind = "train" if not dialogues else "anchored" if anchors else "mixed"
-        return self.output / "data" / f"{kind}-{seed}.jsonl"
+    def data(self, seed: int) -> Path:
+        """The seed's training data, without dialogues."""
+        return self.output / "data" / f"train-{seed}.jsonl"
+
+    def mixed(self, run: Run) -> Path:
+        """The run's training data with dialogues."""
+        return self.adapter(run).with_name("data.jsonl")
 
     def dialogues(self, seed: int, ending: str = ".jsonl") -> Path:
         return self.output / "data" / f"dialogues-{seed}{ending}"
@@ -59,7 +63,7 @@ class Paths:
         took["peak_mb"] = round(spent["process"]["peak_mb"])
         if run.arm.dialogues:
             written = read(self.dialogues(run.seed, ".spent.json"))["process"]
-            took["dialogues_cpu_seconds"] = round(written["cpu_seconds"], 1)
+            took["dialogues_cpu_seconds"] = round(written["cpu_seconds"] * run.arm.dialogues, 1)
         history = read(self.adapter(of) / "trainer_state.json")["log_history"][: steps["steps"]]
         rows = [row for row in history if "loss" in row]
         logs = {"nll": [round(row.get("selfaug/nll", row["loss"]), 4) for row in rows]}

@@ -12,6 +12,7 @@ seeds hardly differ. Where seeds differ much, three seeds cannot tell how much, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -39,18 +40,42 @@ def estimate(values: numpy.ndarray, seed: int = 0, clusters: Sequence[int] | Non
     Raises:
         ValueError: ``values`` is not a matrix, or is empty, or has other items than ``clusters``.
     """
+    rng = numpy.random.default_rng(seed)
+    drawn = means(values, rng, rng, clusters)
+    return described(numpy.mean(values), drawn)
+
+
+def described(mean: float, of_resamples: numpy.ndarray) -> Estimate:
+    """The estimate whose figure is ``mean`` and whose resamples have the figures ``of_resamples``. Infinite ones may
+    make a bound infinite; the standard error is that of the finite ones."""
+    finite = of_resamples[numpy.isfinite(of_resamples)]
+    complete = len(finite) == len(of_resamples)  # otherwise no figure between two can be computed
+    low, high = numpy.percentile(of_resamples, [2.5, 97.5], method="linear" if complete else "inverted_cdf")
+    return Estimate(float(mean), float(finite.std()) if len(finite) else math.inf, float(low), float(high))
+
+
+def means(
+    values: numpy.ndarray,
+    items: numpy.random.Generator,
+    seeds: numpy.random.Generator,
+    clusters: Sequence[int] | None = None,
+) -> numpy.ndarray:
+    """(RESAMPLES,): the mean of each resample of ``values``. Matrices of one shape whose generators are in the same
+    state are resampled alike, so that a figure may be made of several arms.
+
+    Raises:
+        ValueError: as ``estimate`` does.
+    """
     values = numpy.asarray(values, dtype=float)
     if values.ndim != 2 or not values.size:
         raise ValueError(f"expected seeds by items, found a shape of {values.shape}")
-    rng = numpy.random.default_rng(seed)
-    mean, seeds = values.mean(), len(values)
+    mean, count = values.mean(), len(values)
     if clusters is not None and len(clusters) != values.shape[1]:
         raise ValueError(f"{values.shape[1]} items, but the clusters of {len(clusters)}")
-    by_item = resampled(rng, values.mean(0) - mean, clusters)
-    by_seed = resampled(rng, (values.mean(1) - mean) * (seeds / (seeds - 1)) ** 0.5) if seeds > 1 else 0.0
-    means = mean + by_item + by_seed
-    low, high = numpy.percentile(means, [2.5, 97.5])
-    return Estimate(float(mean), float(means.std()), float(low), float(high))
+    by_item = resampled(items, values.mean(0) - mean, clusters)
+    by_seed = resampled(seeds, (values.mean(1) - mean) * (count / (count - 1)) ** 0.5) if count > 1 else 0.0
+    whole: numpy.ndarray = mean + by_item + by_seed
+    return whole
 
 
 def resampled(

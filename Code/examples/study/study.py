@@ -153,32 +153,36 @@ class Study:
         return name
 
     def make_dialogues(self, seed: int) -> None:
-        """The model's dialogues with itself, mixed with the seed's training data: with labels, and as anchors."""
-        setting, paths = self.setting, self.paths
-        made = paths.dialogues(seed)
-        generate = ["-m", "selfaug_patcher", "run", str(RUNNER), str(paths.dialogues(seed, ".spent.json"))]
-        generate += ["-m", "selfaug.self_dialogue"]
-        generate += dialogues.generate(self.model, made, setting.dialogues, setting.dialogue_tokens, seed)
-        share = setting.dialogues / (setting.dialogues + setting.train)
-        mixes = [
-            [*dialogues.MODULE, *dialogues.mix(paths.data(seed), made, paths.data(seed, True, anchors), share, seed)]
-            for anchors in (False, True)
-        ]
-        mixes[1] += ["--anchors", "--tokenizer", self.model]
-        journal = Journal(paths.dialogues(seed, ".steps.json"))
-        sources = [RUNNER, paths.data(seed), *tool_files(CHECKOUT / "Code", "self_dialogue")]
-        if journal.begin("dialogues", [generate, *mixes, self.made_with], sources):
+        """The model's dialogues with itself."""
+        setting, made = self.setting, self.paths.dialogues(seed)
+        command = ["-m", "selfaug_patcher", "run", str(RUNNER), str(self.paths.dialogues(seed, ".spent.json"))]
+        command += ["-m", "selfaug.self_dialogue"]
+        command += dialogues.generate(self.model, made, setting.dialogues, setting.dialogue_tokens, seed)
+        journal = Journal(self.paths.dialogues(seed, ".steps.json"))
+        sources = [RUNNER, *tool_files(CHECKOUT / "Code", "self_dialogue")]
+        if journal.begin("dialogues", [command, self.made_with], sources):
             self.say(f"dialogues for seed {seed}")
-            self.child(f"dialogues-{seed}", generate)
-            for name, mix in zip(("mix", "anchor"), mixes):
-                self.child(f"{name}-{seed}", mix)
+            self.child(f"dialogues-{seed}", command)
             journal.finish("dialogues")
+
+    def mix(self, run: Run) -> Path:
+        """The run's training data: the seed's, mixed with the arm's part of the dialogues if it has any."""
+        data, made = self.paths.data(run.seed), self.paths.dialogues(run.seed)
+        if not run.arm.dialogues:
+            return data
+        mixed, count = self.paths.mixed(run), self.setting.dialogues * run.arm.dialogues
+        share = count / (count + self.setting.train)
+        anchors = ["--anchors", "--tokenizer", self.model] if run.arm.anchors else []
+        mixed.parent.mkdir(parents=True, exist_ok=True)
+        command = [*dialogues.MODULE, *dialogues.mix(data, made, mixed, share, run.seed), *anchors]
+        self.child(f"mix-{run.name}", command)
+        return mixed
 
     def train(self, run: Run) -> None:
         folder, arm = self.paths.adapter(run), run.arm
         options = ["--halfway", str(folder.with_name("halfway"))] if arm.name == LORA else []
         options += [] if arm.alpha_to is None else ["--alpha-to", f"{arm.alpha_to:g}"]
-        data = self.paths.data(run.seed, arm.dialogues, arm.anchors)
+        data = self.mix(run)
         options += ["--samples", str(data.read_bytes().count(b"\n"))]
         command = [str(RUNNER), str(self.paths.spent(run)), *options, str(TRAIN_SCRIPT), "--model", self.model]
         command += ["--data", str(data), "--output", str(folder)]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any, Optional
 
+import frontier
 import numpy
 from experiments import BASE, DEFAULT, LORA, ROWS, TITLES
 from resampling import estimate
@@ -42,6 +43,7 @@ def summarise(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "versions": records[0]["versions"],
         "runs": len(records),
         "arms": {name: row(name, by_arm) for name, runs in by_arm.items() if runs},
+        "sweeps": frontier.summarise(by_arm),
     }
 
 

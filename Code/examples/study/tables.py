@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import ARMS, BASE, DEFAULT, LORA
+from frontier import SHARES
 from sandbox import StepFailed
 
 from Code.toolkit.tables import between, markdown
@@ -17,6 +18,10 @@ HEADS = {
     "top1": "top-1", "input_kl": "input KL", "length": "answer, tokens",
 }  # fmt: skip
 DERIVED = "of LoRA"
+SAME_SCORE = (
+    "the least KL that a sweep reaches with 80, 90 and 100 % of plain LoRA's exact match, on straight lines "
+    "through its arms. A dash: not reached."
+)
 
 
 def block(summary: dict[str, Any], folder: str) -> str:
@@ -28,6 +33,7 @@ def block(summary: dict[str, Any], folder: str) -> str:
         differences(summary, LORA),
         f"**Differences to {ARMS[DEFAULT].title}**, likewise:",
         differences(summary, DEFAULT),
+        *(["**Kept at the same task score**: " + SAME_SCORE, sweeps(summary)] if summary["sweeps"] else []),
         f"![learned against kept, and shift against drift]({folder}/study.png)",
         f"Raw figures, one file per run: [{folder}/runs]({folder}/runs). Summary: [study.json]({folder}/study.json).",
     ]
@@ -39,11 +45,9 @@ def extent(summary: dict[str, Any]) -> str:
     done = {name: row["seeds"] for name, row in summary["arms"].items() if name != BASE}
     most = max(map(len, done.values()), default=0)
     few = [f"{ARMS[name].title} ({len(seeds)})" for name, seeds in done.items() if len(seeds) < most]
-    none = [arm.title for name, arm in ARMS.items() if name not in done]
     text = f"{sum(map(len, done.values()))} runs: {len(done)} of {len(ARMS)} arms, with up to {most} seeds"
     text += f" ({', '.join(f'{name} {version}' for name, version in summary['versions'].items())})."
-    text += f" Fewer seeds: {'; '.join(few)}." if few else ""
-    return text + (f" Not run: {'; '.join(none)}." if none else "")
+    return text + (f" Fewer seeds: {'; '.join(few)}." if few else "")
 
 
 def figures(summary: dict[str, Any]) -> str:
@@ -88,6 +92,24 @@ def differences(summary: dict[str, Any], other: str) -> str:
             lower = f"{sum(one < 0 for one in by_seed)} of {len(by_seed)} seeds"
             rows.append([row["title"], *(interval(difference[key], key) for key in keys), lower])
     return markdown(["", *(HEADS[key] for key in keys), "KL lower in"], rows, align_right=True)
+
+
+def sweeps(summary: dict[str, Any]) -> str:
+    """What is kept at the same task score, a row per sweep."""
+    rows, shares = [], [f"{share:g}" for share in SHARES]
+    for title, sweep in summary["sweeps"].items():
+        cells = [range_of(sweep["at"][share]["kl"], "") for share in shares]
+        difference = sweep["at"]["0.9"].get("difference")
+        rows.append([title, str(len(sweep["arms"])), *cells, range_of(difference, "+") if difference else ""])
+    at = [f"KL at {share:.0%}".replace("%", " %") for share in SHARES]
+    heading = ["sweep", "arms", *at, "at 90 %, against the first row"]
+    return markdown(heading, rows, align_right=True)
+
+
+def range_of(estimate: dict[str, Any], sign: str) -> str:
+    """A figure with its interval. None, a score that is not reached, is a dash."""
+    mean, low, high = ("-" if estimate[k] is None else f"{estimate[k]:{sign}.2f}" for k in ("mean", "low", "high"))
+    return mean if mean == low == high == "-" else f"{mean} [{low}, {high}]"
 
 
 def interval(estimate: dict[str, Any], key: str) -> str:
