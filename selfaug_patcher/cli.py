@@ -260,6 +260,7 @@ def _parser() -> argparse.ArgumentParser:
     writing = argparse.ArgumentParser(add_help=False)
     writing.add_argument("--dry-run", action="store_true", help="say what would be done, and change nothing")
     parser = argparse.ArgumentParser(prog="python -m selfaug_patcher", description=_package_doc(), epilog=_EXIT_CODES)
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version of SelfAug")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
 
     def verb(
@@ -295,6 +296,17 @@ def _parser() -> argparse.ArgumentParser:
     pinning.add_argument("--wheel", type=Path, metavar="FILE", help="its wheel (default: fetched through pip)")
     pinning.add_argument("--yanked", action="store_true", help="mark the release, pinned already or not, as withdrawn")
     return parser
+
+
+class _Version(argparse.Action):
+    """Reads the runtime only where its version is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        try:
+            print(f"SelfAug {payload.load().version}")
+        except PatcherError as error:
+            parser.exit(error.exit_code, f"{error}\n")
+        parser.exit()
 
 
 def _package_doc() -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from selfaug_patcher import cli
+from selfaug_patcher import cli, payload
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "installing.md").read_text(encoding="utf-8")
@@ -46,3 +46,19 @@ def test_every_verb_is_on_the_page(capsys):
     verbs = re.findall(r"^    ([a-z]+) ", capsys.readouterr().out, re.MULTILINE)
     assert len(verbs) >= 7
     assert [verb for verb in verbs if f"`{verb}" not in PAGE and verb != "pin"] == []
+
+
+def test_the_version_is_that_of_the_runtime_and_no_verb_is_needed(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"SelfAug {payload.load().version}\n"
+
+
+def test_the_version_of_an_incomplete_checkout_is_an_error_and_no_traceback(monkeypatch, tmp_path, capsys):
+    load = payload.load
+    monkeypatch.setattr(payload, "load", lambda: load(tmp_path))
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--version"])
+    assert stop.value.code == 1
+    assert capsys.readouterr().err.startswith("error[no-runtime]: SelfAug's own modules are missing")
