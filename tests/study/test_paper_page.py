@@ -81,6 +81,14 @@ TABLES = (
     ),
 )
 NAMES = {SMALL: "SmolLM2", QWEN: "Qwen2.5"}
+SIZES = (  # Table 4 of the paper: IFEval before, of LoRA, and of SelfAug
+    ("Qwen2.5-3B", "61.37", "49.54", "57.86"),
+    ("Qwen2.5-7B", "71.90", "48.80", "62.11"),
+    ("Qwen2.5-14B", "79.67", "45.84", "67.47"),
+    ("Qwen2.5-32B", "77.45", "60.81", "75.60"),
+    ("Qwen2.5-72B", "83.73", "52.87", "62.85"),
+)
+OURS = {SMALL: "SmolLM2-135M", QWEN: "Qwen2.5-Coder-0.5B"}
 HEADS = {"exact_match": "exact match", "kl": "KL", "code": "HumanEval"}
 
 
@@ -104,7 +112,17 @@ def tables() -> str:
         ours = [f"{NAMES[folder]}: {HEADS[metric]}" for folder, (metric, _) in columns]
         lines = [[*row[:-1], *(cell(arms[folder], row[-1], *one) for folder, one in columns)] for row in rows]
         parts.append(f"### {title}\n\n{markdown([*headings, *ours], lines, align_right=True)}")
+    parts.insert(2, sizes(arms))
     return "\n" + "\n\n".join(parts) + "\n\n"
+
+
+def sizes(arms: dict) -> str:
+    """Table 4: models of several sizes, a row each."""
+    pair = ("lora", "selfaug-0.5")
+    rows = [[*row, "", ""] for row in SIZES]
+    rows += [[title, "", "", "", *(cell(arms[folder], arm, *KL) for arm in pair)] for folder, title in OURS.items()]
+    heads = ["", "paper: IFEval, before", "paper: LoRA", "paper: SelfAug", "here: KL, LoRA", "here: KL, SelfAug"]
+    return f"### Table 4: the model's size\n\n{markdown(heads, rows, align_right=True)}"
 
 
 def test_the_tables_are_made_of_the_studys_summaries():
