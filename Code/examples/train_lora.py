@@ -30,14 +30,16 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="name on the hub, or a folder")
     parser.add_argument("--data", required=True, help="JSONL file")
-    parser.add_argument("--output", required=True, help="folder for the adapter")
+    parser.add_argument("--output", required=True, help="folder for the adapter, or for the whole model")
     parser.add_argument("--epochs", type=float, default=2)
     parser.add_argument("--max-steps", type=int, default=-1, help="stop after this many steps, whatever --epochs says")
     parser.add_argument("--batch-size", type=int, default=8, help="samples per device and forward pass")
     parser.add_argument("--grad-accum", type=int, default=1, help="forward passes per optimiser step")
     parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--warmup-steps", type=int, default=3)
-    parser.add_argument("--rank", type=int, default=16, help="LoRA rank; lora_alpha is twice that")
+    parser.add_argument(
+        "--rank", type=int, default=16, help="LoRA rank; lora_alpha is twice that. 0: no LoRA, all weights train"
+    )
     parser.add_argument(
         "--layers", default="all-linear", help="layers that get LoRA: a regular expression for their whole names "
         "(default: every linear layer but the head)",
@@ -118,15 +120,16 @@ def main(argv: list[str] | None = None) -> None:
     if args.gradient_checkpointing:
         model.config.use_cache = False
         model.enable_input_require_grads()
-    config = LoraConfig(
-        r=args.rank,
-        lora_alpha=2 * args.rank,
-        lora_dropout=args.dropout,
-        target_modules=args.layers,
-        task_type="CAUSAL_LM",
-    )
-    model = get_peft_model(model, config)
-    model.print_trainable_parameters()
+    if args.rank:
+        config = LoraConfig(
+            r=args.rank,
+            lora_alpha=2 * args.rank,
+            lora_dropout=args.dropout,
+            target_modules=args.layers,
+            task_type="CAUSAL_LM",
+        )
+        model = get_peft_model(model, config)
+        model.print_trainable_parameters()
 
     trainer = Trainer(
         model=model,

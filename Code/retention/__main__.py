@@ -51,8 +51,8 @@ def parser() -> argparse.ArgumentParser:
     )
     whole.add_argument("--base", metavar="MODEL", help="name on the hub, or a folder")
     whole.add_argument(
-        "--adapter", action="append", metavar="[NAME=]DIR", help="once per adapter; the others are "
-        "compared with the first",
+        "--adapter", action="append", metavar="[NAME=]DIR", help="once per adapter, or per tuned "
+        "model; the others are compared with the first",
     )  # fmt: skip
     whole.add_argument("--out", type=Path, metavar="DIR", help="folder for the figures")
     whole.add_argument(
@@ -125,10 +125,10 @@ def run(args: argparse.Namespace) -> None:
 
     from ..toolkit.models import usable_device
     from . import probes
-    from .base_model import BaseModel, adapter_hash
+    from .base_model import BaseModel, tuned_hash
     from .measurement import Measurement, Plan
 
-    hashes = {name: adapter_hash(folder) for name, folder in adapters.items()}
+    hashes = {name: tuned_hash(folder) for name, folder in adapters.items()}
     base_model = BaseModel(args.base, args.dtype, usable_device(args.device), args.template)
     inputs = len(task) if args.input_count is None else args.input_count
     asked, left_out = probes.collect(base_model.chat) if args.probes else ([], {})

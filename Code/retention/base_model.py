@@ -1,4 +1,4 @@
-"""The base model, its tokenizer, and one adapter at a time on the model's weights."""
+"""The base model, its tokenizer, and one adapter, or one tuned model's weights, at a time."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from ..toolkit.models import load_model, load_tokenizer, loading, token_ids, wei
 from ..toolkit.tokens import begun
 from . import vocabulary
 from .prompts import Prompt
+from .whole_model import ADAPTER_CONFIG, CONFIG, WholeModel, is_whole
 
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 PROBE = 8  # tokens
@@ -97,9 +98,31 @@ class BaseModel:
         return model
 
     @contextmanager
-    def adapter(self, folder: Path) -> Iterator[Any]:
-        """Within the block, the base model with the adapter. Afterwards the adapter is removed; if that would leave
-        changed weights, the next use loads the base model again.
+    def tuned(self, folder: Path) -> Iterator[Any]:
+        """Within the block, the base model with an adapter, or with the weights of a tuned model, which
+        ``disable_adapter()`` switches off. Afterwards the base model is as it was.
+
+        Args:
+            folder: of the adapter, or of a model whose own weights were trained.
+
+        Raises:
+            Refusal: neither can be loaded, or it was not made from the base model.
+        """
+        with (self._whole if is_whole(folder) else self._adapter)(folder) as model:
+            yield model
+
+    @contextmanager
+    def _whole(self, folder: Path) -> Iterator[Any]:
+        tuned = WholeModel(self.model, load_model(str(folder), self.dtype, self.device), str(folder))
+        try:
+            yield tuned
+        finally:
+            tuned.unload()
+
+    @contextmanager
+    def _adapter(self, folder: Path) -> Iterator[Any]:
+        """The adapter is removed afterwards; if that would leave changed weights, the next use loads the base model
+        again.
 
         Raises:
             Refusal: peft cannot load the adapter, or the model differs from the base model even with the adapter
@@ -157,21 +180,28 @@ class BaseModel:
         return logits
 
 
-def adapter_hash(folder: Path) -> str:
-    """A sha256 that covers an adapter's weights and config.
+def tuned_hash(folder: Path) -> str:
+    """A sha256 that covers the weights and the config of an adapter, or of a model of its own.
 
     Raises:
-        Refusal: the folder holds no adapter.
+        Refusal: the folder holds neither.
     """
+    if is_whole(folder):
+        return _hash(weights_hash(str(folder)), sha256(folder / CONFIG))
     weights = [folder / name for name in ADAPTER_WEIGHTS if (folder / name).is_file()]
-    config = folder / "adapter_config.json"
+    config = folder / ADAPTER_CONFIG
     if not weights or not config.is_file():
         raise Refusal(
-            "no-adapter", f"{folder} holds no adapter", f"adapter_config.json and {ADAPTER_WEIGHTS[0]}",
+            "no-adapter", f"{folder} holds no adapter and no model",
+            f"{ADAPTER_CONFIG} and {ADAPTER_WEIGHTS[0]}, or {CONFIG} and weights",
             "no such folder" if not folder.is_dir() else "neither or one of them",
             "the folder that model.save_pretrained wrote",
         )  # fmt: skip
-    return hashlib.sha256(json.dumps([sha256(file) for file in (weights[0], config)]).encode()).hexdigest()
+    return _hash(*(sha256(file) for file in (weights[0], config)))
+
+
+def _hash(*parts: str | None) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _beginning(error: Exception) -> str:

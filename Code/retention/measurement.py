@@ -9,7 +9,7 @@ from typing import Any
 
 from . import drift, probes
 from .answers import Answer, greedy, has_list, one_word
-from .base_model import BaseModel, adapter_hash
+from .base_model import BaseModel, tuned_hash
 from .drift import Stretch
 from .items import Items, key
 from .probes import Probe
@@ -72,7 +72,7 @@ class Measurement:
     def adapter(self, name: str, folder: Path, base: Items) -> Items:
         """Measure an adapter: its answers, and how far it has moved from the base model."""
         items = Items(self.folder / f"{name}.json")
-        own = adapter_hash(folder)
+        own = tuned_hash(folder)
         ids = [row["ids"] for row in base.rows["general"]]
         keys = {
             "answers": key(own, self._answers_key),
@@ -88,7 +88,7 @@ class Measurement:
         if all(items.has(section, keys[section]) for section in wanted):
             print(f"{name}: measured before", flush=True)
             return items
-        with self.base_model.adapter(folder) as model:
+        with self.base_model.tuned(folder) as model:
             if not items.has("answers", keys["answers"]):
                 answers = self._answer(model, self.general, self.plan.answer_limit, f"{name}, instructions")
                 items.put("answers", keys["answers"], [_answer_row(answer) for answer in answers])

@@ -33,6 +33,7 @@ EXPECTED = {
     "selfaug-lower-lr": (0.5, "input", "base-tuned"),
     "selfaug-middle-lr": (0.5, "input", "base-tuned"),
     "anchors": (0.5, "input", "base-tuned"),
+    "full-selfaug": (0.5, "input", "base-tuned"),
     **dict.fromkeys((*ECONOMY, *WHERE), (0.5, "input", "base-tuned")),
 }
 
@@ -78,8 +79,17 @@ def test_the_main_arms_come_first_seed_after_seed():
     assert names[main].endswith("-0")
 
 
-def test_the_places_to_constrain_and_the_further_points_of_sweeps_are_run_only_where_they_are_asked_for():
-    assert set(experiments.USUAL) == set(ARMS) - set(WHERE) - {arm.name for arm in experiments.SWEPT}
+def test_full_fine_tuning_has_no_lora_and_a_reference_from_a_cache():
+    plain, ours = (ARMS[name] for name in ("full", "full-selfaug"))
+    assert training(plain, Setting()) == training(ours, Setting())
+    assert training(plain, Setting())[-4:] == ["--lr", "5e-05", "--rank", "0"]
+    assert [arm.name for arm in ARMS.values() if arm.cached] == ["full-selfaug"]
+    assert all(arm.cached for arm in SELFAUG.values() if not arm.rank), "without LoRA nothing else is a reference"
+
+
+def test_further_points_of_sweeps_full_fine_tuning_and_places_to_constrain_run_only_where_they_are_asked_for():
+    asked_for = {arm.name for group in (experiments.SWEPT, experiments.FULL) for arm in group} | set(WHERE)
+    assert set(experiments.USUAL) == set(ARMS) - asked_for
     assert len(WHERE) == 7
 
 

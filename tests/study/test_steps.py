@@ -96,6 +96,23 @@ def test_plain_arms_train_on_stock_packages_and_the_others_patched_in_memory(sta
     assert record(tmp_path, "lora-0")["log"] == {"nll": [1.0] * 4}
 
 
+def test_full_fine_tuning_fills_a_cache_and_trains_with_it(stage, tmp_path):
+    study = stage(["full", "full-selfaug"])
+    assert study.run() == {}
+    called = study.called()
+    assert [name for name in called if name.startswith("cache")] == ["cache-full-selfaug-0"]
+    assert called.index("cache-full-selfaug-0") < called.index("train-full-selfaug-0")
+    filled, trained, plain = (
+        next(one for one in study.children if one[0] == name)
+        for name in ("cache-full-selfaug-0", "train-full-selfaug-0", "train-full-0")
+    )
+    assert filled[1][filled[1].index("--cache") + 1] == trained[2]["SELFAUG_CACHE"]
+    assert filled[1][filled[1].index("--data") + 1] == trained[1][trained[1].index("--data") + 1]
+    assert {**filled[2], "SELFAUG_CACHE": trained[2]["SELFAUG_CACHE"]} == trained[2], "the entries depend on settings"
+    assert plain[2] == {"SELFAUG": "0"}
+    assert stage(["full-selfaug"], results="other").run() == {}
+
+
 def test_humaneval_is_measured_for_every_run_and_once_for_the_base(stage, tmp_path):
     file = tmp_path / "HumanEval.jsonl.gz"
     file.write_bytes(b"problems")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-ARMS = ["lora", "interpolation", "early-stopping", "sasft-selfaug-0.5"]
+ARMS = ["lora", "interpolation", "early-stopping", "sasft-selfaug-0.5", "full-selfaug"]
 SIZE = (
     "--train 6 --test 5 --dialogues 2 --dialogue-tokens 40 --general 3 --answer-limit 6 --task-answer-limit 4".split()
 )
@@ -44,14 +44,16 @@ def test_the_study_trains_measures_reports_and_does_nothing_twice(talking_model,
     drift = {name: sum(run["general"]["kl"]) for name, run in runs.items()}
     assert drift["base"] == 0 < drift["interpolation-0"] < drift["lora-0"]
     assert drift["early-stopping-0"] == 0, "its one step is the first of the warm-up, with a learning rate of 0"
-    assert [runs[f"{arm}-0"]["training"]["steps"] for arm in ARMS] == [3, 3, 1, 4]
+    assert [runs[f"{arm}-0"]["training"]["steps"] for arm in ARMS] == [3, 3, 1, 4, 3]
     assert all(runs[f"{arm}-0"]["training"]["cpu_seconds"] > 0 for arm in ARMS)
     assert "kl" in runs["sasft-selfaug-0.5-0"]["log"]
+    assert runs["full-selfaug-0"]["log"]["kl"][0] == 0, "the weights at the start are the reference"
+    assert runs["full-selfaug-0"]["log"]["kl"][-1] > 0 < drift["full-selfaug-0"]
     assert "kl" not in runs["lora-0"]["log"]
     assert "| SA-SFT + SelfAug 0.5 | 1 |" in (tmp_path / "results.md").read_text(encoding="utf-8")
 
     again = study(tmp_path, talking_model, "--arms", *ARMS, "--seeds", "0")
-    assert "4 runs, 4 of them done before" in again.stdout
+    assert "5 runs, 5 of them done before" in again.stdout
     assert "train" not in again.stdout
 
 

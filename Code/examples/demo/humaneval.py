@@ -30,7 +30,7 @@ sys.path.append(str(Path(__file__).resolve().parents[3]))  # the checkout, for C
 import code_process
 import decoding
 
-from Code.retention.base_model import BaseModel, adapter_hash
+from Code.retention.base_model import BaseModel, tuned_hash
 from Code.retention.items import key
 from Code.retention.prompts import Prompt
 from Code.toolkit.errors import Refusal, message
@@ -110,7 +110,7 @@ def measure(base: BaseModel, adapter: Path | None, file: Path, out: Path, batch_
     asked = [Prompt([{"role": "user", "content": ASKED.format(one["prompt"].strip())}]) for one in whole]
     ids = base.encode(asked, LIMIT)
     ending = base.ending
-    own = adapter_hash(adapter) if adapter else None
+    own = tuned_hash(adapter) if adapter else None
     limits = [LIMIT, ending.tokens, ending.strings, code_process.SECONDS, code_process.MEMORY]
     record = Record(out, key(base.identity, own, sha256(file), ids, limits))
     left = [at for at, one in enumerate(whole) if one["task_id"] not in record.rows]
@@ -136,7 +136,7 @@ def _model(base: BaseModel, adapter: Path | None) -> Iterator[Any]:
     if adapter is None:
         yield base.model
     else:
-        with base.adapter(adapter) as tuned:
+        with base.tuned(adapter) as tuned:
             yield tuned
 
 

@@ -31,6 +31,7 @@ STYLES = {
     "lower-lr": (USUAL, "v"), "middle-lr": (USUAL, "<"), "selfaug-lower-lr": (SELFAUG, "P"),
     "selfaug-middle-lr": (SELFAUG, "X"), "lower-rank": (USUAL, "s"), "mlp-only": (USUAL, "o"),
     "interpolation": (USUAL, "D"), "early-stopping": (USUAL, "P"),
+    "full": (GREY, "o"), "full-selfaug": (GREY, "P"),
 }  # fmt: skip
 
 

@@ -34,12 +34,13 @@ class Arm:
 
     settings: the SELFAUG_* variables of the training; None trains on stock packages.
     alpha_to: alpha at the last step, reached on a straight line; None keeps the alpha of ``settings``.
-    lr, rank: factors on the values of the setting.
+    lr, rank: factors on the values of the setting; rank 0 is full fine-tuning.
     layers: the layers that get LoRA, as train_lora.py takes them; None: all linear layers.
     dialogues: the part of the model's own dialogues that is mixed into the data (SA-SFT).
     anchors: these dialogues have no labels, and take SelfAug's KL in place of the NLL.
     scaled: nothing is trained; the adapter is LoRA's adapter times this factor.
     halfway: nothing is trained; the adapter is LoRA's adapter at half of its steps.
+    cached: the reference comes from a cache that is filled before the training.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Arm:
     anchors: bool = False
     scaled: float | None = None
     halfway: bool = False
+    cached: bool = False
 
     @property
     def trained(self) -> bool:
@@ -110,6 +112,10 @@ SWEPT = (  # further points of the sweeps; run only where they are asked for
     Arm("sasft-lower-lr", "SA-SFT, lr / 3", lr=1 / 3, dialogues=1),
     Arm("sasft-half", "SA-SFT, half of the dialogues", dialogues=1 / 2),
 )
+FULL = (  # full fine-tuning, which the paper leaves open; run only where it is asked for
+    Arm("full", "full fine-tuning, lr / 20", lr=1 / 20, rank=0),
+    Arm("full-selfaug", "full fine-tuning, lr / 20, SelfAug 0.5", selfaug(), lr=1 / 20, rank=0, cached=True),
+)
 WHERE = tuple(  # Table 2 of the paper: other places to constrain than the logits; run only where they are asked for
     Arm(f"align-{align}", f"SelfAug 0.5, MSE of {title}", selfaug(align=align))
     for align, title in (
@@ -117,9 +123,9 @@ WHERE = tuple(  # Table 2 of the paper: other places to constrain than the logit
         ("layers", "all layers"),
     )
 )  # fmt: skip
-GROUPS = (FIRST, THEN, CHEAPER, SWEPT, WHERE)
+GROUPS = (FIRST, THEN, CHEAPER, SWEPT, FULL, WHERE)
 ARMS = {arm.name: arm for group in GROUPS for arm in group}
-USUAL = [name for name, arm in ARMS.items() if arm not in (*SWEPT, *WHERE)]
+USUAL = [name for name, arm in ARMS.items() if arm not in (*SWEPT, *FULL, *WHERE)]
 
 
 @dataclass(frozen=True)
@@ -150,6 +156,7 @@ ROWS = (
     "sasft", "sasft-half", "sasft-lower-lr", "sasft-selfaug-0.5", "anchors",
     "lower-lr", "middle-lr", "selfaug-lower-lr", "selfaug-middle-lr", "lower-rank", "mlp-only",
     "interpolation", "early-stopping",
+    "full", "full-selfaug",
 )  # fmt: skip
 TITLES = {BASE: "base", **{arm.name: arm.title for arm in ARMS.values()}}
 
@@ -177,6 +184,7 @@ def runs(arms: Iterable[str], seeds: Sequence[int]) -> list[Run]:
 def training(arm: Arm, setting: Setting) -> list[str]:
     """The arguments of train_lora.py that depend on the setting and the arm."""
     given = {"--epochs": setting.epochs, "--batch-size": setting.batch_size}
-    given |= {"--lr": setting.lr * arm.lr, "--rank": max(1, round(setting.rank * arm.rank))}
+    rank = max(1, round(setting.rank * arm.rank)) if arm.rank else 0
+    given |= {"--lr": setting.lr * arm.lr, "--rank": rank}
     numbers = [text for name, value in given.items() for text in (name, f"{value:g}")]
     return numbers if arm.layers is None else [*numbers, "--layers", arm.layers]

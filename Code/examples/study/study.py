@@ -195,9 +195,21 @@ class Study:
         runtime = [] if arm.settings is None else runtime_files(CHECKOUT / "Code")
         sources = [data, TRAIN_SCRIPT, RUNNER, *runtime]
         if journal.begin("train", [command, dict(arm.settings or {}), self.made_with], sources):
+            settings = STOCK if arm.settings is None else {**arm.settings, **self.cache(run, data)}
             self.say(f"train {run.name}")
-            self.child(f"train-{run.name}", command, STOCK if arm.settings is None else arm.settings)
+            self.child(f"train-{run.name}", command, settings)
             journal.finish("train")
+
+    def cache(self, run: Run, data: Path) -> dict[str, str]:
+        """Fill the cache of a run's reference, if the arm has one. Returns the setting that names it."""
+        if not run.arm.cached:
+            return {}
+        folder = self.paths.adapter(run).with_name("cache")
+        command = ["-m", "selfaug_patcher", "run", "--all", "-m", "selfaug.reference_cache", "build"]
+        command += ["--model", self.model, "--data", str(data), "--cache", str(folder)]
+        command += ["--dtype", "float32"]  # as the training loads them
+        self.child(f"cache-{run.name}", command, run.arm.settings)
+        return {"SELFAUG_CACHE": str(folder)}
 
     def derive(self, run: Run) -> None:
         """Make an adapter from that of plain LoRA."""
