@@ -218,7 +218,7 @@ def why(cls: type) -> tuple[str, str]:
     served = receipt.families_of_run()
     if package == "transformers" and served and family not in served:
         reason = f"`selfaug_patcher run` was told to patch {', '.join(served)}"
-        return reason, f"Start it with `selfaug_patcher run --families {','.join([*served, family])}`"
+        return reason, f"Start it with `python -m selfaug_patcher run --families {','.join([*served, family])}`"
     by_name = package == "transformers" and family != "qwen2"
     verb = f"install {family}" if by_name else "install"
     install = f"Run `python -m selfaug_patcher {verb} --python {shlex.quote(sys.executable)}`"

@@ -393,7 +393,7 @@ def test_in_a_process_of_run_a_family_that_is_not_served_is_added_to_the_command
     module = "transformers.models.olmo2.modeling_olmo2"
     reason, do = unpatched.why(type("Olmo2ForCausalLM", (torch.nn.Module,), {"__module__": module}))
     assert reason == "`selfaug_patcher run` was told to patch qwen2, llama"
-    assert do == "Start it with `selfaug_patcher run --families qwen2,llama,olmo2`"
+    assert do == "Start it with `python -m selfaug_patcher run --families qwen2,llama,olmo2`"
 
 
 @pytest.mark.parametrize("told", ["", "{", "[]", '{"families": 1}', '{"families": []}'])

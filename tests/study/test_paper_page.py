@@ -53,7 +53,7 @@ TABLES = (
         ((SMALL, EXACT), (SMALL, KL)),
     ),
     (
-        "Figure 3: alpha, with which the paper's IFEval recovers",
+        "Figure 3: more alpha, less forgetting",
         ("", "paper: IFEval"),
         (
             ("0 (LoRA)", "48.80", "lora"),

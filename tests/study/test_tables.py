@@ -107,6 +107,11 @@ def test_the_text_says_which_rows_have_fewer_seeds_and_how_many_were_run(found):
     assert "Fewer seeds: SA-SFT (1); LoRA, adapter times 0.5 (1)." in text
 
 
+def test_the_text_names_every_version_with_which_a_run_was_made(found):
+    found[2]["versions"] = {"torch": "2.14.0"}
+    assert "(torch 2.13.0, 2.14.0)" in tables.extent(summary.summarise(found))
+
+
 @pytest.fixture
 def results(tmp_path, found):
     folder = tmp_path / "results"

@@ -40,11 +40,16 @@ def summarise(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     by_arm = {name: {r["seed"]: r for r in records if r["arm"] == name} for name in ROWS}
     return {
         "setting": records[0]["setting"],
-        "versions": records[0]["versions"],
+        "versions": {name: ", ".join(all_of(records, name)) for name in records[0]["versions"]},
         "runs": len(records),
         "arms": {name: row(name, by_arm) for name, runs in by_arm.items() if runs},
         "sweeps": frontier.summarise(by_arm),
     }
+
+
+def all_of(records: Sequence[dict[str, Any]], package: str) -> list[str]:
+    """The versions of a package with which the runs were made."""
+    return sorted({record["versions"][package] for record in records if package in record["versions"]})
 
 
 def row(name: str, by_arm: dict[str, Any]) -> dict[str, Any]:
