@@ -27,7 +27,7 @@ from . import decoder, guards, switch
 from .entries import Entries
 from .fingerprint import ShardedWeights, fingerprint
 from .lora_off import LoraOff
-from .samples import samples
+from .samples import autocast_dtype, samples
 
 _DOC = "See docs/performance.md"
 _BUILD = "Fill it with `python -m selfaug.reference_cache build` from the model and the data that you train on"
@@ -75,23 +75,31 @@ class Cached:
 
     def states(self, arguments: dict[str, Any], chosen: Selection) -> Tensor:
         """As :meth:`.LoraOff.states`."""
-        keyed = samples(arguments, chosen, self.folder.fingerprint, self.computed.fills_cache(arguments))
+        autocast = autocast_dtype(arguments, next(self.computed.model.parameters()).device)
+        keyed = samples(arguments, chosen, self.folder.fingerprint, self.computed.fills_cache(arguments), autocast)
         if not keyed:
             return self.computed.states(arguments, chosen)
         stored = self.folder.read(keyed)
         states = _all_of(stored)
         if states is None:
             states = self.computed.all_states(arguments, chosen)
-            self._write(keyed, stored, states, chosen)
+            self._write(keyed, stored, states, chosen, autocast)
         return states[copies.on_device(states.device, _sampled(chosen))[0]]
 
     @eager
-    def _write(self, keyed: list[Any], stored: list[Tensor | None], states: Tensor, chosen: Selection) -> None:
+    def _write(
+        self,
+        keyed: list[Any],
+        stored: list[Tensor | None],
+        states: Tensor,
+        chosen: Selection,
+        autocast: torch.dtype | None,
+    ) -> None:
         states = states.cpu()
         for (key, index), old in zip(keyed, stored):
             if old is None:
                 rows = torch.searchsorted(chosen.all_aligned, index)
-                self.folder.entries.put(key, states[rows])
+                self.folder.entries.put(key, states[rows], autocast)
 
 
 class Built:
@@ -113,7 +121,8 @@ class Built:
         Raises:
             CacheError: a sample is missing, or the cache cannot hold this batch.
         """
-        keyed = samples(arguments, chosen, self.folder.fingerprint, fills_cache=False)  # as `build` does
+        autocast = autocast_dtype(arguments, self.head.weight.device)
+        keyed = samples(arguments, chosen, self.folder.fingerprint, fills_cache=False, autocast=autocast)  # as `build`
         if keyed is None:
             raise CacheError(f"{self.trained}, and this batch is not one that a cache can hold. {_DOC}.")
         stored = self.folder.read(keyed)
@@ -122,9 +131,22 @@ class Built:
             missing = sum(one is None for one in stored)
             raise CacheError(
                 f"{missing} of the {len(stored)} samples of this batch are not in {self.folder.path}, and there is no "
-                f"other reference: {self.trained}. {_BUILD}. {_DOC}."
+                f"other reference: {self.trained}. {_BUILD}. {_under(autocast)}. {_DOC}."
             )
         return states[_sampled(chosen)]
+
+
+def _under(dtype: torch.dtype | None) -> str:
+    """What `build` has to be told of autocast, where a step finds a sample missing."""
+    if dtype is None:
+        return "This step runs without autocast, so states of it come from `build` without `--autocast`"
+    name = str(dtype).split(".")[-1]
+    return f"This step runs under autocast to {name} (such as {_FLAGS.get(name, name)}), so states of it come from " + (
+        f"`build` with `--autocast {name}`"
+    )
+
+
+_FLAGS = {"bfloat16": "bf16=True", "float16": "fp16=True"}  # of the HF Trainer
 
 
 def _all_of(stored: list[Tensor | None]) -> Tensor | None:
