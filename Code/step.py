@@ -18,7 +18,7 @@ from .eager import eager, eager_around
 from .outputs import SelfAugOutput, output
 from .positions import Selection, select
 from .reference import Reference, reference_of
-from .trainers import attach, bypass
+from .trainers import attach, bypass, runs
 
 Draw = Callable[[Tensor, Selection, Tensor], "tuple[Selection, Tensor]"]
 _ACTED = "_selfaug_acted"  # on a model while a foreign forward runs: whether a wrapped forward inside it has acted
@@ -42,7 +42,7 @@ def run(model: Any, forward: Callable[..., Any], stock: bool, args: tuple[Any, .
     if labels is None or not settings.enabled or settings.alpha == 0:
         return forward(model, *args, **kwargs)
     settings = trainers.controlled(model, settings)
-    reference = reference_of(model, settings)
+    reference = reference_of(model, settings, runs.current)
     if reference is None:
         unpatched.check_peft(model, settings)
         return forward(model, *args, **kwargs)

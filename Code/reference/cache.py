@@ -23,10 +23,11 @@ from .. import config, copies, family
 from ..eager import eager
 from ..head import is_sharded
 from ..positions import Selection
-from . import decoder, guards, switch
+from . import decoder, switch
 from .entries import Entries
-from .fingerprint import ShardedWeights, fingerprint
+from .fingerprint import ShardedWeights, fingerprint, marks
 from .lora_off import LoraOff
+from .remembered import Remembered
 from .samples import autocast_dtype, samples
 
 _DOC = "See docs/performance.md"
@@ -161,23 +162,33 @@ def _sampled(chosen: Selection) -> Tensor:
 
 
 @eager
-def own_folder(model: Any, settings: config.Settings) -> Folder:
-    """The folder of ``model`` itself, without its LoRA. The base weights are hashed at the first call, and again if
-    they have been written to or if there are other LoRA layers.
+def own_folder(model: Any, settings: config.Settings, run: Any = None) -> Folder:
+    """The folder of ``model`` itself, without its LoRA. The base weights are hashed at the first call of each run, and
+    again if :func:`.fingerprint.marks` are others, if there are other LoRA layers, and after :func:`hash_again`.
+
+    Args:
+        run: see :meth:`.Remembered.of`.
 
     Raises:
         CacheError: the setting names the folder of another model, or the weights are sharded.
     """
-    place = str(settings.reference_cache)
     lora = next((weakref.ref(module) for module in model.modules() if switch.is_lora(module)), None)
-    versions = sum(parameter._version for _, parameter in guards.base_parameters(model))
-    known = _OWN.get(model)
-    if known is None or known[0] != (place, lora, versions):
-        known = _OWN[model] = ((place, lora, versions), _find_own(model, settings))
-    return known[1]
+    facts = (str(settings.reference_cache), lora, marks(model))
+    known = _OWN.of(model, run)
+    if known is not None and known[0] == facts:
+        return known[1]
+    folder = _find_own(model, settings)
+    if known is not None and known[1].path == folder.path:
+        folder = known[1]  # which knows the entries that this run has used
+    return _OWN.keep(model, run, facts, folder)
 
 
-_OWN: weakref.WeakKeyDictionary[nn.Module, tuple[Any, Folder]] = weakref.WeakKeyDictionary()
+_OWN: Remembered[Folder] = Remembered()
+
+
+def hash_again(model: nn.Module) -> None:
+    """Call this when ``model`` comes back from an evaluation, in which a script may have written to its weights."""
+    _OWN.doubt(model)
 
 
 def _find_own(model: Any, settings: config.Settings) -> Folder:
@@ -209,24 +220,25 @@ def _hashed(model: Any) -> str:
 
 
 @eager
-def built_reference(model: Any, settings: config.Settings) -> Built:
-    """The reference of a model that trains in full: the model as it was at the first call, or the model whose folder
-    the setting names. The folder is looked up once.
+def built_reference(model: Any, settings: config.Settings, run: Any = None) -> Built:
+    """The reference of a model that trains in full: the model as it was at the first call of this run, or the model
+    whose folder the setting names. The folder is looked up once in a run; the weights that move do not change it.
+
+    Args:
+        run: see :meth:`.Remembered.of`. An evaluation outside of any Trainer belongs to the run before it.
 
     Raises:
         CacheError: there is no such folder, `build` did not fill it, or it does not fit the model.
     """
-    known = _BUILT.get(model)
-    if known is None or known[0] != settings.reference_cache:
-        if decoder.reads_whole_length(family.decoder_of(model)):
-            raise CacheError(
-                f"{title(model)} trains in full, and no cache can hold its states. {NOT_CACHEABLE} {_DOC}."
-            )
-        known = _BUILT[model] = (settings.reference_cache, Built(_find_built(model, settings), model))
-    return known[1]
+    known = _BUILT.of(model, run) if run is not None or model.training else _BUILT.last(model)
+    if known is not None and known[0] == settings.reference_cache:
+        return known[1]
+    if decoder.reads_whole_length(family.decoder_of(model)):
+        raise CacheError(f"{title(model)} trains in full, and no cache can hold its states. {NOT_CACHEABLE} {_DOC}.")
+    return _BUILT.keep(model, run, settings.reference_cache, Built(_find_built(model, settings), model))
 
 
-_BUILT: weakref.WeakKeyDictionary[nn.Module, tuple[Any, Built]] = weakref.WeakKeyDictionary()
+_BUILT: Remembered[Built] = Remembered()
 NOT_CACHEABLE = "They depend on the length of the batch (rope_type dynamic or longrope, or attention to later tokens)."
 
 
