@@ -111,6 +111,7 @@ class Built:
     def __init__(self, folder: Folder, trained: Any) -> None:
         self.folder = folder
         self.trained = f"{title(trained)} trains in full"
+        self.model = weakref.ref(trained)
         self.head = _load_head(folder, trained)
 
     def __str__(self) -> str:
@@ -132,7 +133,7 @@ class Built:
             missing = sum(one is None for one in stored)
             raise CacheError(
                 f"{missing} of the {len(stored)} samples of this batch are not in {self.folder.path}, and there is no "
-                f"other reference: {self.trained}. {_BUILD}. {_under(autocast)}. {_DOC}."
+                f"other reference: {self.trained}. {_BUILD}. {_under(autocast)}. {_evaluated(self.model())}{_DOC}."
             )
         return states[_sampled(chosen)]
 
@@ -144,6 +145,17 @@ def _under(dtype: torch.dtype | None) -> str:
     name = str(dtype).split(".")[-1]
     return f"This step runs under autocast to {name} (such as {_FLAGS.get(name, name)}), so states of it come from " + (
         f"`build` with `--autocast {name}`"
+    )
+
+
+def _evaluated(model: Any) -> str:
+    """What an error in an evaluation has to say of the evaluation; nothing in training."""
+    if model is None or model.training:
+        return ""
+    return (
+        "This is an evaluation (SELFAUG_EVAL=1), so the rows of the evaluation have to be built, too, into the same DIR "
+        "as those of the training. Unset SELFAUG_EVAL for an evaluation without the term, or freeze the model "
+        "(requires_grad_(False)) if it does not train. "
     )
 
 
@@ -256,7 +268,7 @@ def _find_built(model: Any, settings: config.Settings) -> Folder:
                     f"SELFAUG_CACHE={other} to align to that model. "
                     for other in others[:1]
                 )
-                + f"{_DOC}."
+                + f"{_evaluated(model)}{_DOC}."
             )
     folder = Folder(path, about, settings)
     if not folder.is_built:

@@ -190,3 +190,58 @@ def test_a_loop_without_a_trainer_is_one_run_whatever_evaluations_are_in_it(tmp_
         kl, found = step(model, data, tmp_path)
         assert kl == pytest.approx(wanted.kl, rel=2e-3)
         assert worst_error(found, gradients) < ROUNDED
+
+
+@pytest.mark.parametrize("held_out", ["built", "not built"])
+def test_an_evaluation_of_full_fine_tuning_has_the_term_where_the_user_asks_for_it(tmp_path, held_out):
+    """SELFAUG_EVAL=1, in a Trainer, when the weights have moved."""
+    model, folder = sharp().train(), tmp_path / "cache"
+    origin, data, other = copy.deepcopy(model), batch(padding=None), batch(padding=None, seed=3)
+    built(model, folder)
+    if held_out == "built":
+        given = config.read(None, {"SELFAUG_CACHE": str(folder)})
+        reference_cache.build(copy.deepcopy(origin), lists(other), given)
+    rows = [[{name: value[row] for name, value in one.items()} for row in range(3)] for one in (data, other)]
+    options = {"learning_rate": 1e-2, "max_steps": 3, "per_device_train_batch_size": 3, "save_strategy": "no"}
+    options.update(per_device_eval_batch_size=3, report_to=[], use_cpu=True, label_names=["labels"])
+    arguments = TrainingArguments(tmp_path, **options)
+    trainer = Trainer(model, arguments, train_dataset=rows[0], eval_dataset=rows[1])
+    with settings(selfaug_cache=folder, selfaug_eval="1", selfaug_alpha="1"):
+        trainer.train()
+        if held_out == "not built":
+            with pytest.raises(
+                CacheError, match=r"3 of the 3 samples .*This is an evaluation \(SELFAUG_EVAL=1\).*rows"
+            ):
+                trainer.evaluate()
+            return
+        with_term = trainer.evaluate()["eval_loss"]
+        model.eval()
+        with torch.no_grad():
+            assert model(**other).loss.item() == pytest.approx(with_term, rel=1e-3)  # outside of the Trainer, too
+    stock = trainer.evaluate()["eval_loss"]
+    aligned = other["labels"] == -100
+    log_q, log_p = (logits(one, other).double().log_softmax(-1) for one in (origin, model))
+    kl = (log_q.exp() * (log_q - log_p)).sum(-1)[aligned].mean().item()
+    assert kl > 1e-2
+    assert with_term - stock == pytest.approx(kl, rel=1e-2)
+
+
+def test_an_evaluation_before_the_first_step_has_the_term_of_full_fine_tuning_too(tmp_path):
+    model, data = sharp().eval(), batch(padding=None)
+    built(model, tmp_path)
+    with settings(selfaug_cache=tmp_path, selfaug_eval="1"), torch.no_grad():
+        model(**data)
+        data["input_ids"][0, 0] += 1
+        with pytest.raises(CacheError, match="1 of the 3 samples"):
+            model(**data)
+        model.requires_grad_(False)
+        model(**data)  # it does not train, so it has no reference
+
+
+def test_an_evaluation_of_lora_is_computed_and_not_cached(tmp_path):
+    data, origin = batch(), sharp()
+    model = with_lora(copy.deepcopy(origin)).eval()
+    wanted, _ = expected(model, data, reference=logits(origin, data))
+    with settings(selfaug_cache=tmp_path, selfaug_eval="1"), torch.no_grad():
+        assert model(**data).loss.item() == pytest.approx(wanted.loss, rel=1e-4)
+    assert not list(tmp_path.iterdir())
