@@ -111,7 +111,7 @@ class Built:
     def __init__(self, folder: Folder, trained: Any) -> None:
         self.folder = folder
         self.trained = f"{title(trained)} trains in full"
-        self.model = weakref.ref(trained)
+        self.model = weakref.ref(trained)  # what is remembered of a model must not keep the model alive
         self.head = _load_head(folder, trained)
 
     def __str__(self) -> str:
@@ -143,9 +143,13 @@ def _under(dtype: torch.dtype | None) -> str:
     if dtype is None:
         return "This step runs without autocast, so states of it come from `build` without `--autocast`"
     name = str(dtype).split(".")[-1]
-    return f"This step runs under autocast to {name} (such as {_FLAGS.get(name, name)}), so states of it come from " + (
-        f"`build` with `--autocast {name}`"
+    return (
+        f"This step runs under autocast to {name} (such as {_FLAGS.get(name, name)}), so states of it come from `build` "
+        f"with `--autocast {name}`"
     )
+
+
+_FLAGS = {"bfloat16": "bf16=True", "float16": "fp16=True"}  # of the HF Trainer
 
 
 def _evaluated(model: Any) -> str:
@@ -153,13 +157,10 @@ def _evaluated(model: Any) -> str:
     if model is None or model.training:
         return ""
     return (
-        "This is an evaluation (SELFAUG_EVAL=1), so the rows of the evaluation have to be built, too, into the same DIR "
-        "as those of the training. Unset SELFAUG_EVAL for an evaluation without the term, or freeze the model "
+        "This is an evaluation (SELFAUG_EVAL=1), so the rows of the evaluation have to be built, too, into the folder "
+        "of those of the training. Unset SELFAUG_EVAL for an evaluation without the term, or freeze the model "
         "(requires_grad_(False)) if it does not train. "
     )
-
-
-_FLAGS = {"bfloat16": "bf16=True", "float16": "fp16=True"}  # of the HF Trainer
 
 
 def _all_of(stored: list[Tensor | None]) -> Tensor | None:

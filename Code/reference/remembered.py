@@ -1,4 +1,4 @@
-"""What is found out about a model once in a run: whose folder is its own, what it is held to."""
+"""What is found out about a model once in a run: which folder is its own, and what it is held to."""
 
 from __future__ import annotations
 
