@@ -144,8 +144,8 @@ def _under(dtype: torch.dtype | None) -> str:
         return "This step runs without autocast, so states of it come from `build` without `--autocast`"
     name = str(dtype).split(".")[-1]
     return (
-        f"This step runs under autocast to {name} (such as {_FLAGS.get(name, name)}), so states of it come from `build` "
-        f"with `--autocast {name}`"
+        f"This step runs under autocast to {name} (such as {_FLAGS.get(name, name)}), so states of it come from "
+        f"`build` with `--autocast {name}`"
     )
 
 
