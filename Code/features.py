@@ -53,13 +53,15 @@ class Recorded:
 
 @contextmanager
 def recorded(model: Any, settings: config.Settings, reference: Reference | None) -> Iterator[Recorded]:
-    """Within: the outputs of the modules that ``settings.align`` names are recorded; nothing if that is "logits", or
-    without a ``reference``, in a micro-batch that has no term.
+    """Within: the outputs of the modules that ``settings.align`` names are recorded; nothing if that is "logits". The
+    same hooks are there without a ``reference``, in a micro-batch that has no term, and keep nothing: what does not
+    work is seen in the first micro-batch, and a compiled decoder is compiled with its hooks.
 
     Raises:
         SettingError: see :func:`modules_of`.
     """
-    record, modules = Recorded(), {} if reference is None else modules_of(model, settings.align)
+    record, modules = Recorded(), modules_of(model, settings.align)
+    wanted = reference is not None
 
     def begin(*_: Any) -> None:
         record.outputs = {name: [] for name in modules}
@@ -68,6 +70,8 @@ def recorded(model: Any, settings: config.Settings, reference: Reference | None)
     def note(name: str, output: Any) -> None:
         output = output[0] if isinstance(output, tuple) else output
         record.without_grad |= not torch.is_grad_enabled()
+        if not wanted:
+            return
         # A copy, because the model may write over its own (Liger's rotary embeddings do). A copy saves no tensor for
         # the backward pass: checkpointing counts those, and this hook is gone when it counts again.
         record.outputs[name].append(output.clone() if isinstance(output, Tensor) else output)
@@ -93,8 +97,6 @@ def with_mse(terms: loss.Terms, tuned: Recorded, base: Recorded, chosen: Selecti
     Raises:
         SettingError: an output has no gradient, or is not one row of features for each position.
     """
-    if not chosen.aligned:
-        return terms
     if torch.is_grad_enabled() and tuned.without_grad:
         raise config.SettingError(
             f"SELFAUG_ALIGN={align} needs the gradient of modules inside the decoder, and they were called while "
@@ -102,6 +104,8 @@ def with_mse(terms: loss.Terms, tuned: Recorded, base: Recorded, chosen: Selecti
             'gradient_checkpointing_kwargs={"use_reentrant": False}, or unset SELFAUG_ALIGN. No step was made. '
             f"{_DOC}."
         )
+    if not chosen.aligned:
+        return terms
     names, total, mse_sum = list(tuned.outputs), terms.total, terms.kl_sum
     for name in names:
         found, wanted = (_aligned(name, record.outputs.pop(name, []), chosen, align) for record in (tuned, base))

@@ -124,7 +124,8 @@ class Selection:
     supervised: int
     aligned: int  # A, after sampling
     all_aligned: Tensor  # (N,) long, ascending, before sampling
-    counted: int  # the divisor of sums over tokens when the trainer gives no num_items_in_batch
+    counted: float  # the divisor of sums over tokens when the trainer gives no num_items_in_batch: the supervised
+    # tokens or, where there are none, what makes the KL a mean
     total: int  # T
     tail: int  # see padding.unexplained_tail
     rows: int  # B
@@ -156,14 +157,14 @@ class Selection:
         index = self.index[: self.aligned]
         return replace(self, index=index, next_labels=torch.full_like(index, IGNORE_INDEX))
 
-    def divisor(self, num_items: Any, device: torch.device) -> int | Tensor:
-        """The divisor of sums over tokens: the trainer's ``num_items_in_batch`` or, without it, the tokens that count
-        in this micro-batch. A 0 becomes 1: where no token counts, the sum is 0, too.
+    def divisor(self, num_items: Any, device: torch.device) -> float | Tensor:
+        """The divisor of sums over tokens: the trainer's ``num_items_in_batch`` or, without it, ``counted``. A 0
+        becomes 1: where no token counts, the sum is 0, too.
         """
         if isinstance(num_items, Tensor):
             num_items = num_items.to(device)
             return torch.where(num_items == 0, torch.ones_like(num_items), num_items)
-        divisor: int = (self.counted if num_items is None else num_items) or 1
+        divisor: float = (self.counted if num_items is None else num_items) or 1
         return divisor
 
     def without_nan(self, loss: Tensor) -> Tensor:
@@ -201,8 +202,8 @@ def select(
             nothing. Otherwise such a micro-batch (whose stock loss is NaN) keeps its KL as a plain mean.
         input_ids, pad_tokens: used to find padding if there is no mask, see :func:`.padding.without_padding`.
         next_labels: (B, T) long, if it is known; by default ``labels`` shifted by one.
-        anchors: a row without labels is an anchor, see :func:`kl_weights`, unless this micro-batch keeps its KL as a
-            plain mean.
+        anchors: a row without labels is aligned at all its tokens, and is an anchor, see :func:`kl_weights`, unless
+            this micro-batch keeps its KL as a plain mean.
         anchor_tokens: what the trainer knows of the global batch, see :mod:`.trainers.anchors`. None: the supervised
             tokens in a mean row with labels of this micro-batch.
     """
@@ -215,9 +216,11 @@ def select(
     real = padding.without_padding(labels, ids, pad_tokens) if unmasked else mask != 0
     next_labels = shifted(labels) if next_labels is None else next_labels
     supervised = next_labels != IGNORE_INDEX
-    chosen = aligned(labels, supervised, real, positions)
+    chosen, row = aligned(labels, supervised, real, positions), rows(labels, position_ids)
+    unlabelled = ~torch.isin(row, row[supervised])  # (B, T): in a row that is an anchor, if there are any
+    if anchors:
+        chosen = chosen | (unlabelled & real)
     counted = supervised if divided_by_batch or supervised.any() else chosen
-    row = rows(labels, position_ids)
     if not anchors or counted is not supervised:
         anchor_tokens = None
     elif anchor_tokens is None:
@@ -233,9 +236,9 @@ def select(
         supervised=int(supervised.sum()),
         aligned=len(all_aligned),
         all_aligned=all_aligned,
-        counted=max(1, int(supervised.sum()) or len(all_aligned)),
+        counted=int(supervised.sum()) or float(weight.sum()) or 1,
         total=labels.shape[1],
         tail=0 if ids is None else padding.unexplained_tail(labels, ids, real),
         rows=labels.shape[0],
-        anchors=len(row[chosen & ~torch.isin(row, row[supervised])].unique()) if anchors else 0,
+        anchors=len(row[chosen & unlabelled].unique()) if anchors else 0,
     )

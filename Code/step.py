@@ -21,6 +21,11 @@ from .reference import Reference, reference_of
 from .trainers import attach, bypass, runs
 
 Draw = Callable[[Tensor, Selection, Tensor], "tuple[Selection, Tensor]"]
+_OTHER_TOKENS = (
+    "a compute_loss keeps the labels from the model, and calls the model with other tokens than it was given, whose "
+    "labels SelfAug does not know",
+    "Pass labels to the model, or call it with the tokens as they come",
+)
 _ACTED = "_selfaug_acted"  # on a model while a foreign forward runs: whether a wrapped forward inside it has acted
 
 
@@ -37,23 +42,23 @@ def run(model: Any, forward: Callable[..., Any], stock: bool, args: tuple[Any, .
         call = labels_of.without_ignored(model, call)
     labels = labels_of.given(call)
     if labels is None:
-        labels = attach.kept_labels()
+        labels = attach.kept_labels(call.get("input_ids"))
     settings = config.read(model.config)
-    if labels is None or not settings.enabled or settings.alpha == 0:
+    if not settings.enabled or settings.alpha == 0 or (labels is None and not attach.keeps_other_labels()):
         return forward(model, *args, **kwargs)
-    settings = trainers.controlled(model, settings)
     reference = reference_of(model, settings, runs.current)
     if reference is None:
         unpatched.check_peft(model, settings)
         return forward(model, *args, **kwargs)
     obstacle = calls.obstacle(call)
-    if obstacle is not None:
-        reason, do = obstacle
+    if labels is None or obstacle is not None:
+        reason, do = obstacle or _OTHER_TOKENS
         bypass.of(model).could_not_act(reason, forward, settings.strict, do)
         return forward(model, *args, **kwargs)
     if stock and not family.traits(model).counts:  # then the term is a mean, too
         call.pop("num_items_in_batch", None)
-    if not trainers.has_term(model, settings):
+    settings = trainers.controlled(model, settings)
+    if not trainers.has_term(model, settings, nested=_ACTED in vars(model)):
         reference = None
     if stock and model.training and call.get("labels") is not None and calls.is_plain(model, call):
         return _fused(model, call, settings, reference)
@@ -313,4 +318,4 @@ def _terms(
         settings.chunk_size or loss.auto_chunk_size(family.text_config(model).vocab_size, hidden.device),
         settings.direction,
     )
-    return terms if in_logits is chosen else features.with_mse(terms, tuned, base, chosen, settings.align)
+    return terms if settings.align == "logits" else features.with_mse(terms, tuned, base, chosen, settings.align)

@@ -23,7 +23,7 @@ from .. import config
 from ..eager import eager
 from ..positions import Selection
 from ..reference import Reference
-from . import anchors, announce, attach, bypass, metrics, turns
+from . import anchors, announce, attach, bypass, controller, metrics, turns
 
 
 @eager
@@ -31,21 +31,25 @@ def controlled(model: Any, settings: config.Settings) -> config.Settings:
     """The settings for this call of ``model``: with the alpha that follows SELFAUG_TARGET_KL, where it is set.
 
     Raises:
-        SettingError: there is a target for the KL, and no HF Trainer logs.
+        SettingError: there is a target for the KL, and no HF Trainer logs before the last step.
     """
+    if settings.target_kl is None or not model.training:
+        return settings
     call = attach.current_call()
-    return attach.controlled(settings, None if call is None else call.trainer) if model.training else settings
+    trainer = None if call is None else call.trainer
+    controller.check(trainer)
+    return attach.controlled(settings, trainer)
 
 
 @eager
-def has_term(model: Any, settings: config.Settings) -> bool:
+def has_term(model: Any, settings: config.Settings, nested: bool) -> bool:
     """Whether the term is computed in this call of ``model``, see :mod:`.turns`; always in an evaluation. To be asked
-    once for each call that trains on labels.
+    once for each call that trains on labels. ``nested``: the call is within a forward of the same model.
     """
     if settings.every == 1 or not model.training:
         return True
     call = attach.current_call()
-    return turns.has_term(turns.called(model) if call is None else call.micro_batch, settings.every)
+    return turns.has_term(turns.called(model, nested) if call is None else call.micro_batch, settings.every)
 
 
 @eager

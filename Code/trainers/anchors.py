@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..labels import IGNORE_INDEX, shifted
 from ..positions import rows_with
@@ -23,26 +24,39 @@ class _Batch:
 _BATCHES = PerRun(_Batch)
 
 
-def count(state: Any, batches: Iterable[Any], device: torch.device) -> None:
-    """Count tokens and rows with labels, and rows, in the micro-batches of one optimizer step, over all processes. Each
-    process has to call this at the same step.
+def count(state: Any, batches: Iterable[Any], device: torch.device, together: bool) -> None:
+    """Count tokens and rows with labels, and rows, in the micro-batches of one optimizer step.
+
+    Args:
+        together: over all processes, as the Trainer's ``num_items_in_batch`` then is. Each process has to call this at
+            the same step. Otherwise each process counts its own.
     """
     tokens = labelled = rows = 0
     for batch in batches:
-        labels = batch.get("labels") if isinstance(batch, Mapping) else None
-        if labels is not None:
-            supervised, mask = shifted(labels) != IGNORE_INDEX, batch.get("attention_mask")
+        following = _next_labels(batch)
+        if following is not None:
+            supervised, mask = following != IGNORE_INDEX, batch.get("attention_mask")
             position_ids = batch.get("position_ids")
-            real = mask != 0 if mask is not None and mask.shape == labels.shape else torch.ones_like(supervised)
+            masked = isinstance(mask, Tensor) and mask.shape == supervised.shape
+            real = mask != 0 if masked else torch.ones_like(supervised)
             tokens += int(supervised.sum())
             labelled += rows_with(supervised, position_ids)
             rows += rows_with(real, position_ids)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if together and torch.distributed.is_available() and torch.distributed.is_initialized():
         counts = torch.tensor((tokens, labelled, rows), device=device)
         torch.distributed.all_reduce(counts)
         tokens, labelled, rows = counts.tolist()
     # where no row has labels, the trainer's count of them is 0, and the sum is divided by 1
     _BATCHES.of_owner(state).tokens = tokens / labelled if labelled else 1 / max(1, rows)
+
+
+def _next_labels(batch: Any) -> Tensor | None:
+    """(B, T): the label of the token that each position predicts. None for a batch of another kind of task."""
+    for name, next_labels in (("labels", shifted), ("shift_labels", lambda given: given)):
+        given = batch.get(name) if isinstance(batch, Mapping) else None
+        if given is not None:
+            return next_labels(given) if isinstance(given, Tensor) and given.dim() == 2 else None
+    return None
 
 
 def tokens(state: Any) -> float | None:

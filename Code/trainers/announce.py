@@ -59,6 +59,12 @@ def first_step(model: Any, settings: config.Settings, reference: Reference, kl_s
         f"{reference} (SELFAUG=0 switches it off)."
         f"{_releases(model)}{_not_default(model, settings)}"
     )
+    if call is not None and attach.hides_num_items(call.trainer):
+        logger.warning(
+            "SelfAug: compute_loss_func takes num_items_in_batch in **kwargs, if at all, so its loss is taken for a "
+            "mean over the micro-batch. If it divides by num_items_in_batch, give it a parameter of that name "
+            "(functools.wraps shows that of the function inside)."
+        )
     if settings.reference is not None or resumed_at or kl_sum.is_meta or float(kl_sum) <= 1e-5 * aligned:
         return
     loaded = guards.had_weights(model)

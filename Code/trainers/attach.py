@@ -37,6 +37,7 @@ class TrainerCall:
         inputs = inputs if isinstance(inputs, Mapping) else {}
         labels = inputs.get("labels")
         self.trainer = trainer
+        self.input_ids: Tensor | None = inputs.get("input_ids")
         self.labels: Tensor | None = inputs.get("shift_labels") if labels is None else labels  # None: not SFT
         self.takes_term = takes_term
         self.keeps_labels = takes_term and _keeps_labels(trainer, inputs)
@@ -46,20 +47,36 @@ class TrainerCall:
         self.is_mean = not _uses_num_items(getattr(trainer, "compute_loss_func", None))
         self.acted = False  # SelfAug had its part in this call
         self.micro_batch = 0  # its number in the run, see `turns`; 0 in an evaluation
-        self._term: tuple[Tensor, Selection] | None = None
+        self._terms: list[tuple[Tensor, Selection]] = []
 
     def leave_term(self, term: Tensor, chosen: Selection) -> None:
-        """Leave ``term``, () a weighted sum that is not divided yet, for :meth:`with_term`."""
-        self._term = term, chosen
+        """Leave ``term``, () a weighted sum that is not divided yet, for :meth:`with_term`. A ``compute_loss`` that
+        calls the model several times leaves several.
+        """
+        self._terms.append((term, chosen))
+
+    def labels_of(self, input_ids: Tensor | None) -> Tensor | None:
+        """The labels that this call keeps from the model. None if it keeps none, and for other tokens than those that
+        came with the labels: of another shape or, after the first call of the model, different ones.
+        """
+        if not self.keeps_labels:
+            return None
+        ours = self.input_ids
+        if input_ids is None or ours is None or input_ids is ours:  # embeddings: nothing to compare
+            return self.labels
+        same = input_ids.shape == ours.shape and (not self._terms or bool((input_ids == ours.to(input_ids)).all()))
+        return self.labels if same else None
 
     def with_term(self, loss: Tensor) -> Tensor:
         """``loss`` of the trainer plus the term that was left, normalised as that loss is: divided by the tokens of
         the global batch where the trainer divides by ``num_items_in_batch``, a mean of the micro-batch where it does
         not (label smoothing until transformers 5.14).
         """
-        if self._term is None:
-            return loss
-        term, chosen = self._term
+        for term, chosen in self._terms:
+            loss = self._plus(loss, term, chosen)
+        return loss
+
+    def _plus(self, loss: Tensor, term: Tensor, chosen: Selection) -> Tensor:
         num_items = None if self.is_mean else self.num_items_in_batch
         term = term / chosen.divisor(num_items, term.device)
         # the Trainer multiplies its loss by the same factor
@@ -85,6 +102,17 @@ def _pad_tokens(trainer: Any) -> list[Any]:
     tokenizers = [holder.get(name) for holder in holders for name in ("processing_class", "tokenizer")]
     tokens = [getattr(tokenizer, "pad_token_id", None) for tokenizer in tokenizers]
     return tokens + [holder.get("pad_token_id") for holder in holders]
+
+
+def hides_num_items(trainer: Any) -> bool:
+    """Whether the trainer's ``compute_loss_func`` may get ``num_items_in_batch`` in its ``**kwargs`` and use it."""
+    function = getattr(trainer, "compute_loss_func", None)
+    try:
+        parameters = inspect.signature(function).parameters.values() if function is not None else ()
+    except (TypeError, ValueError):
+        return False
+    kinds = [parameter.kind for parameter in parameters]
+    return inspect.Parameter.VAR_KEYWORD in kinds and not _uses_num_items(function)
 
 
 def _uses_num_items(loss_function: Any) -> bool:
@@ -123,17 +151,21 @@ def current_call() -> TrainerCall | None:
 
 
 @eager
-def kept_labels() -> Tensor | None:
-    """The labels that the current call of a Trainer keeps from the model, in either form; None if it keeps none."""
-    return current.labels if current is not None and current.keeps_labels else None
+def kept_labels(input_ids: Tensor | None) -> Tensor | None:
+    """The labels that the current call of a Trainer keeps from the model, in either form, see
+    :meth:`TrainerCall.labels_of`.
+    """
+    return None if current is None else current.labels_of(input_ids)
+
+
+@eager
+def keeps_other_labels() -> bool:
+    """Whether the current call of a Trainer keeps labels from the model, where :func:`kept_labels` knows none."""
+    return current is not None and current.keeps_labels and current.labels is not None
 
 
 def controlled(settings: config.Settings, trainer: Any) -> config.Settings:
-    """The settings with the alpha that SELFAUG_TARGET_KL sets in the run of ``trainer``; as they are without it.
-
-    Raises:
-        SettingError: there is a target, and no HF Trainer logs.
-    """
+    """The settings with the alpha that SELFAUG_TARGET_KL sets in the run of ``trainer``; as they are without it."""
     if not settings.enabled or settings.target_kl is None:
         return settings
     return replace(settings, alpha=controller.alpha(settings.alpha, settings.target_kl, trainer))
@@ -227,7 +259,9 @@ def _compute_loss(trainer: Any, method: Callable[..., Any], *args: Any, **kwargs
 def _get_batch_samples(trainer: Any, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     result = method(*args, **kwargs)
     if config.read(getattr(trainer.model, "config", None)).anchors:
-        anchors.count(trainer.state, result[0], trainer.args.device)
+        # over all processes where the Trainer counts its num_items_in_batch so
+        together = getattr(trainer.args, "average_tokens_across_devices", False)
+        anchors.count(trainer.state, result[0], trainer.args.device, together)
     return result
 
 

@@ -17,22 +17,54 @@ import math
 from typing import Any
 
 from ..config import SettingError
+from .runs import PerRun
 
 STEPS, MOST, RANGE = 20, 2.0, 32.0
 
 
-def alpha(given: float, target: float, trainer: Any) -> float:
-    """The alpha in force in the run of ``trainer``, which was ``given`` for its start.
+class _Start:
+    """The alpha that was given for the start of one run."""
+
+    alpha: float | None = None
+
+
+_STARTS = PerRun(_Start)
+
+
+def check(trainer: Any) -> None:
+    """Make sure that the run of ``trainer`` logs before it ends, so that alpha can move.
 
     Raises:
-        SettingError: there is no HF Trainer, or it logs nothing.
+        SettingError: there is no HF Trainer, or no log comes before the last step.
     """
-    if trainer is None or str(getattr(trainer.args.logging_strategy, "value", trainer.args.logging_strategy)) == "no":
-        found = "no HF Trainer calls the model" if trainer is None else 'logging_strategy is "no"'
+    found = "no HF Trainer calls the model" if trainer is None else _without_logs(trainer)
+    if found:
         raise SettingError(
             f"SELFAUG_TARGET_KL sets alpha at each log of an HF Trainer, and {found}. Train with the HF Trainer or a "
-            'subclass, with logging_strategy="steps"; or unset SELFAUG_TARGET_KL and give SELFAUG_ALPHA alone.'
+            'subclass, with logging_strategy="steps" and a logging_steps of 10 or so; or unset SELFAUG_TARGET_KL and '
+            "give SELFAUG_ALPHA alone. No step was made."
         )
+
+
+def _without_logs(trainer: Any) -> str:
+    """Why no log of the loss comes before the last step; empty if one does."""
+    strategy = str(getattr(trainer.args.logging_strategy, "value", trainer.args.logging_strategy))
+    if strategy == "no":
+        return 'logging_strategy is "no"'
+    last, steps = int(trainer.state.max_steps), int(getattr(trainer.state, "logging_steps", 0) or 0)
+    if strategy == "steps" and steps >= last and not trainer.args.logging_first_step:
+        return f"the first log comes at step {steps} (logging_steps) of {last}"
+    if strategy == "epoch" and trainer.state.num_train_epochs <= 1:
+        return 'logging_strategy is "epoch", with one epoch'
+    return ""
+
+
+def alpha(given: float, target: float, trainer: Any) -> float:
+    """The alpha in force in the run of ``trainer``, which was ``given`` for its start: what is given later, as by a
+    callback, has no effect.
+    """
+    start = _STARTS.of_owner(trainer.state)
+    given = start.alpha = given if start.alpha is None else start.alpha
     logs = (entry for entry in reversed(trainer.state.log_history) if "selfaug/kl" in entry)
     last = next(logs, None)
     if last is None:

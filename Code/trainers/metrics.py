@@ -3,7 +3,7 @@ SELFAUG_ALIGN is no KL: there, ``selfaug/mse`` takes the place of ``selfaug/kl``
 
 Sums stay on the device until the Trainer logs, so a step does not wait for the device. The logs show means over all
 processes and over the steps of this run since the last log; the log of ``train_loss``, which ends a run, has those of
-the steps that no other log has.
+the steps that no other log has. A mean over no token is left out.
 """
 
 from __future__ import annotations
@@ -88,8 +88,9 @@ def _means(totals: Tensor, alpha: float | None, measure: str) -> dict[str, float
     nll, kl, supervised, aligned = totals.tolist()
     if alpha is None or supervised + aligned == 0:
         return {}
-    means = {"selfaug/nll": nll / max(supervised, 1), f"selfaug/{measure.lower()}": kl / max(aligned, 1)}
-    return {**{name: float(f"{mean:.7g}") for name, mean in means.items()}, "selfaug/alpha": alpha}
+    sums = {"selfaug/nll": (nll, supervised), f"selfaug/{measure.lower()}": (kl, aligned)}
+    means = {name: float(f"{total / count:.7g}") for name, (total, count) in sums.items() if count}
+    return {**means, "selfaug/alpha": alpha}
 
 
 RUNNING = Running(Sums)

@@ -32,10 +32,12 @@ class MicroBatches:
         self._optimizer_step = step
         return step * int(trainer.args.gradient_accumulation_steps) + self._within
 
-    def of_call(self) -> int:
-        """The number of a call of the model, for a training loop without an HF Trainer."""
-        self._called += 1
-        return self._called
+    def of_call(self, again: bool) -> int:
+        """The number of a call of the model, for a training loop without an HF Trainer. ``again``: the last call goes
+        on, so its number stays.
+        """
+        self._called += not again
+        return max(0, self._called)
 
 
 _NUMBERS = PerRun(MicroBatches)
@@ -46,9 +48,12 @@ def begun_by(trainer: Any) -> int:
     return _NUMBERS.of_owner(trainer.state).of_trainer(trainer)
 
 
-def called(model: nn.Module) -> int:
-    """The number of this call of ``model``, which no HF Trainer makes; to be asked once for each."""
-    return _NUMBERS.of(model).of_call()
+def called(model: nn.Module, nested: bool) -> int:
+    """The number of this call of ``model``, which no HF Trainer makes; to be asked once for each. A forward ``nested``
+    in a forward of the same model, and one that checkpointing computes again in the backward pass, are a part of the
+    call before.
+    """
+    return _NUMBERS.of(model).of_call(nested or torch._C._current_graph_task_id() != -1)  # -1: no backward pass runs
 
 
 def has_term(micro_batch: int, every: int) -> bool:

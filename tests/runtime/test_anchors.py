@@ -8,10 +8,11 @@ import warnings
 import pytest
 import torch
 from tiny import V, base, settings, taken_gradients, with_lora, worst_error
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer_pt_utils import LabelSmoother
 
 from selfaug import positions
-from selfaug.trainers import bypass, metrics
+from selfaug.trainers import anchors, bypass, metrics
 
 T = 9
 PROMPTS = (4, 6, T, 3, T)  # the prompt of the third and of the fifth is all there is: anchors
@@ -132,6 +133,68 @@ def test_an_optimizer_step_of_anchors_alone_has_the_mean_of_their_kls(tmp_path):
     (0.5 * (log_q.detach().exp() * (log_q.detach() - log_p)).sum(-1).mean()).backward()
     assert worst_error(found, taken_gradients(model)) < 1e-4
     assert log["selfaug/kl"] > 1e-3
+
+
+def test_an_anchor_alone_in_a_micro_batch_has_the_mean_of_its_kls_where_the_trainers_loss_is_a_mean(
+    tmp_path, monkeypatch
+):
+    """The smoother is not told how many tokens the global batch has, as until transformers 5.14."""
+    call = LabelSmoother.__call__
+    monkeypatch.setattr(LabelSmoother, "__call__", lambda self, output, labels, shift_labels=False, **counts: call(
+        self, output, labels, shift_labels
+    ))  # fmt: skip
+    arguments = {"per_device_train_batch_size": 1, "label_smoothing_factor": 0.1}
+    with settings(SELFAUG_ANCHORS="1"):
+        alone, _ = step(tmp_path, Rows((4,)), **arguments)
+        both, _ = step(tmp_path, Rows((4, T)), gradient_accumulation_steps=2, **arguments)
+    untouched = base()
+    model = with_lora(copy.deepcopy(untouched))
+    data = {name: value[1:] for name, value in Rows((4, T)).batch().items() if name != "labels"}
+    log_p, log_q = (one(**data).logits.double().log_softmax(-1) for one in (model, untouched))
+    (0.5 * (log_q.detach().exp() * (log_q.detach() - log_p)).sum(-1).mean()).backward()
+    anchor = taken_gradients(model)
+    assert worst_error({name: both[name] - alone[name] for name in both}, anchor) < 1e-3
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_rows_are_counted_over_the_processes_where_the_trainer_counts_its_tokens_so(tmp_path, monkeypatch, together):
+    found, count = [], anchors.count
+    monkeypatch.setattr(anchors, "count", lambda *given: [found.append(given[-1]), count(*given)])
+    with settings(SELFAUG_ANCHORS="1"):
+        step(tmp_path, Rows(), per_device_train_batch_size=5, average_tokens_across_devices=together)
+    assert found == [together]
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    reduced = []
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: reduced.append(tensor.tolist()))
+    state = TrainerState()
+    count(state, [Rows().batch()], torch.device("cpu"), together)
+    assert reduced == ([[14, 3, 5]] if together else [])
+    assert anchors.tokens(state) == pytest.approx(14 / 3)
+
+
+def test_batches_of_other_tasks_are_not_counted():
+    state = TrainerState()
+    odd = [{"labels": torch.tensor([1, 0])}, {"labels": [[1]]}, {"attention_mask": {}}, ["text"], {}]
+    anchors.count(state, odd, torch.device("cpu"), True)
+    labels = Rows((4, T)).batch()["labels"]
+    masks = {"full_attention": torch.ones(2, 1, T, T)}
+    anchors.count(state, [*odd, {"labels": labels, "attention_mask": masks}], torch.device("cpu"), True)
+    assert anchors.tokens(state) == T - 4
+    shifted = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+    anchors.count(state, [{"shift_labels": shifted}], torch.device("cpu"), True)
+    assert anchors.tokens(state) == T - 4
+
+
+@pytest.mark.parametrize("where", ["input", "strict-input", "output", "all"])
+def test_an_anchor_takes_the_kl_at_all_its_tokens_whatever_the_positions(where):
+    labels = Rows((4, T)).batch()["labels"]
+    mask = torch.ones_like(labels)
+    mask[1, :2] = 0
+    found = positions.select(labels, mask, None, where, "token", False, anchors=True)
+    second = found.index[: found.aligned] >= T
+    assert (found.index[: found.aligned][second] - T).tolist() == list(range(2, T))
+    assert found.kl_weight[second].sum() == pytest.approx(T - 4)
+    assert found.anchors == 1
 
 
 def test_without_the_setting_rows_without_labels_share_the_mean_as_before():

@@ -104,6 +104,51 @@ def test_a_trainer_that_logs_nothing_is_refused(tmp_path):
         train(tmp_path, logging_strategy="no")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        ({"max_steps": 6, "logging_steps": 500}, r"the first log comes at step 500 \(logging_steps\) of 6"),
+        ({"max_steps": 6, "logging_steps": 6}, r"the first log comes at step 6"),
+        ({"max_steps": -1, "num_train_epochs": 1, "logging_strategy": "epoch"}, "with one epoch"),
+    ],
+)
+def test_a_run_that_ends_before_alpha_can_move_is_refused(tmp_path, arguments, found):
+    with settings(SELFAUG_TARGET_KL="0.1"), pytest.raises(config.SettingError, match=found):
+        train(tmp_path, **arguments)
+
+
+def test_windows_without_the_term_leave_alpha_as_it_is(tmp_path):
+    """With every=4 and a log at each step, three logs of four measure nothing."""
+    with settings(SELFAUG_TARGET_KL="0.004", SELFAUG_EVERY="4"):
+        trainer = train(tmp_path, max_steps=12, learning_rate=0.0)
+    logs = [log for log in trainer.state.log_history if "loss" in log]
+    assert min(kls(trainer)) > 0.004
+    found = alphas(trainer)
+    assert found == sorted(found), "the KL is above the target: alpha never falls"
+    moved = [
+        before["step"] for before, after in zip(logs, logs[1:]) if after["selfaug/alpha"] > before["selfaug/alpha"]
+    ]
+    assert moved == [log["step"] for log in logs[:-1] if "selfaug/kl" in log]
+
+
+def test_an_alpha_that_a_callback_sets_has_no_effect_beside_a_target(tmp_path):
+    class Sets(TrainerCallback):
+        def on_step_begin(self, args, state, control, model, **kwargs):
+            if state.global_step == 2:
+                model.config.selfaug = {"alpha": 50.0}
+
+    with settings(SELFAUG_TARGET_KL="0.008"):
+        plain, other = (train(tmp_path, max_steps=5, callbacks=found) for found in ([], [Sets()]))
+    assert alphas(other) == alphas(plain)
+
+
+def test_a_run_in_which_selfaug_has_no_part_is_not_refused(tmp_path):
+    model = base().train()
+    with settings(SELFAUG_TARGET_KL="0.1"):
+        model(**batch()).loss.backward()
+        train(tmp_path, base(), logging_strategy="no", max_steps=1)
+
+
 def test_a_target_needs_an_alpha_to_start_from():
     with pytest.raises(config.SettingError, match=r"SELFAUG_TARGET_KL starts from alpha .* SELFAUG_ALPHA is 0"):
         config.read(None, {"SELFAUG_TARGET_KL": "0.1", "SELFAUG_ALPHA": "0"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import sys
@@ -13,7 +14,7 @@ from tiny import base, batch, settings, with_lora
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import LabelSmoother
 
-from selfaug.trainers import announce, metrics
+from selfaug.trainers import announce, bypass, metrics
 
 
 class Rows(torch.utils.data.Dataset):
@@ -405,6 +406,49 @@ def test_a_log_of_the_users_own_is_left_alone_and_takes_nothing_from_the_trainer
     assert [set(log) for log in own.state.log_history if log.get("loss") == 1.0] == [{"loss", "epoch", "step"}] * 2
 
 
+class Twice(Trainer):
+    """Computes its loss in two calls: both on all rows, or with ``halves`` each on a half of them."""
+
+    halves = False
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        half = len(inputs["labels"]) // 2
+        parts = [slice(half), slice(half, None)] if self.halves else [slice(None)] * 2
+        given = [{name: value[part] for name, value in inputs.items()} for part in parts]
+        compute = super().compute_loss
+        return sum(compute(model, one, *args, **kwargs) for one in given)
+
+
+def smoothed_loss(cls, tmp_path):
+    """The loss of a step of four rows at a learning rate of 0, with label smoothing, which keeps the labels."""
+    arguments = TrainingArguments(tmp_path, report_to=[], save_strategy="no", disable_tqdm=True, use_cpu=True, seed=1,
+                                  max_steps=1, logging_steps=1, per_device_train_batch_size=4, learning_rate=0.0,
+                                  label_names=["labels"], label_smoothing_factor=0.1)  # fmt: skip
+    trainer = cls(with_lora(base()), arguments, train_dataset=Rows(4))
+    trainer.train()
+    return trainer.state.log_history[0]["loss"]
+
+
+def test_a_compute_loss_that_calls_the_model_twice_has_the_term_of_both_calls(tmp_path):
+    terms = []
+    for cls in (Trainer, Twice):
+        loss = smoothed_loss(cls, tmp_path)
+        with settings(SELFAUG="0"):
+            terms.append(loss - smoothed_loss(cls, tmp_path))
+    assert terms[0] > 1e-3
+    assert terms[1] == pytest.approx(2 * terms[0], rel=1e-3)
+
+
+def test_a_compute_loss_that_calls_the_model_with_other_tokens_than_it_was_given_is_reported(tmp_path, monkeypatch):
+    monkeypatch.setattr(Twice, "halves", True)
+    with settings(SELFAUG="0"):
+        stock = smoothed_loss(Twice, tmp_path)
+    with pytest.warns(bypass.BypassWarning, match="calls the model with other tokens than it was given"):
+        assert smoothed_loss(Twice, tmp_path) == stock
+    with settings(SELFAUG_STRICT="1"), pytest.raises(bypass.BypassError, match="whose labels SelfAug does not know"):
+        smoothed_loss(Twice, tmp_path)
+
+
 def moved(accumulation, tmp_path, alpha, smoothing=0.1, **options):
     """Minus the gradient of one step on eight rows: how far SGD moves the weights."""
     model = with_lora(base())
@@ -468,3 +512,23 @@ def test_alpha_means_the_same_with_a_loss_function_of_ones_own_and_accumulation(
         lambda n, alpha: moved(n, tmp_path, alpha, smoothing=0.0, compute_loss_func=mine)
     )
     assert factor == (1 if divides else 4)
+
+
+@pytest.mark.skipif(
+    "compute_loss_func" not in inspect.signature(Trainer.__init__).parameters, reason="transformers until 4.45"
+)
+def test_a_loss_function_that_may_hide_num_items_is_told_what_it_is_taken_for(tmp_path, caplog):
+    def divides(outputs, labels, num_items_in_batch=None):
+        return outputs["logits"].float().square().sum() / num_items_in_batch
+
+    @functools.wraps(divides)
+    def shown(*args, **kwargs):
+        return divides(*args, **kwargs)
+
+    def hidden(*args, **kwargs):
+        return divides(*args, **kwargs)
+
+    for function, told in ((divides, 0), (shown, 0), (hidden, 1)):
+        caplog.clear()
+        moved(1, tmp_path, 0.5, smoothing=0.0, compute_loss_func=function)
+        assert caplog.text.count("its loss is taken for a mean over the micro-batch") == told
