@@ -22,6 +22,7 @@ from torch import nn
 
 from . import config, family, step
 from .eager import eager
+from .reference import cache
 from .trainers import attach, bypass
 from .unpatched import ReferenceSwitch
 
@@ -52,8 +53,11 @@ class SelfAligned:
         return super().__call__(*args, **kwargs)  # type: ignore[misc]  # the next class in line, an nn.Module, has it
 
     def train(self, mode: bool = True) -> Any:
+        module: Any = self
         attach.to_trainer()  # the Trainer may be imported after the model is made
         keep_wrapped(self)
+        if mode and not module.training:
+            cache.hash_again(module)
         if mode:  # peft until 0.20 calls model.forward, past __call__
             bypass.watch_gradients(self, keep_wrapped)
             # before training begins: a bad setting is an error, and a good one becomes fit to be saved with the model

@@ -18,7 +18,7 @@ from .eager import eager, eager_around
 from .outputs import SelfAugOutput, output
 from .positions import Selection, select
 from .reference import Reference, reference_of
-from .trainers import attach, bypass
+from .trainers import attach, bypass, runs
 
 Draw = Callable[[Tensor, Selection, Tensor], "tuple[Selection, Tensor]"]
 _OTHER_TOKENS = (
@@ -46,7 +46,7 @@ def run(model: Any, forward: Callable[..., Any], stock: bool, args: tuple[Any, .
     settings = config.read(model.config)
     if not settings.enabled or settings.alpha == 0 or (labels is None and not attach.keeps_other_labels()):
         return forward(model, *args, **kwargs)
-    reference = reference_of(model, settings)
+    reference = reference_of(model, settings, runs.current)
     if reference is None:
         unpatched.check_peft(model, settings)
         return forward(model, *args, **kwargs)

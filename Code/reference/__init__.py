@@ -24,23 +24,28 @@ Reference = Union[LoraOff, Cached, Built]
 
 
 @eager
-def reference_of(model: Any, settings: config.Settings) -> Reference | None:
+def reference_of(model: Any, settings: config.Settings, run: Any = None) -> Reference | None:
     """The reference of ``model`` in this step. None if LoRA does not train, and the whole model does not train against
     a cache.
+
+    Args:
+        run: the run that this step is a part of, see :meth:`.Remembered.of`: the weights at its start decide what a
+            cache has to hold.
 
     Raises:
         ReferenceModelError: LoRA off is not the model that training started from.
         CacheError: the cache belongs to another model.
     """
-    from_disk = settings.reference_cache is not None and model.training
     layers = switch.adapter_layers(model)
     if any(switch.lora_trains(layer) for layer in layers):
         kept = guards.kept(model, layers, settings)
-        if not from_disk:
+        if settings.reference_cache is None or not model.training:  # an evaluation writes no files
             return LoraOff(model, kept)
         if kept:
             return LoraOff(model, kept, f"; {_UNCACHED}: the reference is more than the base weights")
         if decoder.reads_whole_length(decoder_of(model)):
             return LoraOff(model, kept, f"; {_UNCACHED}: a state depends on the length of its batch")
-        return Cached(LoraOff(model, kept), cache.own_folder(model, settings))
-    return cache.built_reference(model, settings) if from_disk and guards.trains_in_full(model) else None
+        return Cached(LoraOff(model, kept), cache.own_folder(model, settings, run))
+    if settings.reference_cache is not None and guards.trains_in_full(model):
+        return cache.built_reference(model, settings, run)  # in an evaluation, too: there is no other reference
+    return None

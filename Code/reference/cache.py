@@ -23,11 +23,12 @@ from .. import config, copies, family
 from ..eager import eager
 from ..head import is_sharded
 from ..positions import Selection
-from . import decoder, guards, switch
+from . import decoder, switch
 from .entries import Entries
-from .fingerprint import ShardedWeights, fingerprint
+from .fingerprint import ShardedWeights, fingerprint, marks
 from .lora_off import LoraOff
-from .samples import samples
+from .remembered import Remembered
+from .samples import autocast_dtype, samples
 
 _DOC = "See docs/performance.md"
 _BUILD = "Fill it with `python -m selfaug.reference_cache build` from the model and the data that you train on"
@@ -75,23 +76,31 @@ class Cached:
 
     def states(self, arguments: dict[str, Any], chosen: Selection) -> Tensor:
         """As :meth:`.LoraOff.states`."""
-        keyed = samples(arguments, chosen, self.folder.fingerprint, self.computed.fills_cache(arguments))
+        autocast = autocast_dtype(arguments, next(self.computed.model.parameters()).device)
+        keyed = samples(arguments, chosen, self.folder.fingerprint, self.computed.fills_cache(arguments), autocast)
         if not keyed:
             return self.computed.states(arguments, chosen)
         stored = self.folder.read(keyed)
         states = _all_of(stored)
         if states is None:
             states = self.computed.all_states(arguments, chosen)
-            self._write(keyed, stored, states, chosen)
+            self._write(keyed, stored, states, chosen, autocast)
         return states[copies.on_device(states.device, _sampled(chosen))[0]]
 
     @eager
-    def _write(self, keyed: list[Any], stored: list[Tensor | None], states: Tensor, chosen: Selection) -> None:
+    def _write(
+        self,
+        keyed: list[Any],
+        stored: list[Tensor | None],
+        states: Tensor,
+        chosen: Selection,
+        autocast: torch.dtype | None,
+    ) -> None:
         states = states.cpu()
         for (key, index), old in zip(keyed, stored):
             if old is None:
                 rows = torch.searchsorted(chosen.all_aligned, index)
-                self.folder.entries.put(key, states[rows])
+                self.folder.entries.put(key, states[rows], autocast)
 
 
 class Built:
@@ -102,6 +111,7 @@ class Built:
     def __init__(self, folder: Folder, trained: Any) -> None:
         self.folder = folder
         self.trained = f"{title(trained)} trains in full"
+        self.model = weakref.ref(trained)  # what is remembered of a model must not keep the model alive
         self.head = _load_head(folder, trained)
 
     def __str__(self) -> str:
@@ -113,7 +123,8 @@ class Built:
         Raises:
             CacheError: a sample is missing, or the cache cannot hold this batch.
         """
-        keyed = samples(arguments, chosen, self.folder.fingerprint, fills_cache=False)  # as `build` does
+        autocast = autocast_dtype(arguments, self.head.weight.device)
+        keyed = samples(arguments, chosen, self.folder.fingerprint, fills_cache=False, autocast=autocast)  # as `build`
         if keyed is None:
             raise CacheError(f"{self.trained}, and this batch is not one that a cache can hold. {_DOC}.")
         stored = self.folder.read(keyed)
@@ -122,9 +133,34 @@ class Built:
             missing = sum(one is None for one in stored)
             raise CacheError(
                 f"{missing} of the {len(stored)} samples of this batch are not in {self.folder.path}, and there is no "
-                f"other reference: {self.trained}. {_BUILD}. {_DOC}."
+                f"other reference: {self.trained}. {_BUILD}. {_under(autocast)}. {_evaluated(self.model())}{_DOC}."
             )
         return states[_sampled(chosen)]
+
+
+def _under(dtype: torch.dtype | None) -> str:
+    """What `build` has to be told of autocast, where a step finds a sample missing."""
+    if dtype is None:
+        return "This step runs without autocast, so states of it come from `build` without `--autocast`"
+    name = str(dtype).split(".")[-1]
+    return (
+        f"This step runs under autocast to {name} (such as {_FLAGS.get(name, name)}), so states of it come from "
+        f"`build` with `--autocast {name}`"
+    )
+
+
+_FLAGS = {"bfloat16": "bf16=True", "float16": "fp16=True"}  # of the HF Trainer
+
+
+def _evaluated(model: Any) -> str:
+    """What an error in an evaluation has to say of the evaluation; nothing in training."""
+    if model is None or model.training:
+        return ""
+    return (
+        "This is an evaluation (SELFAUG_EVAL=1), so the rows of the evaluation have to be built, too, into the folder "
+        "of those of the training. Unset SELFAUG_EVAL for an evaluation without the term, or freeze the model "
+        "(requires_grad_(False)) if it does not train. "
+    )
 
 
 def _all_of(stored: list[Tensor | None]) -> Tensor | None:
@@ -139,23 +175,33 @@ def _sampled(chosen: Selection) -> Tensor:
 
 
 @eager
-def own_folder(model: Any, settings: config.Settings) -> Folder:
-    """The folder of ``model`` itself, without its LoRA. The base weights are hashed at the first call, and again if
-    they have been written to or if there are other LoRA layers.
+def own_folder(model: Any, settings: config.Settings, run: Any = None) -> Folder:
+    """The folder of ``model`` itself, without its LoRA. The base weights are hashed at the first call of each run, and
+    again if :func:`.fingerprint.marks` are others, if there are other LoRA layers, and after :func:`hash_again`.
+
+    Args:
+        run: see :meth:`.Remembered.of`.
 
     Raises:
         CacheError: the setting names the folder of another model, or the weights are sharded.
     """
-    place = str(settings.reference_cache)
     lora = next((weakref.ref(module) for module in model.modules() if switch.is_lora(module)), None)
-    versions = sum(parameter._version for _, parameter in guards.base_parameters(model))
-    known = _OWN.get(model)
-    if known is None or known[0] != (place, lora, versions):
-        known = _OWN[model] = ((place, lora, versions), _find_own(model, settings))
-    return known[1]
+    facts = (str(settings.reference_cache), lora, marks(model))
+    known = _OWN.of(model, run)
+    if known is not None and known[0] == facts:
+        return known[1]
+    folder = _find_own(model, settings)
+    if known is not None and known[1].path == folder.path:
+        folder = known[1]  # which knows the entries that this run has used
+    return _OWN.keep(model, run, facts, folder)
 
 
-_OWN: weakref.WeakKeyDictionary[nn.Module, tuple[Any, Folder]] = weakref.WeakKeyDictionary()
+_OWN: Remembered[Folder] = Remembered()
+
+
+def hash_again(model: nn.Module) -> None:
+    """Call this when ``model`` comes back from an evaluation, in which a script may have written to its weights."""
+    _OWN.doubt(model)
 
 
 def _find_own(model: Any, settings: config.Settings) -> Folder:
@@ -187,24 +233,25 @@ def _hashed(model: Any) -> str:
 
 
 @eager
-def built_reference(model: Any, settings: config.Settings) -> Built:
-    """The reference of a model that trains in full: the model as it was at the first call, or the model whose folder
-    the setting names. The folder is looked up once.
+def built_reference(model: Any, settings: config.Settings, run: Any = None) -> Built:
+    """The reference of a model that trains in full: the model as it was at the first call of this run, or the model
+    whose folder the setting names. The folder is looked up once in a run; the weights that move do not change it.
+
+    Args:
+        run: see :meth:`.Remembered.of`. An evaluation outside of any Trainer belongs to the run before it.
 
     Raises:
         CacheError: there is no such folder, `build` did not fill it, or it does not fit the model.
     """
-    known = _BUILT.get(model)
-    if known is None or known[0] != settings.reference_cache:
-        if decoder.reads_whole_length(family.decoder_of(model)):
-            raise CacheError(
-                f"{title(model)} trains in full, and no cache can hold its states. {NOT_CACHEABLE} {_DOC}."
-            )
-        known = _BUILT[model] = (settings.reference_cache, Built(_find_built(model, settings), model))
-    return known[1]
+    known = _BUILT.of(model, run) if run is not None or model.training else _BUILT.last(model)
+    if known is not None and known[0] == settings.reference_cache:
+        return known[1]
+    if decoder.reads_whole_length(family.decoder_of(model)):
+        raise CacheError(f"{title(model)} trains in full, and no cache can hold its states. {NOT_CACHEABLE} {_DOC}.")
+    return _BUILT.keep(model, run, settings.reference_cache, Built(_find_built(model, settings), model))
 
 
-_BUILT: weakref.WeakKeyDictionary[nn.Module, tuple[Any, Built]] = weakref.WeakKeyDictionary()
+_BUILT: Remembered[Built] = Remembered()
 NOT_CACHEABLE = "They depend on the length of the batch (rope_type dynamic or longrope, or attention to later tokens)."
 
 
@@ -222,7 +269,7 @@ def _find_built(model: Any, settings: config.Settings) -> Folder:
                     f"SELFAUG_CACHE={other} to align to that model. "
                     for other in others[:1]
                 )
-                + f"{_DOC}."
+                + f"{_evaluated(model)}{_DOC}."
             )
     folder = Folder(path, about, settings)
     if not folder.is_built:

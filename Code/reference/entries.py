@@ -63,13 +63,17 @@ class Entries:
             path.unlink()
         return None
 
-    def put(self, key: bytes, states: Tensor) -> bool:
+    def put(self, key: bytes, states: Tensor, autocast: torch.dtype | None = None) -> bool:
         """Store (n, H) states. False if the limit is reached and nothing may be evicted, or if the disk refuses.
 
         Half precision is stored as it is. float32 is rounded to float16, with an error of at most 2**-11 of a number
         (3e-8 for a number below 6e-5). If a number is beyond the range of float16, float32 is stored.
+
+        Args:
+            autocast: the dtype of the autocast that is on. float32 is rounded to that instead, as the head will do. To
+                round to float16 and then to bfloat16 would be another number than to round once.
         """
-        stored = states.half() if states.dtype in (torch.float32, torch.float64) else states
+        stored = states.to(autocast or torch.float16) if states.dtype in (torch.float32, torch.float64) else states
         if not stored.isfinite().all():
             stored = states.float()
         stored = stored.cpu().contiguous()

@@ -61,6 +61,29 @@ def fingerprint(model: Any) -> str:
     return digest.hexdigest()[:32]
 
 
+def marks(model: Any) -> tuple[Any, ...]:
+    """What shows that weights or buffers of the base model have been written to, without a look at their values: the
+    place in memory, the dtype and the version of each tensor that enters the fingerprint.
+
+    PyTorch counts a version up at every write in place (an optimizer, ``load_state_dict``, ``add_`` under no_grad). It
+    does not at ``parameter.data += …``, which leaves the place alone, too: that does not show.
+    """
+    found: list[Any] = []
+    for _, module in guards.base_modules(model):
+        found += [_mark(tensor) for tensor in module._parameters.values() if tensor is not None]
+        for name, buffer in module._buffers.items():
+            if buffer is not None and (name not in module._non_persistent_buffers_set or name.endswith("inv_freq")):
+                found.append(_mark(buffer))
+    return tuple(found)
+
+
+def _mark(tensor: Tensor) -> Any:
+    if hasattr(tensor, "__tensor_flatten__"):  # it consists of several tensors, and has no place of its own
+        return tuple(_mark(getattr(tensor, attribute)) for attribute in tensor.__tensor_flatten__()[0])
+    version = 0 if tensor.is_inference() else tensor._version  # an inference tensor has no version
+    return tensor.data_ptr(), tensor.dtype, version
+
+
 def _relevant(config: dict[str, Any]) -> dict[str, Any]:
     """The fields of a config, and of the configs in it, that may change hidden states."""
     return {

@@ -1,5 +1,6 @@
 """The key of a sample in a cache: a hash of the model's fingerprint, the tokens up to the last aligned position, which
-positions are aligned, and the position ids if they are unusual. Padding and the other rows of the batch do not matter.
+positions are aligned, the position ids if they are unusual, and the dtype of autocast if it is on. Padding and the
+other rows of the batch do not matter.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _COVERED = {"input_ids", "attention_mask", "position_ids", "cache_position"}
 
 @eager
 def samples(
-    arguments: dict[str, Any], chosen: Selection, fingerprint: str, fills_cache: bool
+    arguments: dict[str, Any], chosen: Selection, fingerprint: str, fills_cache: bool, autocast: torch.dtype | None
 ) -> list[tuple[bytes, Tensor]] | None:
     """(key, flat indices of the aligned positions) of each row that has aligned positions, in the order of the rows.
     None for a batch that cannot be cached: embeddings for tokens, masks with four dimensions or by type of layer.
@@ -28,6 +29,7 @@ def samples(
     Args:
         arguments: those of the decoder call, by name.
         fills_cache: whether the decoder fills a key-value cache, see :func:`.decoder.fills_cache`.
+        autocast: see :func:`autocast_dtype`.
     """
     ids, mask, numbers = (arguments.get(name) for name in ("input_ids", "attention_mask", "position_ids"))
     tensors = {k for k, v in arguments.items() if v is not None and not isinstance(v, (bool, int, float, str))}
@@ -54,8 +56,28 @@ def samples(
             parts.append(own)
             if unmasked:  # then transformers takes restarts for documents, unless it fills a key-value cache
                 parts.append(torch.tensor([fills_cache]))
-        digest = hashlib.sha256(fingerprint.encode())
+        # without autocast nothing is added, so that caches of earlier releases stay valid
+        digest = hashlib.sha256(f"{fingerprint}{'' if autocast is None else f' {autocast}'}".encode())
         for part in parts:
             digest.update(len(part).to_bytes(8, "little") + part.long().numpy().tobytes())
         rows.append((digest.digest(), index))
     return rows
+
+
+def autocast_dtype(arguments: dict[str, Any], weights: torch.device) -> torch.dtype | None:
+    """The dtype in which autocast computes products where the decoder runs; None without autocast.
+
+    Args:
+        arguments: those of the decoder call, by name. If its token ids are on an accelerator, the decoder runs there,
+            although its weights may wait on the CPU.
+        weights: the device of the decoder's weights.
+    """
+    ids = arguments.get("input_ids")
+    kind = weights.type if ids is None or ids.device.type == "cpu" else ids.device.type
+    if kind == "meta":  # offloaded weights
+        return None
+    if hasattr(torch, "get_autocast_dtype"):
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    if kind == "cpu":  # torch until 2.3 has a function for each kind of device
+        return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
+    return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None

@@ -4,6 +4,7 @@ fine-tuning.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -16,12 +17,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import base, batch, settings, taken_gradients, with_lora, worst_error
+from transformers import Trainer, TrainingArguments
 
 from selfaug import config, positions, reference_cache
 from selfaug.reference import cache, decoder
 from selfaug.reference.entries import Entries
 from selfaug.reference.fingerprint import fingerprint
-from selfaug.reference.samples import samples
+from selfaug.reference.samples import autocast_dtype, samples
 from selfaug.toolkit import training_rows
 from selfaug.trainers import metrics
 
@@ -308,7 +310,7 @@ def test_documents_that_a_mask_joins_are_another_sample_than_those_that_position
     for mask in (None, torch.ones_like(numbers)):
         chosen = positions.select(data["labels"], mask, numbers, "input", "token", False)
         given = {"input_ids": data["input_ids"], "attention_mask": mask, "position_ids": numbers}
-        found = samples(given, chosen, "fingerprint", fills_cache=False)
+        found = samples(given, chosen, "fingerprint", fills_cache=False, autocast=None)
         keys.append({key for key, _ in found})
     assert len(keys[0]) == len(keys[1]) == 3
     assert not keys[0] & keys[1]
@@ -327,6 +329,127 @@ def test_a_mask_that_no_key_accounts_for_is_not_cached(tmp_path, form):
             found.append(step(model, {**data, "attention_mask": mask}))
     assert worst_error(found[1], found[0]) < 1e-6
     assert not list(tmp_path.glob("*/*/*.ref"))
+
+
+def sharp():
+    """A model whose logits are of some nats, so that the KL shows where a state is rounded otherwise."""
+    model = base()
+    model.lm_head.weight.data *= 50
+    return model
+
+
+@contextlib.contextmanager
+def computing(under):
+    """Within: autocast to bfloat16, or none."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=under == "autocast"):
+        yield
+
+
+@pytest.mark.parametrize("order", [("autocast", "none"), ("none", "autocast")], ids=" then ".join)
+def test_a_run_under_autocast_and_one_without_do_not_read_each_others_states(tmp_path, monkeypatch, order):
+    """With LoRA untrained the KL is 0."""
+    model, data, made = with_lora(sharp(), perturbed=False), batch(), passes(monkeypatch)
+    with settings(selfaug_cache=tmp_path):
+        for under in (*order, *order):
+            with computing(under):
+                step(model, data)
+            assert abs(metrics.RUNNING.take()["selfaug/kl"]) < 1e-5
+    assert len(made) == 2  # the second pair reads
+
+
+@pytest.mark.parametrize("under", ["none", "autocast"])
+def test_full_fine_tuning_begins_with_a_kl_of_0_against_states_that_were_built_as_it_computes(tmp_path, under):
+    data = batch()
+    sharp().save_pretrained(tmp_path / "model")
+    arguments = ["build", "--model", tmp_path / "model", "--data", data_file(tmp_path / "rows.jsonl", data)]
+    arguments += ["--cache", tmp_path / "cache", *(["--autocast", "bfloat16"] if under == "autocast" else [])]
+    assert reference_cache.main([str(a) for a in arguments]) == 0
+    origin, model = sharp(), sharp().train()
+    with settings(selfaug_cache=tmp_path / "cache"), computing(under):
+        step(model, data)
+        assert abs(metrics.RUNNING.take()["selfaug/kl"]) < 1e-5
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.05 * torch.randn_like(parameter)
+        step(model, data)
+        logged = metrics.RUNNING.take()
+        aligned = (data["labels"] == -100) & data["attention_mask"].bool()
+        given = {name: data[name] for name in ("input_ids", "attention_mask")}
+        with torch.no_grad():
+            log_q, log_p = (m(**given).logits.double().log_softmax(-1) for m in (origin, model))
+    assert logged["selfaug/kl"] == pytest.approx(
+        (log_q.exp() * (log_q - log_p)).sum(-1)[aligned].mean().item(), rel=2e-2
+    )
+
+
+@pytest.mark.parametrize(
+    ("built", "under", "said"),
+    [
+        ("none", "autocast", "runs under autocast to bfloat16 .*`build` with `--autocast bfloat16`"),
+        ("autocast", "none", "runs without autocast.*`build` without `--autocast`"),
+    ],
+)
+def test_states_that_were_built_otherwise_than_full_fine_tuning_computes_are_missing(tmp_path, built, under, said):
+    model, data = sharp().train(), batch()
+    rows = [json.loads(line) for line in data_file(tmp_path / "rows.jsonl", data).read_text().splitlines()]
+    given = config.read(None, {"SELFAUG_CACHE": str(tmp_path / "cache")})
+    reference_cache.build(sharp(), rows, given, torch.bfloat16 if built == "autocast" else None)
+    missing = pytest.raises(cache.CacheError, match=f"3 of the 3 samples .*{said}")
+    with settings(selfaug_cache=tmp_path / "cache"), computing(under), missing:
+        step(model, data)
+
+
+def test_the_keys_of_samples_without_autocast_are_those_of_release_1_0():
+    """Otherwise a cache that a user built would be lost."""
+    data = batch()
+    chosen = positions.select(data["labels"], data["attention_mask"], None, "input", "token", False)
+    given = {name: data[name] for name in ("input_ids", "attention_mask")}
+
+    def keys():
+        autocast = autocast_dtype(given, torch.device("cpu"))
+        found = samples(given, chosen, "fingerprint", fills_cache=False, autocast=autocast)
+        return [key.hex()[:8] for key, _ in found]
+
+    plain = keys()
+    assert plain == ["1860f1b3", "eb0e76d0", "c6d724dd"]
+    with torch.autocast("cpu", torch.bfloat16):
+        bfloat16 = keys()
+        with torch.autocast("cpu", enabled=False):
+            assert keys() == plain
+    float16 = [key.hex()[:8] for key, _ in samples(given, chosen, "fingerprint", False, autocast=torch.float16)]
+    assert len({*plain, *bfloat16, *float16}) == 9
+
+
+def test_build_under_an_autocast_that_torch_does_not_have_there_writes_nothing(tmp_path, monkeypatch):
+    given = config.read(None, {"SELFAUG_CACHE": str(tmp_path / "cache")})
+    monkeypatch.setattr(torch, "autocast", lambda *_: contextlib.nullcontext())  # as torch does, with a warning
+    with pytest.raises(
+        cache.CacheError, match=r"autocast torch.float16 on cpu, and autocast is off there.* Nothing was"
+    ):
+        reference_cache.build(base(), [], given, torch.float16)
+    assert not list(tmp_path.glob("cache/*"))
+
+
+@pytest.mark.parametrize("kind", ["LoRA", "full"])
+def test_trainers_with_and_without_bf16_share_a_cache_and_begin_with_a_kl_of_0(tmp_path, kind):
+    """At a learning rate of 0."""
+    data = batch(padding=None)
+    rows = [{name: value[row] for name, value in data.items()} for row in range(3)]
+    given = config.read(None, {"SELFAUG_CACHE": str(tmp_path / "cache")})
+    for autocast in (None, torch.bfloat16):
+        lists = [{name: value.tolist() for name, value in row.items()} for row in rows]
+        if kind == "full":
+            reference_cache.build(sharp(), lists, given, autocast)
+    with settings(selfaug_cache=tmp_path / "cache"):
+        for bf16 in (False, True, False, True):
+            model = sharp() if kind == "full" else with_lora(sharp(), perturbed=False)
+            options = {"bf16": bf16, "learning_rate": 0.0, "max_steps": 2, "per_device_train_batch_size": 3}
+            options.update(logging_steps=1, report_to=[], use_cpu=True, save_strategy="no", label_names=["labels"])
+            trainer = Trainer(model, TrainingArguments(tmp_path / "out", **options), train_dataset=rows)
+            trainer.train()
+            logged = [abs(log["selfaug/kl"]) for log in trainer.state.log_history if "selfaug/kl" in log]
+            assert len(logged) == 2
+            assert max(logged) < 1e-5, bf16
 
 
 def test_build_leaves_the_folder_of_another_model_alone(built, tmp_path, capsys):
