@@ -200,7 +200,9 @@ _OWN: Remembered[Folder] = Remembered()
 
 
 def hash_again(model: nn.Module) -> None:
-    """Call this when ``model`` comes back from an evaluation, in which a script may have written to its weights."""
+    """Call this when ``model`` comes back from an evaluation. A script without an HF Trainer may begin another run,
+    with other weights.
+    """
     _OWN.doubt(model)
 
 

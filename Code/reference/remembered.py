@@ -44,9 +44,11 @@ class Remembered(Generic[T]):
         return value
 
     def doubt(self, model: nn.Module) -> None:
-        """Let the facts of ``model`` be others than any that are found, so that they are looked at again."""
+        """Let the facts of ``model`` be others than any that are found, so that they are looked at again. In a run of
+        an HF Trainer, whose start is known, they stay.
+        """
         known = self._last.get(model)
-        if known is not None:
+        if known is not None and known[0] is None:
             self._last[model] = (known[0], _DOUBT, known[2])
 
 

@@ -45,10 +45,15 @@ def controlled(model: Any, settings: config.Settings) -> config.Settings:
 def has_term(model: Any, settings: config.Settings, nested: bool) -> bool:
     """Whether the term is computed in this call of ``model``, see :mod:`.turns`; always in an evaluation. To be asked
     once for each call that trains on labels. ``nested``: the call is within a forward of the same model.
+
+    Raises:
+        SettingError: the run is shorter than one block of micro-batches.
     """
     if settings.every == 1 or not model.training:
         return True
     call = attach.current_call()
+    if call is not None:
+        turns.check(call.trainer, settings.every)
     return turns.has_term(turns.called(model, nested) if call is None else call.micro_batch, settings.every)
 
 

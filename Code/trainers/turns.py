@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..config import SettingError
 from .runs import PerRun
 
 
@@ -46,6 +47,20 @@ _NUMBERS = PerRun(MicroBatches)
 def begun_by(trainer: Any) -> int:
     """The number of the micro-batch that ``trainer`` begins now; to be asked once for each."""
     return _NUMBERS.of_owner(trainer.state).of_trainer(trainer)
+
+
+def check(trainer: Any, every: int) -> None:
+    """Make sure that the run of ``trainer`` has a whole block of micro-batches: with less, it may have no term.
+
+    Raises:
+        SettingError: it has not.
+    """
+    steps = int(trainer.state.max_steps) * int(trainer.args.gradient_accumulation_steps)
+    if 0 < steps < every:
+        raise SettingError(
+            f"SELFAUG_EVERY={every} puts the term in one of every {every} micro-batches, and this run has {steps}, so "
+            f"it may have none. Set SELFAUG_EVERY to {steps} or less; 4 is what was measured. No step was made."
+        )
 
 
 def called(model: nn.Module, nested: bool) -> int:

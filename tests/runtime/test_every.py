@@ -106,6 +106,14 @@ def test_each_block_has_the_term_once_however_often_a_call_runs_the_forward(cls)
     assert [sum(found[at : at + 4]) for at in range(0, 24, 4)] == [1] * 6
 
 
+def test_a_run_that_is_shorter_than_a_block_is_refused(tmp_path):
+    arguments = {"max_steps": 3, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
+    with settings(SELFAUG_EVERY="7"), pytest.raises(config.SettingError, match="this run has 6, so it may have none"):
+        train(tmp_path, **arguments)
+    with settings(SELFAUG_EVERY="6"):
+        assert [log for log in train(tmp_path, **arguments).state.log_history if "selfaug/kl" in log]
+
+
 def test_a_log_of_micro_batches_without_the_term_shows_no_kl(tmp_path):
     """Four logs for each block of four micro-batches: one has the term."""
     with settings(SELFAUG_EVERY="4"):
