@@ -50,7 +50,7 @@ def _short(results: Path) -> str:
         row("step time, the authors' algorithm", "time", to("original", "stock")),
         row(given, "time", to("cached", "reference given")),
         row(fused, "time", to("selfaug", "stock fused")),
-        row("the same in economy, see below", "time", to("economy", "stock fused")),
+        row("the same in economy, see above", "time", to("economy", "stock fused")),
         row("step time with gradient checkpointing", "time-checkpointing", to("selfaug", "stock")),
         row("peak of the tensors", "meta", to("selfaug", "stock"), 3),
         row("the same with gradient checkpointing", "meta-checkpointing", to("selfaug", "stock"), 3),

@@ -90,8 +90,9 @@ def record(
         call.acted = True
     announce.unknown_padding(model, chosen.tail)
     if model.training:
-        aligned, sums = len(chosen.all_aligned) if reference is not None else 0, metrics.RUNNING.of(model)
-        sums.add(nll_sum, chosen.supervised, kl_sum, aligned, settings.alpha, settings.measure)
+        aligned, sums = len(chosen.all_aligned), metrics.RUNNING.of(model)
+        looked = None if reference is None else aligned
+        sums.add(nll_sum, chosen.supervised, kl_sum, looked, settings.alpha, settings.measure)
         if reference is not None:
             announce.first_step(model, settings, reference, kl_sum, aligned)
         if settings.anchors:

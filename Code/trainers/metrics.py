@@ -3,7 +3,7 @@ SELFAUG_ALIGN is no KL: there, ``selfaug/mse`` takes the place of ``selfaug/kl``
 
 Sums stay on the device until the Trainer logs, so a step does not wait for the device. The logs show means over all
 processes and over the steps of this run since the last log; the log of ``train_loss``, which ends a run, has those of
-the steps that no other log has. A mean over no token is left out.
+the steps that no other log has. Where no micro-batch had the term (SELFAUG_EVERY), there is no ``selfaug/kl``.
 """
 
 from __future__ import annotations
@@ -25,14 +25,20 @@ class Sums:
     def clear(self) -> None:
         """Start again at 0."""
         self.sums: Tensor | None = None  # (2,) NLL and KL, nats; or NLL and MSE
-        self.supervised = self.aligned = 0
+        self.supervised = self.aligned = self.looked = 0
         self.alpha: float | None = None
 
     def add(
-        self, nll_sum: Tensor, supervised: int, kl_sum: Tensor, aligned: int, alpha: float, measure: str = "KL"
+        self,
+        nll_sum: Tensor,
+        supervised: int,
+        kl_sum: Tensor,
+        aligned: int | None,
+        alpha: float,
+        measure: str = "KL",
     ) -> None:
-        """Add one micro-batch: sums in nats over ``supervised`` and over ``aligned`` tokens. ``measure``: what
-        ``kl_sum`` is, "KL" or "MSE"; a sum of the one does not go on as a sum of the other.
+        """Add one micro-batch: sums in nats over ``supervised`` and over ``aligned`` tokens; None without the term.
+        ``measure``: what ``kl_sum`` is, "KL" or "MSE"; a sum of the one does not go on as a sum of the other.
         """
         if measure != self.measure:
             self.clear()
@@ -40,13 +46,14 @@ class Sums:
         sums = torch.stack((nll_sum.detach().to(kl_sum.device), kl_sum))  # a model may be spread over devices
         self.sums = sums if self.sums is None else self.sums.to(sums.device) + sums
         self.supervised += supervised
-        self.aligned += aligned
+        self.aligned += aligned or 0
+        self.looked += aligned is not None
         self.alpha = alpha
 
     def totals(self, device: torch.device) -> Tensor:
-        """(4,) float32: NLL, KL, supervised tokens, aligned tokens."""
+        """(5,) float32: NLL, KL, supervised tokens, aligned tokens, micro-batches with the term."""
         sums = torch.zeros(2) if self.sums is None else self.sums
-        counts = torch.tensor((self.supervised, self.aligned), dtype=torch.float32, device=device)
+        counts = torch.tensor((self.supervised, self.aligned, self.looked), dtype=torch.float32, device=device)
         return torch.cat((sums.to(counts), counts))
 
     def gather(self, device: torch.device, alpha: float, measure: str = "KL") -> None:
@@ -85,12 +92,13 @@ def _over_processes(totals: Tensor) -> Tensor:
 
 
 def _means(totals: Tensor, alpha: float | None, measure: str) -> dict[str, float]:
-    nll, kl, supervised, aligned = totals.tolist()
+    nll, kl, supervised, aligned, looked = totals.tolist()
     if alpha is None or supervised + aligned == 0:
         return {}
-    sums = {"selfaug/nll": (nll, supervised), f"selfaug/{measure.lower()}": (kl, aligned)}
-    means = {name: float(f"{total / count:.7g}") for name, (total, count) in sums.items() if count}
-    return {**means, "selfaug/alpha": alpha}
+    means = {"selfaug/nll": nll / max(supervised, 1)}
+    if looked:
+        means[f"selfaug/{measure.lower()}"] = kl / max(aligned, 1)
+    return {**{name: float(f"{mean:.7g}") for name, mean in means.items()}, "selfaug/alpha": alpha}
 
 
 RUNNING = Running(Sums)
