@@ -217,9 +217,8 @@ def select(
     next_labels = shifted(labels) if next_labels is None else next_labels
     supervised = next_labels != IGNORE_INDEX
     chosen, row = aligned(labels, supervised, real, positions), rows(labels, position_ids)
-    unlabelled = ~torch.isin(row, row[supervised])  # (B, T): in a row that is an anchor, if there are any
-    if anchors:
-        chosen = chosen | (unlabelled & real)
+    in_anchor = real & ~torch.isin(row, row[supervised]) if anchors else torch.zeros_like(real)  # (B, T)
+    chosen = chosen | in_anchor
     counted = supervised if divided_by_batch or supervised.any() else chosen
     if not anchors or counted is not supervised:
         anchor_tokens = None
@@ -240,5 +239,5 @@ def select(
         total=labels.shape[1],
         tail=0 if ids is None else padding.unexplained_tail(labels, ids, real),
         rows=labels.shape[0],
-        anchors=len(row[chosen & unlabelled].unique()) if anchors else 0,
+        anchors=len(row[in_anchor].unique()),
     )

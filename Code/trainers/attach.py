@@ -106,21 +106,25 @@ def _pad_tokens(trainer: Any) -> list[Any]:
 
 def hides_num_items(trainer: Any) -> bool:
     """Whether the trainer's ``compute_loss_func`` may get ``num_items_in_batch`` in its ``**kwargs`` and use it."""
-    function = getattr(trainer, "compute_loss_func", None)
-    try:
-        parameters = inspect.signature(function).parameters.values() if function is not None else ()
-    except (TypeError, ValueError):
-        return False
-    kinds = [parameter.kind for parameter in parameters]
-    return inspect.Parameter.VAR_KEYWORD in kinds and not _uses_num_items(function)
+    parameters = _parameters(getattr(trainer, "compute_loss_func", None)) or {}
+    any_name = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return any_name and "num_items_in_batch" not in parameters
 
 
 def _uses_num_items(loss_function: Any) -> bool:
-    """Whether a loss function has an argument ``num_items_in_batch``; True for none, which is the model's own loss."""
+    """Whether a loss function has an argument ``num_items_in_batch``; True for none, which is the model's own loss, and
+    for a callable without a signature.
+    """
+    parameters = _parameters(loss_function)
+    return parameters is None or "num_items_in_batch" in parameters
+
+
+def _parameters(function: Any) -> Mapping[str, inspect.Parameter] | None:
+    """The parameters of a function by name. None without a function, and for a callable without a signature."""
     try:
-        return loss_function is None or "num_items_in_batch" in inspect.signature(loss_function).parameters
-    except (TypeError, ValueError):  # a callable without a signature
-        return True
+        return None if function is None else inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return None
 
 
 class _ObservedSmoother:

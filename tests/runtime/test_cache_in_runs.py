@@ -116,6 +116,15 @@ def test_rotary_frequencies_that_are_written_to_are_noticed_at_the_next_step(tmp
     assert step(model, data, tmp_path)[0] == pytest.approx(wanted.kl, rel=2e-3)
 
 
+def after_an_evaluation_a_step_is_held_to(origin, model, data, folder):
+    model.eval()
+    model.train()
+    wanted, gradients = expected(model, data, reference=logits(origin, data))
+    kl, found = step(model, data, folder)
+    assert kl == pytest.approx(wanted.kl, rel=2e-3)
+    assert worst_error(found, gradients) < ROUNDED
+
+
 def test_a_write_that_does_not_show_is_noticed_when_the_model_comes_back_from_evaluation(tmp_path):
     """In a loop without a Trainer, of which all steps are one run."""
     data, origin = batch(), sharp()
@@ -123,12 +132,7 @@ def test_a_write_that_does_not_show_is_noticed_when_the_model_comes_back_from_ev
     step(model, data, tmp_path)
     for changed in (origin, model):
         added(gate(changed))
-    model.eval()
-    model.train()
-    wanted, gradients = expected(model, data, reference=logits(origin, data))
-    kl, found = step(model, data, tmp_path)
-    assert kl == pytest.approx(wanted.kl, rel=2e-3)
-    assert worst_error(found, gradients) < ROUNDED
+    after_an_evaluation_a_step_is_held_to(origin, model, data, tmp_path)
 
 
 def test_weights_that_are_hashed_again_and_are_the_same_keep_what_is_known_of_their_folder(tmp_path):
@@ -184,12 +188,7 @@ def test_a_loop_without_a_trainer_is_one_run_whatever_evaluations_are_in_it(tmp_
     step(model, data, tmp_path)
     for _ in range(2):
         perturb(model, 0.02)
-        model.eval()
-        model.train()
-        wanted, gradients = expected(model, data, reference=logits(origin, data))
-        kl, found = step(model, data, tmp_path)
-        assert kl == pytest.approx(wanted.kl, rel=2e-3)
-        assert worst_error(found, gradients) < ROUNDED
+        after_an_evaluation_a_step_is_held_to(origin, model, data, tmp_path)
 
 
 @pytest.mark.parametrize("held_out", ["built", "not built"])
