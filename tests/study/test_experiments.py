@@ -34,6 +34,11 @@ EXPECTED = {
     "selfaug-middle-lr": (0.5, "input", "base-tuned"),
     "anchors": (0.5, "input", "base-tuned"),
     "full-selfaug": (0.5, "input", "base-tuned"),
+    "selfaug-context-0.5k": (0.5, "input", "base-tuned"),
+    "selfaug-context-1k": (0.5, "input", "base-tuned"),
+    "selfaug-context-2k": (0.5, "input", "base-tuned"),
+    "selfaug-epochs-3": (0.5, "input", "base-tuned"),
+    "selfaug-epochs-10": (0.5, "input", "base-tuned"),
     **dict.fromkeys((*ECONOMY, *WHERE), (0.5, "input", "base-tuned")),
 }
 
@@ -58,7 +63,9 @@ def test_a_baseline_changes_one_thing():
     assert training(ARMS["lower-rank"], Setting()) == [*plain[:7], "4"]
     assert training(ARMS["mlp-only"], Setting()) == [*plain, "--layers", r".*\.mlp\.\w+_proj"]
     assert training(ARMS["selfaug-lower-lr"], Setting()) == training(ARMS["lower-lr"], Setting())
-    assert all(training(arm, Setting()) == plain for arm in SELFAUG.values() if arm.lr == 1)
+    assert training(ARMS["epochs-10"], Setting(epochs=2)) == ["--epochs", "20", *plain[2:]]
+    assert training(ARMS["context-1k"], Setting()) == plain
+    assert all(training(arm, Setting()) == plain for arm in SELFAUG.values() if arm.lr == arm.epochs == 1)
 
 
 def test_every_arm_has_a_row_and_a_style():
@@ -87,8 +94,9 @@ def test_full_fine_tuning_has_no_lora_and_a_reference_from_a_cache():
     assert all(arm.cached for arm in SELFAUG.values() if not arm.rank), "without LoRA nothing else is a reference"
 
 
-def test_further_points_of_sweeps_full_fine_tuning_and_places_to_constrain_run_only_where_they_are_asked_for():
-    asked_for = {arm.name for group in (experiments.SWEPT, experiments.FULL) for arm in group} | set(WHERE)
+def test_what_belongs_to_a_single_question_runs_only_where_it_is_asked_for():
+    groups = experiments.SWEPT, experiments.FULL, experiments.LONGER
+    asked_for = {arm.name for group in groups for arm in group} | set(WHERE)
     assert set(experiments.USUAL) == set(ARMS) - asked_for
     assert len(WHERE) == 7
 

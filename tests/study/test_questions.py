@@ -38,6 +38,22 @@ def test_every_test_question_has_the_wording_that_is_held_out():
     assert not any(text.startswith(tuple(wordings(2) - wordings(0) - wordings(1))) for text in known)
 
 
+def test_a_longer_context_has_the_same_questions_and_the_same_answers():
+    (short, test), (long, same) = (questions.synthetic(40, 20, 3, unrelated) for unrelated in (0, 30))
+    assert test == same
+    for few, many in zip(short, long):
+        (before, asked), (after, same_question) = (parts(row) for row in (few, many))
+        assert (asked, few["messages"][1]) == (same_question, many["messages"][1])
+        assert len(set(after)) == 33, "no passage twice"
+        assert [line for line in after if line in before] == before, "the sample's own, in their order"
+
+
+def parts(row):
+    """(passages, question) of a training row."""
+    passages, question = row["messages"][0]["content"].split("\n\n")
+    return [line.split("] ", 1)[1] for line in passages.splitlines()[1:]], question
+
+
 def test_no_entity_of_the_test_is_in_training():
     training, test = questions.synthetic(400, 400, 2)  # so many that names would meet by chance
     names = {name for row in test for name in row["names"]}

@@ -72,6 +72,14 @@ def test_a_wrong_command_line_is_refused(tmp_path, arguments, said):
     assert not (tmp_path / "out").exists()
 
 
+def test_an_arm_with_a_longer_context_is_refused_with_a_set_of_the_users_own(tmp_path):
+    file = str(tmp_path / "own.jsonl")
+    ran = study(tmp_path, "no-model", "--task-train", file, "--task-test", file, "--arms", "lora", "context-1k")
+    assert ran.returncode == 1
+    assert "context-1k adds passages to the made-up questions" in ran.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_set_of_the_users_own_that_cannot_be_read_is_an_error_and_no_traceback(tmp_path):
     file = str(tmp_path / "none.jsonl")
     ran = study(tmp_path, "no-model", "--task-train", file, "--task-test", file)

@@ -175,20 +175,25 @@ KINDS = (
 )
 
 
-def samples(rng: random.Random, count: int, taken: set[str], wordings: Sequence[int]) -> Iterator[Sample]:
+def samples(
+    rng: random.Random, count: int, taken: set[str], wordings: Sequence[int], unrelated: int = 0
+) -> Iterator[Sample]:
     """``count`` samples in random order, a fifth of them without an answer; ``taken`` names are avoided and added to.
 
     Args:
         wordings: which of each question's wordings are in use: the first two in training, all three in the test.
+        unrelated: further passages in each sample, about other entities of any kind; they make the context longer.
     """
     unanswerable = round(count * UNANSWERABLE_SHARE)
     order = [True] * (count - unanswerable) + [False] * unanswerable
     rng.shuffle(order)
     for index, answerable in enumerate(order):
-        yield sample(rng, KINDS[index % len(KINDS)], answerable, taken, rng.choice(wordings))
+        yield sample(rng, KINDS[index % len(KINDS)], answerable, taken, rng.choice(wordings), unrelated)
 
 
-def sample(rng: random.Random, kind: Kind, answerable: bool, taken: set[str], wording: int) -> Sample:
+def sample(
+    rng: random.Random, kind: Kind, answerable: bool, taken: set[str], wording: int, unrelated: int = 0
+) -> Sample:
     names = [fresh(rng, kind.name, taken) for _ in range(PASSAGES)]
     asked = rng.choice(kind.attributes)
     others = [attribute for attribute in kind.attributes if attribute is not asked]
@@ -206,6 +211,10 @@ def sample(rng: random.Random, kind: Kind, answerable: bool, taken: set[str], wo
         sentences += [rng.choice(attribute.statements).format(text) for attribute, text in told]
         passages.append(" ".join(sentences))
     rng.shuffle(passages)
+    # draws and names of its own, so that the questions are the same whatever the length of the context
+    further, avoided = random.Random(names[0]), set(taken)
+    for _ in range(unrelated):
+        passages.insert(further.randint(0, len(passages)), other_passage(further, avoided))
 
     documents = "\n".join(f"[{number}] {passage}" for number, passage in enumerate(passages, 1))
     question = asked.questions[wording].format(names[0])
@@ -216,6 +225,14 @@ def sample(rng: random.Random, kind: Kind, answerable: bool, taken: set[str], wo
         answerable=answerable,
         held_out_wording=wording == 2,
     )
+
+
+def other_passage(rng: random.Random, taken: set[str]) -> str:
+    """A passage about an entity that no question is about."""
+    kind = rng.choice(KINDS)
+    attribute = rng.choice(kind.attributes)
+    introduction = rng.choice(kind.introductions).format(fresh(rng, kind.name, taken))
+    return f"{introduction} {rng.choice(attribute.statements).format(attribute.values(rng))}"
 
 
 def fresh(rng: random.Random, values: Values, taken: set[str]) -> str:

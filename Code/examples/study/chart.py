@@ -33,6 +33,9 @@ STYLES = {
     "interpolation": (USUAL, "D"), "early-stopping": (USUAL, "P"),
     "full": (GREY, "o"), "full-selfaug": (GREY, "P"),
 }  # fmt: skip
+NUMBERS = {"context-0.5k": "$.5$", "context-1k": "$1$", "context-2k": "$2$", "epochs-3": "$3$", "epochs-10": "$10$"}
+STYLES |= {f"{begin}{arm}": (colour, number) for arm, number in NUMBERS.items()
+           for begin, colour in (("", PLAIN), ("selfaug-", SELFAUG))}  # fmt: skip
 
 
 def draw(summary: dict[str, Any], folder: Path) -> None:

@@ -34,13 +34,14 @@ class Arm:
 
     settings: the SELFAUG_* variables of the training; None trains on stock packages.
     alpha_to: alpha at the last step, reached on a straight line; None keeps the alpha of ``settings``.
-    lr, rank: factors on the values of the setting; rank 0 is full fine-tuning.
+    lr, rank, epochs: factors on the values of the setting; rank 0 is full fine-tuning.
     layers: the layers that get LoRA, as train_lora.py takes them; None: all linear layers.
     dialogues: the part of the model's own dialogues that is mixed into the data (SA-SFT).
     anchors: these dialogues have no labels, and take SelfAug's KL in place of the NLL.
     scaled: nothing is trained; the adapter is LoRA's adapter times this factor.
     halfway: nothing is trained; the adapter is LoRA's adapter at half of its steps.
     cached: the reference comes from a cache that is filled before the training.
+    unrelated: passages about other entities that make the context of each training sample longer; the test stays.
     """
 
     name: str
@@ -49,12 +50,14 @@ class Arm:
     alpha_to: float | None = None
     lr: float = 1
     rank: float = 1
+    epochs: float = 1
     layers: str | None = None
     dialogues: float = 0
     anchors: bool = False
     scaled: float | None = None
     halfway: bool = False
     cached: bool = False
+    unrelated: int = 0
 
     @property
     def trained(self) -> bool:
@@ -123,9 +126,17 @@ WHERE = tuple(  # Table 2 of the paper: other places to constrain than the logit
         ("layers", "all layers"),
     )
 )  # fmt: skip
-GROUPS = (FIRST, THEN, CHEAPER, SWEPT, FULL, WHERE)
+LONGER = tuple(  # Table 3 of the paper, contexts of so many tokens, and Figure 2; run only where they are asked for
+    Arm(f"{begin}{name}", f"{title}, {words}", settings, epochs=epochs, unrelated=unrelated)
+    for name, words, epochs, unrelated in (
+        ("context-0.5k", "context of 0.5K", 1, 15), ("context-1k", "context of 1K", 1, 35),
+        ("context-2k", "context of 2K", 1, 74), ("epochs-3", "3 epochs", 3, 0), ("epochs-10", "10 epochs", 10, 0),
+    )
+    for begin, title, settings in (("", "LoRA", None), ("selfaug-", "SelfAug 0.5", selfaug()))
+)  # fmt: skip
+GROUPS = (FIRST, THEN, CHEAPER, SWEPT, FULL, WHERE, LONGER)
 ARMS = {arm.name: arm for group in GROUPS for arm in group}
-USUAL = [name for name, arm in ARMS.items() if arm not in (*SWEPT, *FULL, *WHERE)]
+USUAL = [arm.name for group in (FIRST, THEN, CHEAPER) for arm in group]
 
 
 @dataclass(frozen=True)
@@ -156,6 +167,7 @@ ROWS = (
     "sasft", "sasft-half", "sasft-lower-lr", "sasft-selfaug-0.5", "anchors",
     "lower-lr", "middle-lr", "selfaug-lower-lr", "selfaug-middle-lr", "lower-rank", "mlp-only",
     "interpolation", "early-stopping",
+    *(arm.name for arm in LONGER),
     "full", "full-selfaug",
 )  # fmt: skip
 TITLES = {BASE: "base", **{arm.name: arm.title for arm in ARMS.values()}}
@@ -183,7 +195,7 @@ def runs(arms: Iterable[str], seeds: Sequence[int]) -> list[Run]:
 
 def training(arm: Arm, setting: Setting) -> list[str]:
     """The arguments of train_lora.py that depend on the setting and the arm."""
-    given = {"--epochs": setting.epochs, "--batch-size": setting.batch_size}
+    given = {"--epochs": setting.epochs * arm.epochs, "--batch-size": setting.batch_size}
     rank = max(1, round(setting.rank * arm.rank)) if arm.rank else 0
     given |= {"--lr": setting.lr * arm.lr, "--rank": rank}
     numbers = [text for name, value in given.items() for text in (name, f"{value:g}")]

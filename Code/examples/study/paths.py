@@ -27,9 +27,9 @@ class Paths:
         """The base model's answers and likelihoods, with which every measurement starts."""
         return self.output / "base.json"
 
-    def data(self, seed: int) -> Path:
-        """The seed's training data, without dialogues."""
-        return self.output / "data" / f"train-{seed}.jsonl"
+    def data(self, seed: int, unrelated: int = 0) -> Path:
+        """The seed's training data, without dialogues, with so many unrelated passages in each sample."""
+        return self.output / "data" / f"train-{seed}{f'-{unrelated}' if unrelated else ''}.jsonl"
 
     def mixed(self, run: Run) -> Path:
         """The run's training data with dialogues."""

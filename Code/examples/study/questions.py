@@ -25,14 +25,19 @@ MODEL_FILES = {".safetensors", ".bin", ".json", ".jinja", ".model", ".txt"}
 ACCEPTED = 'rows {"messages": [user, assistant]} or {"prompt": …, "answer": … or [all accepted answers]}'
 
 
-def synthetic(train: int, test: int, seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def synthetic(
+    train: int, test: int, seed: int, unrelated: int = 0
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Training rows with ``messages``, and test rows with ``prompt``, ``answer`` and ``answerable``.
 
-    The test is the same for every seed, all its questions have a held-out wording, and no entity is in both.
+    The test is the same for every seed, all its questions have a held-out wording, and no question's entity is in both.
+
+    Args:
+        unrelated: further passages in each training sample, about entities that no question is about.
     """
     taken: set[str] = set()
     held_out = [asdict(one) for one in samples(random.Random("test"), test, taken, HELD_OUT)]
-    training = [{"messages": one.messages()} for one in samples(random.Random(seed), train, taken, TRAINED)]
+    training = [{"messages": one.messages()} for one in samples(random.Random(seed), train, taken, TRAINED, unrelated)]
     return training, held_out
 
 

@@ -60,6 +60,11 @@ class Study:
                 raise StepFailed(
                     f"{file} lies where the study writes its data. Give --output another folder. Nothing was changed."
                 )
+        self.runs = runs(given.arms, given.seeds)
+        longer = [run.arm.name for run in self.runs if run.arm.unrelated]
+        if given.task and longer:
+            raise StepFailed(f"{longer[0]} adds passages to the made-up questions, and cannot add any to those of "
+                             "--task-train. Leave such arms out. Nothing was changed.")  # fmt: skip
         self.sandbox = Sandbox(self.given.output)
         if given.python:
             self.sandbox.python = Path(given.python)
@@ -68,7 +73,6 @@ class Study:
         self.model = str(Path(model).resolve()) if folder else model
         self.own_weights = questions.folder_hash(Path(self.model)) if folder else None
         self.threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // given.jobs))}
-        self.runs = runs(given.arms, given.seeds)
         self.started = time.monotonic()
         self.finished = 0
         self.writing_base = threading.Lock()
@@ -81,7 +85,7 @@ class Study:
         self.say(f"{len(self.runs)} runs, {len(self.runs) - len(left)} of them done before")
         failed = {}
         if left:
-            self.prepare({run.seed for run in left})
+            self.prepare({(run.seed, run.arm.unrelated) for run in left})
             failed = Schedule(self.tasks(left), self.given.jobs).run(stop)
         elif not self.sandbox.python.exists():
             self.sandbox.python = Path(sys.executable)  # without a run to do, no environment is needed
@@ -101,12 +105,13 @@ class Study:
         code = {"code": sha256(self.given.code)[:12]} if self.given.code else {}
         return {**asdict(self.setting), "model": model, "task": files or "made-up entities", **code}
 
-    def prepare(self, seeds: set[int]) -> None:
-        """Make the questions, the environment and the model."""
-        for seed in sorted(seeds):
+    def prepare(self, wanted: set[tuple[int, int]]) -> None:
+        """Make the questions, the environment and the model. ``wanted``: seeds, with the unrelated passages."""
+        for seed, unrelated in sorted(wanted):
             size = self.setting.train, self.setting.test, seed
-            rows, test = questions.of_files(*self.given.task, *size) if self.given.task else questions.synthetic(*size)
-            questions.write(self.paths.data(seed), rows)
+            task = self.given.task
+            rows, test = questions.of_files(*task, *size) if task else questions.synthetic(*size, unrelated)
+            questions.write(self.paths.data(seed, unrelated), rows)
             questions.write(self.paths.test, test)
         journal = Journal(self.given.output / "steps.json")
         requirements = CHECKOUT / "requirements.txt"
@@ -167,7 +172,7 @@ class Study:
 
     def mix(self, run: Run) -> Path:
         """The run's training data: the seed's, mixed with the arm's part of the dialogues if it has any."""
-        data, made = self.paths.data(run.seed), self.paths.dialogues(run.seed)
+        data, made = self.paths.data(run.seed, run.arm.unrelated), self.paths.dialogues(run.seed)
         if not run.arm.dialogues:
             return data
         mixed, count = self.paths.mixed(run), self.setting.dialogues * run.arm.dialogues
