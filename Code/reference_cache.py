@@ -103,6 +103,9 @@ def main(argv: list[str] | None = None) -> int:
                       help="of the weights, as the training loads them")  # fmt: skip
     verb.add_argument("--autocast", choices=["bfloat16", "float16"],
                       help="that the training runs under, as with bf16=True or fp16=True; default: none")  # fmt: skip
+    verb.add_argument("--attention", metavar="NAME",
+                      help="the attn_implementation that the training uses: sdpa, eager, flash_attention_2 …; "
+                           "default: transformers' own choice")  # fmt: skip
     options = parser.parse_args(argv)
     environ = {**os.environ, **({"SELFAUG_CACHE": options.cache} if options.cache else {})}
     try:
@@ -110,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
         if settings.reference_cache is None:
             parser.error("--cache, or SELFAUG_CACHE")
         texts = sum("input_ids" not in row for _, row in training_rows.read(options.data))  # reads all rows first
-        model = _load(options.model, options.dtype)
+        model = _load(options.model, options.dtype, options.attention)
         tokenizer = load_tokenizer(options.model) if texts else None
         vocabulary = model.get_input_embeddings().weight.shape[0]
         rows = training_rows.read(options.data)
@@ -132,8 +135,8 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _load(name: str, dtype: str) -> Any:
-    model = load_model(name, dtype, "cuda" if torch.cuda.is_available() else "cpu")
+def _load(name: str, dtype: str, attention: str | None) -> Any:
+    model = load_model(name, dtype, "cuda" if torch.cuda.is_available() else "cpu", attention=attention)
     if not hasattr(type(model), "selfaug_aligned"):
         raise CacheError(f"{name} is a {type(model).__name__}; which is not patched. Nothing was written.")
     return model

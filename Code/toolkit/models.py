@@ -13,12 +13,13 @@ from .files import sha256
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 
 
-def load_model(model: str, dtype: str, device: str, revision: str | None = None) -> Any:
+def load_model(model: str, dtype: str, device: str, revision: str | None = None, attention: str | None = None) -> Any:
     """A causal language model on ``device``, in eval mode.
 
     Args:
         model: a name on the hub, or a folder.
         dtype: the name of a torch type, or auto for the type of the checkpoint.
+        attention: transformers' ``attn_implementation``; None for its own choice.
 
     Raises:
         Refusal: transformers cannot load the model.
@@ -29,6 +30,7 @@ def load_model(model: str, dtype: str, device: str, revision: str | None = None)
 
     keyword = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
     given = {keyword: dtype if dtype == "auto" else getattr(torch, dtype)}
+    given |= {} if attention is None else {"attn_implementation": attention}
     with loading(model):
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(model, revision=revision, **given)
         return loaded.to(device).eval()

@@ -382,6 +382,31 @@ def test_full_fine_tuning_begins_with_a_kl_of_0_against_states_that_were_built_a
     )
 
 
+@pytest.mark.parametrize("name", ["eager", "sdpa"])
+def test_states_are_built_with_the_implementation_of_attention_that_was_asked_for(tmp_path, monkeypatch, name):
+    sharp().save_pretrained(tmp_path / "model")
+    rows, used = data_file(tmp_path / "rows.jsonl", batch()), []
+    build = reference_cache.build
+
+    def noting(model, *given):
+        used.append(model.config._attn_implementation)
+        return build(model, *given)
+
+    monkeypatch.setattr(reference_cache, "build", noting)
+    arguments = ["build", "--model", tmp_path / "model", "--data", rows, "--cache", tmp_path / "cache"]
+    assert reference_cache.main([*map(str, arguments), "--attention", name]) == 0
+    assert used == [name]
+
+
+def test_an_implementation_of_attention_that_transformers_does_not_have_is_refused(tmp_path, capsys):
+    sharp().save_pretrained(tmp_path / "model")
+    arguments = ["build", "--model", tmp_path / "model", "--data", data_file(tmp_path / "rows.jsonl", batch())]
+    arguments += ["--cache", tmp_path / "cache", "--attention", "quick"]
+    assert reference_cache.main([str(a) for a in arguments]) == 1
+    assert "quick" in capsys.readouterr().err
+    assert not (tmp_path / "cache").exists()
+
+
 @pytest.mark.parametrize(
     ("built", "under", "said"),
     [
