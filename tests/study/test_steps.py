@@ -148,6 +148,10 @@ def test_the_base_model_is_measured_once_and_before_the_other_arms(stage, tmp_pa
     assert measured[0] == "measure-lora-0"
     assert len(measured) == 6
     assert (tmp_path / "out" / "base.json").exists()
+
+    more = stage(["mlp-only", "lower-lr"])
+    tasks = [task for task in more.tasks(more.runs) if task.name.startswith("measure")]
+    assert not any(task.after for task in tasks), "the base model is measured already, so no run waits for another"
     assert record(tmp_path, "base")["seed"] is None
 
 

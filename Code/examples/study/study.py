@@ -133,13 +133,13 @@ class Study:
 
     def tasks(self, left: Sequence[Run]) -> list[Task]:
         """The tasks for the runs in ``left``: dialogues, trainings, measurements. The first measurement also measures
-        the base model; if that task fails, the next measurement does.
+        the base model, unless an earlier call has; if that task fails, the next measurement does.
         """
         tasks: dict[str, Task] = {}
         first = (f"measure {left[0].name}",)
         for run in left:
             train = self.trained(run, tasks)
-            after = () if run == left[0] else first
+            after = () if run == left[0] or self.paths.base.exists() else first
             measure = Task(f"measure {run.name}", partial(self.measure, run), (train,), after)
             tasks[measure.name] = measure
         return list(tasks.values())
