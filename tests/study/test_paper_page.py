@@ -20,7 +20,7 @@ from Code.toolkit.tables import between, markdown  # noqa: E402
 
 PAGE = ROOT / "docs" / "paper.md"
 MARKS = ("<!-- paper: written by python tests/study/test_paper_page.py -->\n", "<!-- end of paper -->")
-SMALL, QWEN = "results", "results-qwen"
+SMALL, QWEN, SQUAD = "results", "results-qwen", "results-squad"
 EXACT, KL, CODE = ("exact_match", 2), ("kl", 3), ("code", 3)
 # by table: its title, the headings, and the rows: the paper's words and figures, then the arm that stands for them
 TABLES = (
@@ -32,7 +32,16 @@ TABLES = (
             ("LoRA", "8.76", "48.80", "78.05", "lora"),
             ("SelfAug, alpha 0.5", "10.94", "62.11", "79.27", "selfaug-0.5"),
         ),
-        ((SMALL, EXACT), (SMALL, KL), (QWEN, EXACT), (QWEN, KL), (QWEN, CODE)),
+        (
+            (SMALL, EXACT),
+            (SMALL, KL),
+            (QWEN, EXACT),
+            (QWEN, KL),
+            (QWEN, CODE),
+            (SQUAD, EXACT),
+            (SQUAD, KL),
+            (SQUAD, CODE),
+        ),
     ),
     (
         "Table 2: where to constrain",
@@ -116,7 +125,7 @@ TABLES = (
         ((SMALL, EXACT), (SMALL, KL)),
     ),
 )
-NAMES = {SMALL: "SmolLM2", QWEN: "Qwen2.5"}
+NAMES = {SMALL: "SmolLM2", QWEN: "Qwen2.5", SQUAD: "Qwen2.5 on SQuAD"}
 SIZES = (  # Table 4 of the paper: IFEval before, of LoRA, and of SelfAug
     ("Qwen2.5-3B", "61.37", "49.54", "57.86"),
     ("Qwen2.5-7B", "71.90", "48.80", "62.11"),
