@@ -338,6 +338,11 @@ def sharp():
     return model
 
 
+# A KL against states that were computed alike. In bfloat16, a CPU without AVX-512 rounds a batch otherwise than a
+# single row: 5e-5 here, and 1.8e-4 against states of the other way of computing.
+ROUNDED = 1e-4
+
+
 @contextlib.contextmanager
 def computing(under):
     """Within: autocast to bfloat16, or none."""
@@ -353,7 +358,7 @@ def test_a_run_under_autocast_and_one_without_do_not_read_each_others_states(tmp
         for under in (*order, *order):
             with computing(under):
                 step(model, data)
-            assert abs(metrics.RUNNING.take()["selfaug/kl"]) < 1e-5
+            assert abs(metrics.RUNNING.take()["selfaug/kl"]) < ROUNDED
     assert len(made) == 2  # the second pair reads
 
 
@@ -367,7 +372,7 @@ def test_full_fine_tuning_begins_with_a_kl_of_0_against_states_that_were_built_a
     origin, model = sharp(), sharp().train()
     with settings(selfaug_cache=tmp_path / "cache"), computing(under):
         step(model, data)
-        assert abs(metrics.RUNNING.take()["selfaug/kl"]) < 1e-5
+        assert abs(metrics.RUNNING.take()["selfaug/kl"]) < ROUNDED
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter += 0.05 * torch.randn_like(parameter)
@@ -474,7 +479,7 @@ def test_trainers_with_and_without_bf16_share_a_cache_and_begin_with_a_kl_of_0(t
             trainer.train()
             logged = [abs(log["selfaug/kl"]) for log in trainer.state.log_history if "selfaug/kl" in log]
             assert len(logged) == 2
-            assert max(logged) < 1e-5, bf16
+            assert max(logged) < ROUNDED, bf16
 
 
 def test_build_leaves_the_folder_of_another_model_alone(built, tmp_path, capsys):
