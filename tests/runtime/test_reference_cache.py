@@ -338,9 +338,11 @@ def sharp():
     return model
 
 
-# A KL against states that were computed alike. In bfloat16, a CPU without AVX-512 rounds a batch otherwise than a
-# single row: 5e-5 here, and 1.8e-4 against states of the other way of computing.
-ROUNDED = 1e-4
+def longer(padding="right"):
+    """A batch whose prompts have 8 tokens or more. The reference pass ends with the prompts, and on some CPUs bfloat16
+    rounds attention over fewer tokens otherwise than attention over the whole row: a KL of 5e-5.
+    """
+    return batch(padding, prompts=(8, 10, 9), T=14)
 
 
 @contextlib.contextmanager
@@ -353,18 +355,18 @@ def computing(under):
 @pytest.mark.parametrize("order", [("autocast", "none"), ("none", "autocast")], ids=" then ".join)
 def test_a_run_under_autocast_and_one_without_do_not_read_each_others_states(tmp_path, monkeypatch, order):
     """With LoRA untrained the KL is 0."""
-    model, data, made = with_lora(sharp(), perturbed=False), batch(), passes(monkeypatch)
+    model, data, made = with_lora(sharp(), perturbed=False), longer(), passes(monkeypatch)
     with settings(selfaug_cache=tmp_path):
         for under in (*order, *order):
             with computing(under):
                 step(model, data)
-            assert abs(metrics.RUNNING.take()["selfaug/kl"]) < ROUNDED
+            assert abs(metrics.RUNNING.take()["selfaug/kl"]) < 1e-5
     assert len(made) == 2  # the second pair reads
 
 
 @pytest.mark.parametrize("under", ["none", "autocast"])
 def test_full_fine_tuning_begins_with_a_kl_of_0_against_states_that_were_built_as_it_computes(tmp_path, under):
-    data = batch()
+    data = longer()
     sharp().save_pretrained(tmp_path / "model")
     arguments = ["build", "--model", tmp_path / "model", "--data", data_file(tmp_path / "rows.jsonl", data)]
     arguments += ["--cache", tmp_path / "cache", *(["--autocast", "bfloat16"] if under == "autocast" else [])]
@@ -372,7 +374,7 @@ def test_full_fine_tuning_begins_with_a_kl_of_0_against_states_that_were_built_a
     origin, model = sharp(), sharp().train()
     with settings(selfaug_cache=tmp_path / "cache"), computing(under):
         step(model, data)
-        assert abs(metrics.RUNNING.take()["selfaug/kl"]) < ROUNDED
+        assert abs(metrics.RUNNING.take()["selfaug/kl"]) < 1e-5
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter += 0.05 * torch.randn_like(parameter)
@@ -463,7 +465,7 @@ def test_build_under_an_autocast_that_torch_does_not_have_there_writes_nothing(t
 @pytest.mark.parametrize("kind", ["LoRA", "full"])
 def test_trainers_with_and_without_bf16_share_a_cache_and_begin_with_a_kl_of_0(tmp_path, kind):
     """At a learning rate of 0."""
-    data = batch(padding=None)
+    data = longer(padding=None)
     rows = [{name: value[row] for name, value in data.items()} for row in range(3)]
     given = config.read(None, {"SELFAUG_CACHE": str(tmp_path / "cache")})
     for autocast in (None, torch.bfloat16):
@@ -479,7 +481,7 @@ def test_trainers_with_and_without_bf16_share_a_cache_and_begin_with_a_kl_of_0(t
             trainer.train()
             logged = [abs(log["selfaug/kl"]) for log in trainer.state.log_history if "selfaug/kl" in log]
             assert len(logged) == 2
-            assert max(logged) < ROUNDED, bf16
+            assert max(logged) < 1e-5, bf16
 
 
 def test_build_leaves_the_folder_of_another_model_alone(built, tmp_path, capsys):
