@@ -32,16 +32,7 @@ TABLES = (
             ("LoRA", "8.76", "48.80", "78.05", "lora"),
             ("SelfAug, alpha 0.5", "10.94", "62.11", "79.27", "selfaug-0.5"),
         ),
-        (
-            (SMALL, EXACT),
-            (SMALL, KL),
-            (QWEN, EXACT),
-            (QWEN, KL),
-            (QWEN, CODE),
-            (SQUAD, EXACT),
-            (SQUAD, KL),
-            (SQUAD, CODE),
-        ),
+        ((SMALL, EXACT), (SMALL, KL), *((folder, one) for folder in (QWEN, SQUAD) for one in (EXACT, KL, CODE))),
     ),
     (
         "Table 2: where to constrain",

@@ -207,9 +207,7 @@ def sample(
             second = rng.choice(others)
             told.append((second, second.values(rng)))
         rng.shuffle(told)
-        sentences = [rng.choice(kind.introductions).format(name)]
-        sentences += [rng.choice(attribute.statements).format(text) for attribute, text in told]
-        passages.append(" ".join(sentences))
+        passages.append(passage(rng, kind, name, told))
     rng.shuffle(passages)
     # draws and names of its own, so that the questions are the same whatever the length of the context
     further, avoided = random.Random(names[0]), set(taken)
@@ -227,12 +225,18 @@ def sample(
     )
 
 
+def passage(rng: random.Random, kind: Kind, name: str, told: Sequence[tuple[Attribute, str]]) -> str:
+    """A passage that introduces an entity and states the given attributes with their values."""
+    sentences = [rng.choice(kind.introductions).format(name)]
+    sentences += [rng.choice(attribute.statements).format(text) for attribute, text in told]
+    return " ".join(sentences)
+
+
 def other_passage(rng: random.Random, taken: set[str]) -> str:
     """A passage about an entity that no question is about."""
     kind = rng.choice(KINDS)
     attribute = rng.choice(kind.attributes)
-    introduction = rng.choice(kind.introductions).format(fresh(rng, kind.name, taken))
-    return f"{introduction} {rng.choice(attribute.statements).format(attribute.values(rng))}"
+    return passage(rng, kind, fresh(rng, kind.name, taken), [(attribute, attribute.values(rng))])
 
 
 def fresh(rng: random.Random, values: Values, taken: set[str]) -> str:
