@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from tiny import base, batch, expected, perturb, settings, taken_gradients, with_lora, worst_error
+from tiny import base, expected, longer, perturb, settings, taken_gradients, with_lora, worst_error
 from transformers import Trainer, TrainingArguments
 
 from selfaug import config, reference_cache
@@ -32,7 +32,7 @@ def run(model, folder, out, **options):
     """The KL at each step of one run of the HF Trainer."""
     options = {"learning_rate": 0.0, "max_steps": 2, "per_device_train_batch_size": 3, "logging_steps": 1, **options}
     options.update(report_to=[], use_cpu=True, save_strategy="no", label_names=["labels"])
-    data = batch(padding=None)
+    data = longer(padding=None)
     rows = [{name: value[row] for name, value in data.items()} for row in range(3)]
     with settings(selfaug_cache=folder):
         trainer = Trainer(model, TrainingArguments(out, **options), train_dataset=rows)
@@ -91,7 +91,7 @@ def test_a_second_run_in_another_dtype_is_held_to_the_weights_in_that_dtype(tmp_
 
 @pytest.mark.parametrize("write", [replaced, under_no_grad], ids=lambda write: write.__name__)
 def test_a_write_that_shows_is_noticed_at_the_next_step(tmp_path, write):
-    data, origin = batch(), sharp()
+    data, origin = longer(), sharp()
     model = with_lora(copy.deepcopy(origin))
     step(model, data, tmp_path)
     for changed in (origin, model):
@@ -105,7 +105,7 @@ def test_a_write_that_shows_is_noticed_at_the_next_step(tmp_path, write):
 
 @pytest.mark.skipif(not hasattr(base().model, "rotary_emb"), reason="this release keeps its frequencies elsewhere")
 def test_rotary_frequencies_that_are_written_to_are_noticed_at_the_next_step(tmp_path):
-    data, origin = batch(), sharp()
+    data, origin = longer(), sharp()
     for layer in origin.model.layers:
         layer.self_attn.q_proj.weight.data *= 500  # distances matter
     model = with_lora(copy.deepcopy(origin))
@@ -127,7 +127,7 @@ def after_an_evaluation_a_step_is_held_to(origin, model, data, folder):
 
 def test_a_write_that_does_not_show_is_noticed_when_the_model_comes_back_from_evaluation(tmp_path):
     """In a loop without a Trainer, of which all steps are one run."""
-    data, origin = batch(), sharp()
+    data, origin = longer(), sharp()
     model = with_lora(copy.deepcopy(origin))
     step(model, data, tmp_path)
     for changed in (origin, model):
@@ -163,7 +163,7 @@ def built(model, folder):
     """The folder of ``model`` in a cache that was built of it."""
     given = config.read(None, {"SELFAUG_CACHE": str(folder)})
     before = copy.deepcopy(model)
-    reference_cache.build(before, lists(batch(padding=None)), given)
+    reference_cache.build(before, lists(longer(padding=None)), given)
     return cache.own_folder(before, given).path
 
 
@@ -182,7 +182,7 @@ def test_a_second_stage_of_full_fine_tuning_is_not_held_to_the_base_of_the_first
 
 
 def test_a_loop_without_a_trainer_is_one_run_whatever_evaluations_are_in_it(tmp_path):
-    data, origin = batch(padding=None), sharp()
+    data, origin = longer(padding=None), sharp()
     model = copy.deepcopy(origin).train()
     built(model, tmp_path)
     step(model, data, tmp_path)
@@ -195,7 +195,7 @@ def test_a_loop_without_a_trainer_is_one_run_whatever_evaluations_are_in_it(tmp_
 def test_an_evaluation_of_full_fine_tuning_has_the_term_where_the_user_asks_for_it(tmp_path, held_out):
     """SELFAUG_EVAL=1, in a Trainer, when the weights have moved."""
     model, folder = sharp().train(), tmp_path / "cache"
-    origin, data, other = copy.deepcopy(model), batch(padding=None), batch(padding=None, seed=3)
+    origin, data, other = copy.deepcopy(model), longer(padding=None), longer(padding=None, seed=3)
     built(model, folder)
     if held_out == "built":
         given = config.read(None, {"SELFAUG_CACHE": str(folder)})
@@ -226,7 +226,7 @@ def test_an_evaluation_of_full_fine_tuning_has_the_term_where_the_user_asks_for_
 
 
 def test_an_evaluation_before_the_first_step_has_the_term_of_full_fine_tuning_too(tmp_path):
-    model, data = sharp().eval(), batch(padding=None)
+    model, data = sharp().eval(), longer(padding=None)
     built(model, tmp_path)
     with settings(selfaug_cache=tmp_path, selfaug_eval="1"), torch.no_grad():
         model(**data)
@@ -238,7 +238,7 @@ def test_an_evaluation_before_the_first_step_has_the_term_of_full_fine_tuning_to
 
 
 def test_an_evaluation_of_lora_is_computed_and_not_cached(tmp_path):
-    data, origin = batch(), sharp()
+    data, origin = longer(), sharp()
     model = with_lora(copy.deepcopy(origin)).eval()
     wanted, _ = expected(model, data, reference=logits(origin, data))
     with settings(selfaug_cache=tmp_path, selfaug_eval="1"), torch.no_grad():

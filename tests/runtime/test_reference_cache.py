@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import base, batch, settings, taken_gradients, with_lora, worst_error
+from tiny import base, batch, longer, settings, taken_gradients, with_lora, worst_error
 from transformers import Trainer, TrainingArguments
 
 from selfaug import config, positions, reference_cache
@@ -336,13 +336,6 @@ def sharp():
     model = base()
     model.lm_head.weight.data *= 50
     return model
-
-
-def longer(padding="right"):
-    """A batch whose prompts have 8 tokens or more. The reference pass ends with the prompts, and on some CPUs bfloat16
-    rounds attention over fewer tokens otherwise than attention over the whole row: a KL of 5e-5.
-    """
-    return batch(padding, prompts=(8, 10, 9), T=14)
 
 
 @contextlib.contextmanager
