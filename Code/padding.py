@@ -42,6 +42,12 @@ def real_tokens(attention_mask: Any, labels: Tensor) -> Tensor:
     return real.expand(labels.shape)
 
 
+def numbers(attention_mask: Any) -> Tensor | None:
+    """The (B, T) mask that may number the documents of packed rows, see :func:`real_tokens`; None for another mask."""
+    mask = any_mask(attention_mask)
+    return mask if isinstance(mask, Tensor) and mask.dim() == 2 and mask.dtype != torch.bool else None
+
+
 def any_mask(attention_mask: Any) -> Any:
     """The mask itself. From a dict of masks by type of layer, the one of full attention or else the first."""
     if not isinstance(attention_mask, Mapping):

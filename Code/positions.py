@@ -36,19 +36,24 @@ def aligned(labels: Tensor, supervised: Tensor, real: Tensor, positions: str) ->
     return chosen & real
 
 
-def rows(labels: Tensor, position_ids: Tensor | None) -> Tensor:
+def rows(labels: Tensor, position_ids: Tensor | None, mask: Tensor | None = None) -> Tensor:
     """(B, T) long: a number for the row that each position belongs to, from 0.
 
-    Without ``position_ids`` a row is a row of the batch. Packed batches restart ``position_ids`` at each document:
-    then a document is a row, so that packing does not change what "sequence" reduction means. Left padding has constant
-    position ids, so each of its positions is a row of its own; no token in these rows counts.
+    A row is a row of the batch. In a packed batch a document is a row, so that packing does not change what "sequence"
+    reduction means: ``position_ids`` restart at each document, or the (B, T) ``mask`` numbers the documents, with 0 at
+    padding. Left padding has constant position ids, so each of its positions is a row of its own; no token in these
+    rows counts.
     """
     B, T = labels.shape
-    starts = torch.zeros(B, T, dtype=torch.long, device=labels.device)
-    starts[:, 0] = 1
+    starts = torch.zeros(B, T, dtype=torch.bool, device=labels.device)
+    starts[:, 0] = True
     if position_ids is not None and position_ids.dim() == 2:
         ids = position_ids.expand(B, T)
-        starts[:, 1:] = ids[:, 1:] != ids[:, :-1] + 1
+        starts[:, 1:] |= ids[:, 1:] != ids[:, :-1] + 1
+    if mask is not None and T:
+        mask, at = mask.expand(B, T), torch.arange(T, device=mask.device)
+        number = mask.gather(1, torch.where(mask != 0, at, 0).cummax(1).values)  # at padding: that of the token before
+        starts[:, 1:] |= (number[:, 1:] != number[:, :-1]) & (number[:, :-1] != 0)
     return starts.flatten().cumsum(0).view(B, T) - 1
 
 
@@ -85,9 +90,9 @@ def kl_weights(
     return weight + (in_rows(supervised, row) / in_rows(aligned, row).clamp(min=1))[row] * aligned
 
 
-def rows_with(mask: Tensor, position_ids: Tensor | None) -> int:
-    """How many rows have a position in the (B, T) ``mask``, see :func:`rows`."""
-    return len(rows(mask, position_ids)[mask].unique())
+def rows_with(chosen: Tensor, position_ids: Tensor | None, mask: Tensor | None = None) -> int:
+    """How many rows have a position in the (B, T) ``chosen``, see :func:`rows`."""
+    return len(rows(chosen, position_ids, mask)[chosen].unique())
 
 
 def length_of(index: Tensor, total: int) -> int:
@@ -202,28 +207,32 @@ def select(
             nothing. Otherwise such a micro-batch (whose stock loss is NaN) keeps its KL as a plain mean.
         input_ids, pad_tokens: used to find padding if there is no mask, see :func:`.padding.without_padding`.
         next_labels: (B, T) long, if it is known; by default ``labels`` shifted by one.
-        anchors: a row without labels is aligned at all its tokens, and is an anchor, see :func:`kl_weights`, unless
-            this micro-batch keeps its KL as a plain mean.
-        anchor_tokens: what the trainer knows of the global batch, see :mod:`.trainers.anchors`. None: the supervised
-            tokens in a mean row with labels of this micro-batch.
+        anchors: a row without labels is aligned at all its tokens, and is an anchor, see :func:`kl_weights`.
+        anchor_tokens: the supervised tokens in a mean row with labels of the global batch, see
+            :mod:`.trainers.anchors`. None, and where the trainer does not divide by that batch: those of this
+            micro-batch. In a micro-batch of anchors alone, the loss is then the mean of their KLs.
     """
     if position_ids is not None and position_ids.dim() != 2:
         position_ids = None
     unmasked = padding.any_mask(attention_mask) is None
     mask = None if unmasked else padding.real_tokens(attention_mask, labels)
     ids = input_ids if unmasked and input_ids is not None and not input_ids.is_meta else None
-    labels, mask, position_ids, ids, next_labels = copies.on_cpu(labels, mask, position_ids, ids, next_labels)
+    numbers = padding.numbers(attention_mask)
+    labels, mask, position_ids, ids, next_labels, numbers = copies.on_cpu(
+        labels, mask, position_ids, ids, next_labels, numbers
+    )
     real = padding.without_padding(labels, ids, pad_tokens) if unmasked else mask != 0
     next_labels = shifted(labels) if next_labels is None else next_labels
     supervised = next_labels != IGNORE_INDEX
-    chosen, row = aligned(labels, supervised, real, positions), rows(labels, position_ids)
+    chosen, row = aligned(labels, supervised, real, positions), rows(labels, position_ids, numbers)
     in_anchor = real & ~torch.isin(row, row[supervised]) if anchors else torch.zeros_like(real)  # (B, T)
     chosen = chosen | in_anchor
-    counted = supervised if divided_by_batch or supervised.any() else chosen
-    if not anchors or counted is not supervised:
+    counted = supervised if anchors or divided_by_batch or supervised.any() else chosen
+    if not anchors:
         anchor_tokens = None
-    elif anchor_tokens is None:
-        anchor_tokens = int(supervised.sum()) / max(1, len(row[supervised].unique()))
+    elif anchor_tokens is None or not divided_by_batch:
+        own = int(supervised.sum()) / max(1, len(row[supervised].unique()))
+        anchor_tokens = own or (0 if divided_by_batch else 1)  # anchors alone: their mean, whatever the number
     weight = kl_weights(chosen, counted, row, reduction, anchor_tokens)
     all_aligned = chosen.flatten().nonzero().squeeze(-1)
     index = torch.cat((all_aligned, (supervised & ~chosen).flatten().nonzero().squeeze(-1)))

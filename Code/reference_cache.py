@@ -53,7 +53,9 @@ def build(
     device, H, count, size = model.device, family.text_config(model).hidden_size, 0, 0
     for row in rows:
         ids, labels = (torch.tensor([row[name]]) for name in ("input_ids", "labels"))
-        chosen = positions.select(labels, None, None, settings.positions, settings.reduction, False)
+        chosen = positions.select(
+            labels, None, None, settings.positions, settings.reduction, False, anchors=settings.anchors
+        )
         keyed = samples({"input_ids": ids}, chosen, folder.fingerprint, fills_cache=False, autocast=autocast)
         if not keyed:
             continue

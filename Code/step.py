@@ -130,7 +130,7 @@ def _around(
         return outputs
 
     arguments, hidden = decoder_call
-    num_items = receiver.num_items_in_batch if receiver else call.get("num_items_in_batch")
+    num_items = receiver.expected_num_items if receiver else call.get("num_items_in_batch")
     call = {**call, **arguments, "num_items_in_batch": num_items}
     chosen = _select(model, call, labels, hidden.shape[1], settings)
     with features.recorded(model, settings, reference) as base:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..labels import IGNORE_INDEX, shifted
+from ..padding import numbers
 from ..positions import rows_with
 from .runs import PerRun
 
@@ -38,10 +39,10 @@ def count(state: Any, batches: Iterable[Any], device: torch.device, together: bo
             supervised, mask = following != IGNORE_INDEX, batch.get("attention_mask")
             position_ids = batch.get("position_ids")
             masked = isinstance(mask, Tensor) and mask.shape == supervised.shape
-            real = mask != 0 if masked else torch.ones_like(supervised)
+            real, documents = (mask != 0, numbers(mask)) if masked else (torch.ones_like(supervised), None)
             tokens += int(supervised.sum())
-            labelled += rows_with(supervised, position_ids)
-            rows += rows_with(real, position_ids)
+            labelled += rows_with(supervised, position_ids, documents)
+            rows += rows_with(real, position_ids, documents)
     if together and torch.distributed.is_available() and torch.distributed.is_initialized():
         counts = torch.tensor((tokens, labelled, rows), device=device)
         torch.distributed.all_reduce(counts)

@@ -49,6 +49,17 @@ class TrainerCall:
         self.micro_batch = 0  # its number in the run, see `turns`; 0 in an evaluation
         self._terms: list[tuple[Tensor, Selection]] = []
 
+    @property
+    def expected_num_items(self) -> Any:
+        """What NLL will be divided by: ``num_items_in_batch``, or None for the tokens of the micro-batch. Whether a
+        label smoother is told shows after the model has run; until then, it is as at the run's call before.
+        """
+        mean = _LOSSES.of_owner(self.trainer.state).was_mean
+        if mean is None:
+            loss = getattr(self.trainer, "compute_loss_func", None) or vars(self.trainer).get("label_smoother")
+            mean = not _uses_num_items(loss)
+        return None if mean else self.num_items_in_batch
+
     def leave_term(self, term: Tensor, chosen: Selection) -> None:
         """Leave ``term``, () a weighted sum that is not divided yet, for :meth:`with_term`. A ``compute_loss`` that
         calls the model several times leaves several.
@@ -72,6 +83,8 @@ class TrainerCall:
         the global batch where the trainer divides by ``num_items_in_batch``, a mean of the micro-batch where it does
         not (label smoothing until transformers 5.14).
         """
+        if self.num_items_in_batch is not None:
+            _LOSSES.of_owner(self.trainer.state).was_mean = self.is_mean
         for term, chosen in self._terms:
             loss = self._plus(loss, term, chosen)
         return loss
@@ -144,6 +157,11 @@ class _ObservedSmoother:
         return getattr(self._smoother, name)
 
 
+class _Losses:
+    was_mean: bool | None = None  # `TrainerCall.is_mean` of the run's last loss
+
+
+_LOSSES = runs.PerRun(_Losses)
 _FUNCTIONS = (FunctionType, MethodType, functools.partial)  # mocks and other objects stay as they are
 current: TrainerCall | None = None  # the innermost call of a Trainer that is under way
 

@@ -156,6 +156,56 @@ def test_an_anchor_alone_in_a_micro_batch_has_the_mean_of_its_kls_where_the_trai
     assert worst_error({name: both[name] - alone[name] for name in both}, anchor) < 1e-3
 
 
+SMOOTHER = LabelSmoother.__call__
+BARELY = 1e-12  # a label smoothing that changes nothing
+
+
+def mean_loss(outputs, labels, **_):
+    """A compute_loss_func that is not told the global batch's tokens."""
+    following = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+    return torch.nn.functional.cross_entropy(outputs.logits.flatten(0, 1), following.flatten(), ignore_index=-100)
+
+
+def tells_nothing(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    """A trainer whose smoother would take the count, and does not get it, as ms-swift's."""
+    labels = inputs.pop("labels")
+    return self.label_smoother(model(**inputs), labels, shift_labels=True)
+
+
+@pytest.mark.parametrize("kind", ["compute_loss_func", "smoother without a count", "smoother that is not told"])
+def test_an_anchor_beside_labels_weighs_as_a_mean_row_of_the_micro_batch_where_the_loss_is_its_mean(
+    tmp_path, monkeypatch, kind
+):
+    monkeypatch.setattr(anchors, "tokens", lambda state: 50.0)  # of a mean row of the global batch; here T - 4
+    arguments, rows = {"per_device_train_batch_size": 2, "label_smoothing_factor": BARELY}, Rows((4, T))
+    if kind == "compute_loss_func":
+        init = Trainer.__init__
+        monkeypatch.setattr(Trainer, "__init__", lambda *a, **k: init(*a, compute_loss_func=mean_loss, **k))
+    elif kind == "smoother without a count":
+        monkeypatch.setattr(LabelSmoother, "__call__", lambda self, output, labels, shift_labels=False, **_: SMOOTHER(
+            self, output, labels, shift_labels
+        ))  # fmt: skip
+    else:
+        monkeypatch.setattr(Trainer, "compute_loss", tells_nothing)
+        arguments["max_steps"] = 2  # the first shows that the smoother is not told
+    untouched = base()
+    model = with_lora(copy.deepcopy(untouched))
+    objective(model, untouched, rows, "token").backward()
+    with settings(SELFAUG_ANCHORS="1", SELFAUG_REDUCTION="token"):
+        found, _ = step(tmp_path, rows, **arguments)
+    assert worst_error(found, taken_gradients(model)) < 1e-4
+
+
+def test_anchors_of_different_lengths_alone_in_a_micro_batch_weigh_the_same_where_the_loss_is_its_mean():
+    labels = torch.full((2, 8), -100)
+    mask = torch.ones_like(labels)
+    mask[1, 2:] = 0
+    for reduction in ("token", "sequence"):
+        found = positions.select(labels, mask, None, "input", reduction, False, anchors=True, anchor_tokens=50.0)
+        weights = found.kl_weight / found.divisor(None, torch.device("cpu"))
+        assert weights.tolist() == pytest.approx([1 / 16] * 8 + [1 / 4] * 2)
+
+
 @pytest.mark.parametrize("together", [True, False])
 def test_rows_are_counted_over_the_processes_where_the_trainer_counts_its_tokens_so(tmp_path, monkeypatch, together):
     found, count = [], anchors.count
@@ -207,13 +257,30 @@ def test_without_the_setting_rows_without_labels_share_the_mean_as_before():
     assert anchored.kl_weight.unique().tolist() == pytest.approx([14 / 3 / 9, 14 / 13])
 
 
-def test_packed_documents_without_labels_are_anchors():
-    ids = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 0, 1]])
+@pytest.mark.parametrize(
+    ("mask", "ids"),
+    [
+        (None, [[0, 1, 2, 3, 0, 1, 2, 0, 1]]),
+        ([[1, 1, 1, 1, 2, 2, 2, 3, 3]], None),
+        ([[7, 7, 7, 7, 4, 4, 4, 7, 7]], None),
+    ],
+    ids=["position_ids", "a mask that numbers them", "numbers that come again"],
+)
+def test_packed_documents_without_labels_are_anchors(mask, ids):
+    mask, ids = (given and torch.tensor(given) for given in (mask, ids))
     labels = torch.tensor([[-100, -100, 5, 6, -100, -100, -100, -100, 7]])
-    found = positions.select(labels, None, ids, "input", "sequence", False, anchors=True)
+    found = positions.select(labels, mask, ids, "input", "sequence", False, anchors=True)
     assert found.index[: found.aligned].tolist() == [0, 1, 4, 5, 6, 7]
     # three supervised tokens in two documents: the anchor in the middle weighs 1.5, over its three tokens
     assert found.kl_weight.tolist() == pytest.approx([1, 1, 0.5, 0.5, 0.5, 1])
+
+
+def test_padding_between_and_beside_numbered_documents_makes_no_row_and_a_mask_of_ones_none_either():
+    labels = torch.zeros(1, 9, dtype=torch.long)
+    numbered = torch.tensor([[0, 0, 1, 1, 0, 0, 2, 2, 0]])
+    assert positions.rows(labels, None, numbered).tolist() == [[0, 0, 0, 0, 0, 0, 1, 1, 1]]
+    for mask in ([[1] * 9], [[0, 0, 1, 1, 1, 0, 1, 1, 0]]):
+        assert positions.rows(labels, None, torch.tensor(mask)).tolist() == [[0] * 9]
 
 
 def test_a_run_in_which_no_row_is_an_anchor_is_warned_of(tmp_path):

@@ -424,6 +424,17 @@ def test_states_that_were_built_otherwise_than_full_fine_tuning_computes_are_mis
         step(model, data)
 
 
+def test_a_row_without_labels_is_kept_for_full_fine_tuning_where_it_is_an_anchor(tmp_path):
+    """With SELFAUG_POSITIONS=output nothing else of such a row is aligned."""
+    model, data = sharp().train(), batch(padding=None)
+    data["labels"][1] = -100
+    rows = [{name: value[row].tolist() for name, value in data.items()} for row in range(3)]
+    variables = {"SELFAUG_CACHE": str(tmp_path), "SELFAUG_POSITIONS": "output", "SELFAUG_ANCHORS": "1"}
+    assert reference_cache.build(sharp(), rows, config.read(None, variables))[0] == 3
+    with settings(**variables):
+        step(model, data)
+
+
 def test_the_keys_of_samples_without_autocast_are_those_of_release_1_0():
     """Otherwise a cache that a user built would be lost."""
     data = batch()
