@@ -128,7 +128,7 @@ def mix(args: Namespace) -> dict[str, Any]:
         args.seed,
         args.format,
         tokenizer,
-        chat if args.render else None,
+        chat,
         args.anchors,
     )
     facts = {
