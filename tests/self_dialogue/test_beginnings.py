@@ -99,7 +99,7 @@ def test_rows_that_plain_rendering_made_are_trained_on_as_they_were_generated(ki
 
 @pytest.fixture
 def anchored(tmp_path, jsonl, capsys):
-    """``mix --anchors --template plain`` with this tokenizer: the ids of a task row, its labels, and an anchor's ids."""
+    """``mix --anchors --template plain`` with this tokenizer: ids and labels of a task row, and an anchor's ids."""
 
     def run(made, asked=(ASKED,)):
         made.save_pretrained(tmp_path / "base")
