@@ -66,7 +66,8 @@ class BaseModel:
         """Token ids of each prompt. Conversations get the chat template; plain texts do not.
 
         Raises:
-            Refusal: a prompt has no tokens, or does not fit into the model together with an answer of ``limit`` tokens.
+            Refusal: the chat template fails on a prompt, or a prompt has no tokens, or does not fit into the model
+                together with an answer of ``limit`` tokens. The refusal names file and line.
         """
         window = getattr(self.config, "max_position_embeddings", None)
         encoded = [self._ids(prompt) for prompt in prompts]
@@ -81,9 +82,13 @@ class BaseModel:
         return encoded
 
     def _ids(self, prompt: Prompt) -> list[int]:
-        if not isinstance(prompt.content, str):
-            return self.chat.assistant_prompt(prompt.content, **prompt.arguments)
-        return begun(self.tokenizer, prompt.content)
+        if isinstance(prompt.content, str):
+            return begun(self.tokenizer, prompt.content)
+        chat = self.chat  # what is wrong with the template as such is no fault of a row
+        try:
+            return chat.assistant_prompt(prompt.content, **prompt.arguments)
+        except Refusal as refusal:
+            raise refusal.at(prompt.where) from None
 
     @cached_property
     def model(self) -> Any:

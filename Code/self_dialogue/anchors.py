@@ -13,8 +13,11 @@ from .token_counts import Row
 FORMAT = "input_ids and labels"
 
 
-def task_row(row: Row, tokenizer: Any) -> dict[str, list[int]]:
+def task_row(row: Row, tokenizer: Any, plain: bool = False) -> dict[str, list[int]]:
     """The row as {"input_ids", "labels"}, with labels at its last answer.
+
+    Args:
+        plain: the tokenizer has the plain template, whose rows get BOS and EOS.
 
     Raises:
         Refusal: a column would be lost, or the chat template does not take the row.
@@ -27,18 +30,18 @@ def task_row(row: Row, tokenizer: Any) -> dict[str, list[int]]:
 
     def tokenised() -> dict[str, list[int]]:
         training_rows.check(content, row.where)
-        return training_rows.tokenised(content, row.where, tokenizer)
+        return training_rows.tokenised(content, row.where, tokenizer, plain=plain)
 
     return _refused(tokenised)
 
 
-def anchor(row: Row, tokenizer: Any) -> dict[str, list[int]]:
-    """The dialogue as {"input_ids", "labels"}, where every label is -100.
+def anchor(row: Row, tokenizer: Any, plain: bool = False) -> dict[str, list[int]]:
+    """The dialogue as {"input_ids", "labels"}, where every label is -100. ``plain``: as in :func:`task_row`.
 
     Raises:
         Refusal: the chat template does not take it.
     """
-    return _refused(lambda: training_rows.unlabelled(row.conversation, row.where, tokenizer))
+    return _refused(lambda: training_rows.unlabelled(row.conversation, row.where, tokenizer, plain))
 
 
 def _refused(make: Callable[[], dict[str, list[int]]]) -> dict[str, list[int]]:

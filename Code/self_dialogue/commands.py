@@ -6,7 +6,7 @@ import importlib.util
 import logging
 import math
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -44,7 +44,8 @@ def generate(args: Namespace) -> dict[str, Any]:
         raise Refusal("usage", "--ratio and --task go together")
     for file in args.task:
         count_file(file)
-    topics = _topics(args.topics)
+    numbered = _topics(args.topics)
+    topics = tuple(topic for _, topic in numbered)
     limits = Limits(args.min_words, args.max_tokens, args.repetition, _near(args.near))
     evaluation = EvaluationSets(args.decontaminate, args.ngram) if args.decontaminate else None
     sampling = Sampling(args.temperature, args.top_p)
@@ -55,6 +56,7 @@ def generate(args: Namespace) -> dict[str, Any]:
         args.model, args.dtype, usable_device(args.device), args.revision, sampling, args.seed
     )
     chat = Chat(generator.tokenizer, args.template, generator.eos)
+    _check_template(chat, plan, args.topics, numbered)
     filters = Filters(limits, chat.special_texts(), evaluation)
     settings = {
         **generator.facts,
@@ -128,7 +130,7 @@ def mix(args: Namespace) -> dict[str, Any]:
         args.seed,
         args.format,
         tokenizer,
-        chat if args.render else None,
+        chat,
         args.anchors,
     )
     facts = {
@@ -163,13 +165,28 @@ def _free(file: Path, option: str, may_be_replaced: bool) -> None:
         raise Refusal("exists", f"{file} is there already", do=f"another {option}, or --overwrite")
 
 
-def _topics(file: Path | None) -> tuple[str, ...]:
+def _topics(file: Path | None) -> list[tuple[int, str]]:
+    """(line, topic) for each topic of a file."""
     if file is None:
-        return ()
-    topics = tuple(line for _, line in text_lines(file))
+        return []
+    topics = text_lines(file)
     if not topics:
         raise Refusal("no-rows", f"{file} has no topics", expected="one per line")
     return topics
+
+
+def _check_template(chat: Chat, plan: Plan, file: Path | None, topics: Sequence[tuple[int, str]]) -> None:
+    """Raise Refusal, which says where it stands, for a system message or a topic that the chat template does not take.
+    Otherwise a run might stop at it after hours.
+    """
+    where = "--system" if plan.system is not None else ""
+    try:
+        chat.text([*plan.start(), {"role": "user", "content": "Hello"}])
+        for number, topic in topics:
+            where = f"{file}:{number}"
+            chat.prompt_text(plan.asked(topic))
+    except Refusal as refusal:
+        raise refusal.at(where) from None
 
 
 def _near(given: float | None) -> float | None:

@@ -44,6 +44,14 @@ class Plan:
     topics: tuple[str, ...] = ()
     topic_prompt: str = TOPIC_PROMPT
 
+    def start(self) -> list[Message]:
+        """What is there before the first turn: the system message, if there is one."""
+        return [] if self.system is None else [{"role": "system", "content": self.system}]
+
+    def asked(self, topic: str) -> list[Message]:
+        """The conversation whose answer is a user's message about ``topic``."""
+        return [*self.start(), {"role": "user", "content": self.topic_prompt.replace("{topic}", topic)}]
+
 
 @dataclass
 class Dialogue:
@@ -115,8 +123,7 @@ class Writer:
         return batch * min(ROUND, max(1, math.ceil(missing * seen / kept / batch)))
 
     def _round(self, indices: range) -> list[Dialogue]:
-        system = [] if self.plan.system is None else [{"role": "system", "content": self.plan.system}]
-        dialogues = [Dialogue(index, list(system)) for index in indices]
+        dialogues = [Dialogue(index, self.plan.start()) for index in indices]
         for turn in range(self.plan.turns):
             self._turn(dialogues, 2 * turn, "user")
             self._turn(dialogues, 2 * turn + 1, "assistant")
@@ -151,8 +158,7 @@ class Writer:
             return self.chat.assistant_prompt(dialogue.messages)
         if number == 0 and self.plan.topics:
             topic = self.plan.topics[dialogue.index % len(self.plan.topics)]
-            question = {"role": "user", "content": self.plan.topic_prompt.replace("{topic}", topic)}
-            return self.chat.assistant_prompt([*dialogue.messages, question])
+            return self.chat.assistant_prompt(self.plan.asked(topic))
         return self.chat.user_prompt(dialogue.messages)
 
     def _batch(self, requests: list[Request], limit: int, role: str) -> list[tuple[Request, Turn]]:

@@ -71,9 +71,10 @@ def mix(
         ratio: the share of the dialogues in the whole; None takes all dialogues.
         by: what ``ratio`` counts, a key of ``BY``.
         format: of all rows; None takes the format of the first task row.
-        chat: renders the prompts of ``prompt-completion`` rows; None writes the user's bare text.
+        chat: renders the prompts of ``prompt-completion`` rows; None writes the user's bare text. With ``anchors``, the
+            template that the ``tokenizer`` got in place of its own; None if it has its own.
         anchors: write token ids, by the ``tokenizer``, and dialogues without labels, see :mod:`.anchors`. Then
-            ``format`` and ``chat`` have to be None.
+            ``format`` has to be None.
 
     Raises:
         Refusal: a row is malformed, the dialogues are too few, or ``format`` cannot hold a row. Then ``out`` is not
@@ -81,20 +82,21 @@ def mix(
     """
     if by == "tokens" and tokenizer is None and ratio is not None:
         wanted(ratio, Counts(), by)
+    plain = chat is not None and chat.plain
     rng = random.Random(f"selfaug mix {seed}")
     counts = {"task": no_counts(tokenizer), "dialogues": no_counts(tokenizer)}
     with RowWriter(out) as writer, _Buckets([*task, dialogues], out, rng) as buckets:
         for file in task:
             for row in counted_rows(file, tokenizer):
                 format = format or row.format
-                written = dumps(anchor_rows.task_row(row, tokenizer)) if anchors else _converted(row, format, chat)
-                buckets.add(written)
+                ids = anchor_rows.task_row(row, tokenizer, plain) if anchors else None
+                buckets.add(_converted(row, format, chat) if ids is None else dumps(ids))
                 counts["task"] += row.counts
         goal = None if ratio is None else wanted(ratio, counts["task"], by)
         for row in _until(counted_rows(dialogues, tokenizer), goal, by, dialogues):
             format = format or row.format
-            written = dumps(anchor_rows.anchor(row, tokenizer)) if anchors else _converted(row, format, chat)
-            buckets.add(written)
+            ids = anchor_rows.anchor(row, tokenizer, plain) if anchors else None
+            buckets.add(_converted(row, format, chat) if ids is None else dumps(ids))
             counts["dialogues"] += row.counts
         for line in buckets.shuffled():
             writer.write(line)

@@ -21,7 +21,9 @@ class Refusal(Exception):
         self.what, self.expected, self.found, self.do = what, expected, found, do
 
     def at(self, where: str) -> Refusal:
-        """The same reason for one row: ``where`` is FILE:LINE."""
+        """The same reason for one row: ``where`` is FILE:LINE. Without a ``where``, this very refusal."""
+        if not where:
+            return self
         return Refusal(self.id, f"{where}: {self.what}", self.expected, self.found, self.do)
 
     @classmethod

@@ -89,16 +89,19 @@ def _check_messages(row: dict[str, Any]) -> None:
     messages.refuse_columns(row, messages.READ_BY_MODEL, UNREAD)
 
 
-def tokenised(row: dict[str, Any], where: str, tokenizer: Any, vocabulary: int | None = None) -> dict[str, list[int]]:
+def tokenised(
+    row: dict[str, Any], where: str, tokenizer: Any, vocabulary: int | None = None, plain: bool = False
+) -> dict[str, list[int]]:
     """A row as {"input_ids", "labels"}.
 
-    A prompt with a completion is plain text and gets the tokenizer's BOS; a chat template writes BOS itself.
+    A prompt with a completion is plain text and gets the tokenizer's BOS and EOS; a chat template writes both itself.
 
     Args:
         row: a row from :func:`read`.
         where: FILE:LINE of the row, for errors.
         tokenizer: may be None for a row that holds token ids.
         vocabulary: the number of tokens that the model has; None does not check token ids.
+        plain: the tokenizer has the plain template of :mod:`.chat`, which writes plain text.
 
     Raises:
         RowError: the tokenizer has no EOS token, the chat template fails on the row or renders the prompt differently
@@ -108,8 +111,8 @@ def tokenised(row: dict[str, Any], where: str, tokenizer: Any, vocabulary: int |
     if kind == "tokens":
         sample = {name: row[name] for name in ("input_ids", "labels")}
     else:
-        prompt, completion = _split(row, where, tokenizer)
-        first = (begun if kind == "pair" else bare)(tokenizer, prompt)
+        prompt, completion = _split(row, where, tokenizer, plain)
+        first = (begun if plain or kind == "pair" else bare)(tokenizer, prompt)
         rest = bare(tokenizer, completion)
         sample = {"input_ids": first + rest, "labels": [IGNORE_INDEX] * len(first) + rest}
     highest = max((*sample["input_ids"], *sample["labels"]), default=0)
@@ -118,28 +121,36 @@ def tokenised(row: dict[str, Any], where: str, tokenizer: Any, vocabulary: int |
     return sample
 
 
-def unlabelled(messages: list[dict[str, Any]], where: str, tokenizer: Any) -> dict[str, list[int]]:
-    """A conversation as {"input_ids", "labels"} without any label: SelfAug's anchor.
+def unlabelled(messages: list[dict[str, Any]], where: str, tokenizer: Any, plain: bool = False) -> dict[str, list[int]]:
+    """A conversation as {"input_ids", "labels"} without any label: SelfAug's anchor. ``plain``: as in
+    :func:`tokenised`.
 
     Raises:
-        RowError: the chat template fails on it.
+        RowError: the chat template fails on it, or a plain text has no EOS token to end with.
     """
-    ids = bare(tokenizer, _rendered(messages, where, tokenizer))
+    text = _rendered(messages, where, tokenizer)
+    ids = begun(tokenizer, text + _eos(where, tokenizer)) if plain else bare(tokenizer, text)
     return {"input_ids": ids, "labels": [IGNORE_INDEX] * len(ids)}
 
 
-def _split(row: dict[str, Any], where: str, tokenizer: Any) -> tuple[str, str]:
+def _eos(where: str, tokenizer: Any) -> str:
+    """What a plain text ends with."""
+    if tokenizer.eos_token is None:
+        raise RowError(f"{where}: the tokenizer has no EOS token, with which a completion ends. Give it one")
+    return str(tokenizer.eos_token)
+
+
+def _split(row: dict[str, Any], where: str, tokenizer: Any, plain: bool) -> tuple[str, str]:
     if _kind(row) == "pair":
-        if tokenizer.eos_token is None:
-            raise RowError(f"{where}: the tokenizer has no EOS token, with which a completion ends. Give it one")
-        return row["prompt"], row["completion"] + tokenizer.eos_token
+        return row["prompt"], row["completion"] + _eos(where, tokenizer)
     *context, answer = row["messages"]
     prompt = _rendered(context, where, tokenizer, add_generation_prompt=True)
     whole = _rendered([*context, answer], where, tokenizer)
     if not whole.startswith(prompt):
         raise RowError(f"{where}: the chat template renders the prompt otherwise once an answer follows: use prompt "
                        "and completion")  # fmt: skip
-    return prompt, whole[len(prompt) :].rstrip("\n")
+    completion = whole[len(prompt) :]
+    return prompt, completion + _eos(where, tokenizer) if plain else completion.rstrip("\n")
 
 
 def _rendered(messages: list[dict[str, Any]], where: str, tokenizer: Any, **options: Any) -> str:

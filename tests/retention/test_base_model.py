@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -176,6 +178,30 @@ def test_a_prompt_that_does_not_fit_is_refused_before_the_weights_are_loaded(bas
     with pytest.raises(Refusal, match=r"general.txt:2: prompt and answer do not fit"):
         base_model.encode(prompts.general(file), limit=20)
     assert "model" not in vars(base_model)
+
+
+def test_a_row_that_the_chat_template_does_not_take_is_named_by_file_and_line(tiny_model, tmp_path):
+    template = tmp_path / "t.jinja"
+    no = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    model = BaseModel(str(tiny_model), "float32", "cpu")
+    template.write_text(no + model.tokenizer.chat_template, encoding="utf-8")
+    model = BaseModel(str(tiny_model), "float32", "cpu", str(template))
+    asked = {"role": "user", "content": "Hi"}
+    rows = [{"messages": [asked]}, {"messages": [{"role": "system", "content": "Be brief."}, asked]}]
+    file = tmp_path / "sys.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with pytest.raises(Refusal) as refused:
+        model.encode(prompts.general(file), limit=4)
+    assert f"error[bad-template]: {file}:2: the chat template fails" in str(refused.value)
+    assert "System role not supported" in str(refused.value)
+
+
+def test_a_template_that_is_wrong_itself_is_no_fault_of_a_row(tiny_model, tmp_path):
+    (tmp_path / "t.jinja").write_text("{{ raise_exception('never') }}", encoding="utf-8")
+    (tmp_path / "general.txt").write_text("Hi\n", encoding="utf-8")
+    model = BaseModel(str(tiny_model), "float32", "cpu", str(tmp_path / "t.jinja"))
+    with pytest.raises(Refusal, match=r"error\[bad-template\]: the chat template fails"):
+        model.encode(prompts.general(tmp_path / "general.txt"), limit=4)
 
 
 def test_conversations_get_the_chat_template_and_texts_stay_as_they_are(base_model):

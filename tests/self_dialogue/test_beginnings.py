@@ -98,6 +98,65 @@ def test_rows_that_plain_rendering_made_are_trained_on_as_they_were_generated(ki
 
 
 @pytest.fixture
+def anchored(tmp_path, jsonl, capsys):
+    """``mix --anchors --template plain`` with this tokenizer: ids and labels of a task row, and an anchor's ids."""
+
+    def run(made, asked=(ASKED,)):
+        made.save_pretrained(tmp_path / "base")
+        task = jsonl("task.jsonl", [{"messages": [*asked, SAID]}])
+        talk = jsonl("talk.jsonl", [{"messages": [ASKED, SAID, ASKED, SAID]}])
+        words = ["mix", "--task", task, "--dialogues", talk, "--out", tmp_path / "out.jsonl", "--anchors"]
+        code = cli.main([str(word) for word in [*words, "--template", "plain", "--tokenizer", tmp_path / "base"]])
+        if code:
+            return code, capsys.readouterr().err
+        rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+        anchor, trained = sorted(rows, key=lambda row: max(row["labels"]))
+        assert set(anchor["labels"]) == {-100}
+        return trained["input_ids"], trained["labels"], anchor["input_ids"]
+
+    return run
+
+
+PLAIN = f"User: {ASKED['content']}\n\nAssistant: {SAID['content']}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_plain_rows_of_token_ids_begin_with_bos_and_end_with_eos(kind, anchored):
+    made = tokenizer(kind)
+    ids, labels, anchor = anchored(made)
+    assert ids == [*read(made, PLAIN), made.eos_token_id]
+    assert anchor == [*read(made, f"{PLAIN}\n\n{PLAIN}"), made.eos_token_id]
+    assert made.decode([label for label in labels if label != -100]) == f" {SAID['content']}<|im_end|>"
+    assert (ids[0] == made.bos_token_id) == (anchor[0] == made.bos_token_id) == kind.startswith("bos")
+
+
+def test_a_plain_row_of_token_ids_is_the_prompt_that_the_model_was_given_and_its_answer(anchored):
+    made = tokenizer("bos")
+    ids, labels, _ = anchored(made, [ASKED, SAID, ASKED])
+    prompt = Chat(made, "plain").assistant_prompt([ASKED, SAID, ASKED])
+    assert ids[: len(prompt)] == prompt
+    assert labels == [-100] * len(prompt) + ids[len(prompt) :]
+    assert ids.count(made.bos_token_id) == ids.count(made.eos_token_id) == 1
+
+
+@pytest.mark.parametrize("make", [training_rows.tokenised, training_rows.unlabelled])
+def test_a_plain_row_whose_tokenizer_has_no_eos_is_refused_by_file_and_line(make):
+    made = Chat(tokenizer("bos"), "plain").tokenizer
+    made.eos_token = None
+    row = {"messages": [ASKED, SAID]} if make is training_rows.tokenised else [ASKED, SAID]
+    with pytest.raises(training_rows.RowError, match=r"t.jsonl:3: the tokenizer has no EOS token"):
+        make(row, "t.jsonl:3", made, plain=True)
+
+
+def test_rows_of_token_ids_with_a_template_that_writes_bos_get_no_second_one(tmp_path, jsonl):
+    made = tokenizer("bos-and-eos", tiny_chat.CHATML)
+    row, rendered = {"messages": [ASKED, SAID]}, made.apply_chat_template([ASKED, SAID], tokenize=False)
+    whole = made(rendered, add_special_tokens=False)["input_ids"]
+    assert training_rows.unlabelled(row["messages"], "", made)["input_ids"] == whole
+    assert training_rows.tokenised(row, "", made)["input_ids"] == whole[:-1]  # without the line end
+
+
+@pytest.fixture
 def written(monkeypatch):
     """A model that writes the tiny dialogues in their order; the prompts that it was given."""
     from selfaug.self_dialogue import generator

@@ -121,6 +121,32 @@ def test_topics_ask_the_model_for_a_message(generate, read, tmp_path):
     assert all(" keeps the " in row["messages"][0]["content"] for row in rows)  # the answer is the user's message
 
 
+@pytest.fixture
+def refusing(tmp_path):
+    """A template that takes no system message, and no message that says xyz."""
+    no = "{% if m.role == 'system' or 'xyz' in m.content %}{{ raise_exception('not this one') }}{% endif %}"
+    file = tmp_path / "refusing.jinja"
+    file.write_text(tiny_chat.CHATML.replace("%}", "%}" + no, 1), encoding="utf-8")
+    return str(file)
+
+
+def test_a_topic_that_the_template_does_not_take_is_named_by_file_and_line(generate, tmp_path, capsys, refusing):
+    topics = tmp_path / "topics.txt"
+    topics.write_text("bread\n\nxyz\n", encoding="utf-8")
+    generate("--count", "1", "--topics", str(topics), "--template", refusing, status=1)
+    error = capsys.readouterr().err
+    assert f"error[bad-template]: {topics}:3: the chat template fails" in error
+    assert "not this one" in error
+    assert not (tmp_path / "out.jsonl.log").exists()
+
+
+def test_a_system_message_that_the_template_does_not_take_is_named_by_its_option(generate, tmp_path, capsys, refusing):
+    (tmp_path / "topics.txt").write_text("bread\n", encoding="utf-8")
+    for topics in ((), ("--topics", str(tmp_path / "topics.txt"))):
+        generate("--count", "1", "--system", "Be brief.", "--template", refusing, *topics, status=1)
+        assert "error[bad-template]: --system: the chat template fails" in capsys.readouterr().err
+
+
 def test_a_system_message_is_kept_in_the_rows(generate, read):
     rows = read(generate("--count", "2", "--system", "where does"))
     assert all(row["messages"][0] == {"role": "system", "content": "where does"} for row in rows)
