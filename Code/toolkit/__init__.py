@@ -8,5 +8,6 @@ messages       checks of conversations, and the columns of a row that a model re
 tokens         plain text to token ids
 chat           a tokenizer's chat template
 models         loads models and tokenizers
+options        numbers on a command line
 tables         Markdown tables, and the text between two marks of a page
 """

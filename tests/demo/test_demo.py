@@ -141,3 +141,24 @@ def test_a_demo_that_was_stopped_while_patched_is_reverted_before_it_trains_on_s
 def test_the_python_that_starts_the_demo_needs_no_packages():
     command = [sys.executable, "-S", str(Path(sandbox.__file__).parent), "--help"]
     assert "--quick" in subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.parametrize("content", [None, "no problem"])
+def test_a_file_that_is_not_humanevals_is_refused_before_anything_is_made(tmp_path, content):
+    file = tmp_path / "HumanEval.jsonl.gz"
+    if content:
+        file.write_text(content, encoding="utf-8")
+    command = [sys.executable, "-S", str(Path(sandbox.__file__).parent), "--code", str(file)]
+    ran = subprocess.run([*command, "--output", str(tmp_path / "out")], capture_output=True, text=True, timeout=100)
+    assert ran.returncode == 1
+    assert str(file) in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", ["--lr=nan", "--lr=0", "--alpha=-1", "--alpha=inf"])
+def test_a_rate_or_weight_that_is_no_such_number_is_refused_before_anything_is_made(tmp_path, option):
+    command = [sys.executable, "-S", str(Path(sandbox.__file__).parent), option, "--output", str(tmp_path / "out")]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert (ran.returncode, option.partition("=")[2] in ran.stderr) == (2, True)
+    assert not (tmp_path / "out").exists()

@@ -28,16 +28,56 @@ def put(file, *rows):
 
 @pytest.mark.parametrize("name", ["HumanEval.jsonl.gz", "HumanEval.jsonl"])
 def test_the_official_file_is_read_compressed_or_not(tmp_path, name):
-    assert humaneval.problems(put(tmp_path / name, PROBLEM, PROBLEM)) == [PROBLEM] * 2
+    whole = [PROBLEM, {**PROBLEM, "task_id": "HumanEval/7"}]
+    assert humaneval.problems(put(tmp_path / name, *whole)) == whole
 
 
-def test_another_file_is_refused_with_the_line(tmp_path):
-    with pytest.raises(Refusal, match=r"bad\.jsonl:2: no problem of HumanEval"):
-        humaneval.problems(put(tmp_path / "bad.jsonl", PROBLEM, {**PROBLEM, "test": None}))
-    with pytest.raises(Refusal, match="has no problems"):
-        humaneval.problems(put(tmp_path / "empty.jsonl"))
-    with pytest.raises(Refusal, match="cannot be read"):
-        humaneval.problems(tmp_path / "none.jsonl.gz")
+def test_a_file_that_was_unpacked_or_has_a_byte_order_mark_is_read_by_its_content(tmp_path):
+    row = json.dumps(PROBLEM).encode()
+    for name, content in (("unpacked.gz", row), ("zipped.jsonl", gzip.compress(row)), ("mark", b"\xef\xbb\xbf" + row)):
+        (tmp_path / name).write_bytes(content)
+        assert humaneval.problems(tmp_path / name) == [PROBLEM]
+
+
+GOOD = json.dumps(PROBLEM)
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (f"{GOOD}\n{json.dumps({**PROBLEM, 'test': None})}", "bad:2: no problem of HumanEval: expected an object with"),
+        (f"\n\n\n{GOOD[:-9]}", "bad:4: no problem"),
+        (f"\n \n\n[]\n{GOOD}", "bad:4: no problem"),
+        (f"{GOOD}\n{DEEP}", "bad:2: .*deeper than"),
+        (f"{GOOD}\n\xff".encode("latin-1"), "bad:2: .*utf-8"),
+        (GOOD.replace("first", "\\ud800", 1), "bad:1: .*prompt holds"),
+        (GOOD.replace("/0", "/first"), "bad:1: .*expected a task_id such as HumanEval/12, found 'HumanEval/first'"),
+        (GOOD.replace("/0", "/٣"), "bad:1: .*expected a task_id"),
+        (f"{GOOD}\n{GOOD}", "bad:2: .*HumanEval/0 is there already"),
+        ("\n", "bad has no problems"),
+        (gzip.compress(GOOD.encode())[:-12], "bad cannot be read"),
+        (gzip.compress(GOOD.encode())[:12] + b"\xff" * 40, "bad cannot be read"),
+    ],
+)
+def test_another_file_is_refused_with_the_line(tmp_path, content, said):
+    (tmp_path / "bad").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(Refusal, match=said):
+        humaneval.problems(tmp_path / "bad")
+
+
+def test_a_file_that_is_missing_or_a_folder_is_refused(tmp_path):
+    for path in (tmp_path / "none.jsonl.gz", tmp_path):
+        with pytest.raises(Refusal, match="cannot be read"):
+            humaneval.problems(path)
+
+
+@pytest.mark.parametrize("size", ["0", "-1"])
+def test_a_batch_of_no_answers_is_refused(monkeypatch, capsys, size):
+    monkeypatch.setattr("sys.argv", ["humaneval.py", "none.gz", "--base", "b", "--out", "o", f"--batch-size={size}"])
+    with pytest.raises(SystemExit):
+        humaneval.main()
+    assert f"a whole number > 0, not '{size}'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

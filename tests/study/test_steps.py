@@ -115,7 +115,8 @@ def test_full_fine_tuning_fills_a_cache_and_trains_with_it(stage, tmp_path):
 
 def test_humaneval_is_measured_for_every_run_and_once_for_the_base(stage, tmp_path):
     file = tmp_path / "HumanEval.jsonl.gz"
-    file.write_bytes(b"problems")
+    problem = {"task_id": "HumanEval/1", "prompt": "", "entry_point": "f", "test": ""}
+    put(file, problem)
     study = stage(["lora", "mlp-only"], code=file)
     assert study.run() == {}
     asked = {name: command for name, command, _ in study.children if name.startswith("code")}
@@ -211,6 +212,19 @@ def test_one_arm_that_fails_leaves_the_others(stage, tmp_path):
     study.broken = ("train-selfaug-0.5-0",)
     assert set(study.run()) == {"train selfaug-0.5-0", "measure selfaug-0.5-0"}
     assert record(tmp_path, "all-0")["arm"] == "all"
+
+
+def test_a_report_that_fails_does_not_hide_why_runs_failed(stage):
+    study = stage(["lora", "selfaug-0.5"])
+    study.broken = ("measure-selfaug-0.5-0", "report")
+    assert set(study.run()) == {"measure selfaug-0.5-0", "report"}
+
+
+def test_without_a_record_there_is_no_report(stage):
+    study = stage(["lora"])
+    study.broken = ("train-lora-0",)
+    assert set(study.run()) == {"train lora-0", "measure lora-0"}
+    assert "report" not in study.called()
 
 
 @pytest.mark.parametrize("broken", ["train-lora-0", "measure-lora-0"])

@@ -63,6 +63,7 @@ def test_the_study_trains_measures_reports_and_does_nothing_twice(talking_model,
         (["--arms", "selfaug-0.7"], "selfaug-0.7"),
         (["--task-train", "x.jsonl"], "--task-train and --task-test go together"),
         (["--jobs", "0"], "a whole number > 0, not '0'"),
+        (["--lr", "nan"], "a number > 0, not 'nan'"),
     ],
 )
 def test_a_wrong_command_line_is_refused(tmp_path, arguments, said):
@@ -86,3 +87,24 @@ def test_a_set_of_the_users_own_that_cannot_be_read_is_an_error_and_no_traceback
     assert ran.returncode == 1
     assert f"{file} cannot be read" in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize("content", [None, "no problem"])
+def test_a_file_that_is_not_humanevals_is_refused_before_anything_is_made(tmp_path, content):
+    file = tmp_path / "HumanEval.jsonl.gz"
+    if content:
+        file.write_text(content, encoding="utf-8")
+    ran = study(tmp_path, "no-model", "--arms", "lora", "--code", str(file))
+    assert ran.returncode == 1
+    assert str(file) in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_study_whose_runs_all_fail_says_why(tmp_path):
+    ran = study(tmp_path, tmp_path / "no-model", "--arms", "lora", "--seeds", "0")
+    assert ran.returncode == 1
+    assert "failed: train lora-0: " in ran.stderr
+    assert str(tmp_path / "no-model") in ran.stderr
+    assert "failed: measure lora-0: left out" in ran.stderr
+    assert "has no records" not in ran.stderr

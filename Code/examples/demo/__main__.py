@@ -24,6 +24,7 @@ CHECKOUT = CODE.parent
 sys.path.insert(1, str(CHECKOUT))
 
 import dialogues  # noqa: E402
+import humaneval_file  # noqa: E402
 import ragset  # noqa: E402
 from journal import Journal, runtime_files, tool_files  # noqa: E402
 from report import ALIGNED, BASE, BOTH, DIALOGUES, PLAIN, dialogue_table, summarise, table, verdict  # noqa: E402
@@ -31,7 +32,9 @@ from sandbox import MODEL_PACKAGE, PACKAGES, Sandbox, StepFailed, duration, too_
 
 from Code.retention.instructions import BASIC  # noqa: E402
 from Code.retention.prompts import spread  # noqa: E402
+from Code.toolkit.errors import Refusal, message  # noqa: E402
 from Code.toolkit.files import sha256  # noqa: E402
+from Code.toolkit.options import above_zero, not_negative  # noqa: E402
 
 UNPACK = [DEMO / "smollm.py", DEMO / "gguf_model.py"]
 TRAIN_SCRIPT = DEMO.parent / "train_lora.py"
@@ -67,8 +70,8 @@ def main() -> int:
     parser.add_argument("--model", help="a chat model, by name on the hub or by folder (default: SmolLM2-135M)")
     parser.add_argument("--code", type=Path, metavar="FILE", help="HumanEval.jsonl.gz, to be measured, too")
     parser.add_argument("--output", type=Path, default=Path("selfaug-demo"), help="default: ./selfaug-demo")
-    parser.add_argument("--lr", type=float, help=f"learning rate (default: {FULL.lr:g})")
-    parser.add_argument("--alpha", type=float, help=f"weight of the KL term (default: {FULL.alpha:g})")
+    parser.add_argument("--lr", type=above_zero, help=f"learning rate (default: {FULL.lr:g})")
+    parser.add_argument("--alpha", type=not_negative, help=f"weight of the KL term (default: {FULL.alpha:g})")
     parser.add_argument("--seed", type=int, default=0, help="of the data and of both trainings")
     args = parser.parse_args()
     if too_old():
@@ -80,6 +83,9 @@ def main() -> int:
         Demo(args.output.resolve(), args.model, size, args.seed, args.sa_sft, args.code).run()
     except StepFailed as failure:
         print(f"\nfailed: {failure}", file=sys.stderr)
+        return 1
+    except (Refusal, OSError) as error:
+        print(f"\n{message(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nstopped. The same command continues from here.", file=sys.stderr)
@@ -93,6 +99,8 @@ class Demo:
     ) -> None:
         self.output, self.size, self.seed, self.sa_sft = output, size, seed, sa_sft
         self.code = code.resolve() if code else None
+        if self.code:
+            humaneval_file.problems(self.code)  # refused now, not after the trainings
         self.adapters = [PLAIN, ALIGNED, DIALOGUES, BOTH] if sa_sft else [PLAIN, ALIGNED]
         self.own_model = model
         if model is None:
@@ -209,7 +217,8 @@ class Demo:
         """HumanEval for the base model and every adapter."""
         title = f"HumanEval, for the base model and {len(self.adapters)} adapters"
         script = DEMO / "humaneval.py"
-        sources = [file, script, DEMO / "decoding.py", DEMO / "code_process.py", *tool_files(CODE, "retention")]
+        sources = [file, script, *(DEMO / f"{name}.py" for name in ("humaneval_file", "decoding", "code_process"))]
+        sources += tool_files(CODE, "retention")
         if self.begin("code", title, [self.model, self.adapters], sources):
             for name in (BASE, *self.adapters):
                 command = [str(script), str(file), "--base", self.model, "--out", str(self.code_rows(name))]
@@ -223,7 +232,9 @@ class Demo:
     def report(self) -> None:
         retention, results = self.output / "retention", self.output / "results.json"
         training = {name: spent(read(self.output / name / "trainer_state.json")) for name in self.adapters}
-        code = {name: code_answers(self.code_rows(name)) for name in (BASE, *self.adapters)} if self.code else {}
+        code = (
+            {name: humaneval_file.answers(self.code_rows(name)) for name in (BASE, *self.adapters)} if self.code else {}
+        )
         summary = summarise(read(retention / "retention.json"), training, code)
         summary["settings"] = {"model": self.own_model or MODEL_PACKAGE, "seed": self.seed, **asdict(self.size)}
         results.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
@@ -261,12 +272,6 @@ class Demo:
 
 def read(file: Path) -> dict[str, Any]:
     return dict(json.loads(file.read_text(encoding="utf-8")))
-
-
-def code_answers(file: Path) -> list[dict[str, Any]]:
-    """The rows of ``humaneval.py``, in the order of the problems."""
-    _, *rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    return sorted(rows, key=lambda row: int(row["task_id"].rpartition("/")[2]))
 
 
 def spent(state: dict[str, Any]) -> dict[str, float]:

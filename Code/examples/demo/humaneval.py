@@ -14,7 +14,6 @@ tokens.
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import re
 import sys
@@ -29,6 +28,7 @@ sys.path.append(str(Path(__file__).resolve().parents[3]))  # the checkout, for C
 
 import code_process
 import decoding
+from humaneval_file import Problem, problems
 
 from Code.retention.base_model import BaseModel, tuned_hash
 from Code.retention.items import key
@@ -36,35 +36,11 @@ from Code.retention.prompts import Prompt
 from Code.toolkit.errors import Refusal, message
 from Code.toolkit.files import sha256
 from Code.toolkit.models import usable_device
+from Code.toolkit.options import positive
 
 ASKED = "Complete this Python function. Answer with the whole function in one code block.\n\n```python\n{}\n```"
 BLOCK = re.compile(r"```[^\n]*\n(.*?)(?:```|\Z)", re.DOTALL)
-COLUMNS = ("task_id", "prompt", "entry_point", "test")
 LIMIT = 300  # tokens
-Problem = dict[str, str]
-
-
-def problems(file: Path) -> list[Problem]:
-    """The problems in the official file, compressed or not.
-
-    Raises:
-        Refusal: the file cannot be read, or a line is no problem.
-    """
-    try:
-        whole = file.read_bytes()
-        text = gzip.decompress(whole) if file.suffix == ".gz" else whole
-        found = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except (OSError, EOFError, ValueError) as error:
-        raise Refusal("no-file", f"{file} cannot be read", "HumanEval.jsonl.gz", str(error)) from None
-    for number, one in enumerate(found, 1):
-        missing = [name for name in COLUMNS if not isinstance(one, dict) or not isinstance(one.get(name), str)]
-        if missing:
-            raise Refusal(
-                "malformed-row", f"{file}:{number}: no problem of HumanEval", "/".join(COLUMNS), str(one)[:60]
-            )
-    if not found:
-        raise Refusal("no-rows", f"{file} has no problems")
-    return found
 
 
 def code_of(answer: str) -> str:
@@ -147,7 +123,7 @@ def main() -> int:
     parser.add_argument("--adapter", type=Path, metavar="DIR")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "auto"])
-    parser.add_argument("--batch-size", type=int, default=41, metavar="N", help="answers at a time (default: 41)")
+    parser.add_argument("--batch-size", type=positive, default=41, metavar="N", help="answers at a time (default: 41)")
     args = parser.parse_args()
     try:
         base = BaseModel(args.base, args.dtype, usable_device(None))

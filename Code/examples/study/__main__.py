@@ -26,6 +26,9 @@ from experiments import ARMS, USUAL, Setting  # noqa: E402
 from sandbox import StepFailed, too_old  # noqa: E402
 from study import CHECKOUT, Given, Study  # noqa: E402
 
+from Code.toolkit.errors import Refusal, message  # noqa: E402
+from Code.toolkit.options import above_zero, positive  # noqa: E402
+
 
 def parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(
@@ -50,15 +53,9 @@ def parser() -> argparse.ArgumentParser:
     setting = whole.add_argument_group("setting")
     for one in fields(Setting):
         option = "--" + one.name.replace("_", "-")
-        kind = positive if isinstance(one.default, int) and one.name != "epochs" else float
+        kind = positive if isinstance(one.default, int) and one.name != "epochs" else above_zero
         setting.add_argument(option, type=kind, default=one.default, metavar="N", help=f"default: {one.default:g}")
     return whole
-
-
-def positive(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"a whole number > 0, not {text!r}")
-    return int(text)
 
 
 def main() -> int:
@@ -83,11 +80,14 @@ def main() -> int:
     except StepFailed as failure:
         print(f"\nfailed: {failure}", file=sys.stderr)
         return 1
+    except (Refusal, OSError) as error:
+        print(f"\n{message(error)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\nstopped. The same command continues from here.", file=sys.stderr)
         return 130
-    for name, message in failed.items():
-        print(f"\nfailed: {name}: {message}", file=sys.stderr)
+    for name, reason in failed.items():
+        print(f"\nfailed: {name}: {reason}", file=sys.stderr)
     return 1 if failed else 0
 
 

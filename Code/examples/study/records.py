@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import humaneval_file
 from sandbox import StepFailed
 
 DIGITS = 4
@@ -43,9 +44,7 @@ def compact(items: dict[str, Any]) -> dict[str, Any]:
 
 def code(file: Path) -> dict[str, Any]:
     """The figures in a file of ``Code.examples.demo.humaneval``, without texts, in the order of the problems."""
-    _, *rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    rows.sort(key=lambda row: int(row["task_id"].rpartition("/")[2]))
-    return columns(rows, CODE)
+    return columns(humaneval_file.answers(file), CODE)
 
 
 def by_position(curves: Sequence[Sequence[float]]) -> list[Any]:

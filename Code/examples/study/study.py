@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import dialogues
+import humaneval_file
 import questions
 import records
 from experiments import BASE, LORA, Arm, Run, Setting, runs, training
@@ -60,6 +61,8 @@ class Study:
                 raise StepFailed(
                     f"{file} lies where the study writes its data. Give --output another folder. Nothing was changed."
                 )
+        if given.code:
+            humaneval_file.problems(given.code)  # refused now, not after the trainings
         self.runs = runs(given.arms, given.seeds)
         longer = [run.arm.name for run in self.runs if run.arm.unrelated]
         if given.task and longer:
@@ -83,14 +86,18 @@ class Study:
         records.check(records.read(folder), self.described(), folder)
         left = [run for run in self.runs if not self.paths.record(run.name).exists()]
         self.say(f"{len(self.runs)} runs, {len(self.runs) - len(left)} of them done before")
-        failed = {}
+        failed: dict[str, str] = {}
         if left:
             self.prepare({(run.seed, run.arm.unrelated) for run in left})
             failed = Schedule(self.tasks(left), self.given.jobs).run(stop)
         elif not self.sandbox.python.exists():
             self.sandbox.python = Path(sys.executable)  # without a run to do, no environment is needed
-        self.say("write the tables and the plot")
-        self.child("report", [str(STUDY), "--report-only", "--results", str(self.given.results)])
+        if any(folder.glob("*.json")):
+            self.say("write the tables and the plot")
+            try:
+                self.child("report", [str(STUDY), "--report-only", "--results", str(self.given.results)])
+            except StepFailed as failure:  # it must not hide why runs failed
+                failed["report"] = str(failure)
         return failed
 
     def say(self, text: str) -> None:
