@@ -209,7 +209,7 @@ def test_a_mark_is_no_part_of_a_topic_or_of_an_evaluation_set(tmp_path):
     from selfaug.self_dialogue.evaluation_sets import _file_texts
 
     (tmp_path / "topics.txt").write_bytes(MARK + b"bread\n" + MARK + b"  rain \n\n")  # two files joined
-    assert _topics(tmp_path / "topics.txt") == ("bread", "rain")
+    assert _topics(tmp_path / "topics.txt") == [(1, "bread"), (2, "rain")]
     assert [text.strip() for text in _file_texts(tmp_path / "topics.txt")] == ["bread", "rain"]
 
 
