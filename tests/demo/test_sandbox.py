@@ -9,17 +9,17 @@ import sandbox
 from sandbox import COUNTER, Progress, Sandbox, StepFailed, duration, environment, run
 
 DEMO = Path(sandbox.__file__).parent
+OURS = {"sandbox", "journal", "ragset", "report", "dialogues", "humaneval_file"}
 
 
 @pytest.mark.skipif(sys.version_info < (3, 10), reason="sys.stdlib_module_names came with Python 3.10")
-@pytest.mark.parametrize("name", ["__main__", "sandbox", "journal", "ragset", "report", "dialogues"])
+@pytest.mark.parametrize("name", ["__main__", *sorted(OURS)])
 def test_what_runs_in_the_users_python_needs_the_standard_library_alone(name):
     tree = ast.parse((DEMO / f"{name}.py").read_text(encoding="utf-8"))
     imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     imported |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    # test_demo.py starts the demo without packages
-    siblings = {"sandbox", "journal", "ragset", "report", "dialogues", "Code"}
-    assert {module.split(".")[0] for module in imported} - siblings <= sys.stdlib_module_names
+    # of Code, too: test_demo.py starts the demo without packages
+    assert {module.split(".")[0] for module in imported} - OURS - {"Code"} <= sys.stdlib_module_names
 
 
 @pytest.mark.parametrize(
