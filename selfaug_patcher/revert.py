@@ -9,7 +9,7 @@ from pathlib import Path
 from .difference import explain, unified
 from .environment import Environment, Package
 from .errors import MODIFIED as EXIT_MODIFIED
-from .errors import PatcherError, Problem, from_os_error
+from .errors import USAGE, PatcherError, Problem, from_os_error
 from .families import targets as known_targets
 from .payload import Runtime, installed, subfolders
 from .pins import PinTable
@@ -79,6 +79,8 @@ def plan(
     edits = edited(environment, stores, table, runtime)
     if keep_edits is None:
         problems += [_edited(path, how, environment) for path, _, how in edits]
+    elif edits:
+        problems += [_inside(keep_edits, store) for store in stores if _lies_in(keep_edits, store.site)]
     runtime_edited = {path for path, _, _ in edits}
     for store in stores:
         for target in _targets(environment, store, table):
@@ -208,13 +210,29 @@ def _edited(path: Path, how: str, environment: Environment) -> Problem:
     )
 
 
+def _lies_in(folder: Path, site: Path) -> bool:
+    return site.resolve() in (folder.resolve(), *folder.resolve().parents)
+
+
+def _inside(folder: Path, store: Store) -> Problem:
+    """What is saved among the packages could be what `revert` then replaces or removes."""
+    return Problem(
+        id="folder-among-packages",
+        what="the folder of --keep-edits lies among the packages that are reverted",
+        expected=f"a folder outside of {store.site}",
+        found=str(folder.resolve()),
+        do="another folder for --keep-edits",
+        exit_code=USAGE,
+    )
+
+
 def _save(folder: Path, edits: list[tuple[Path, bytes, str]]) -> list[str]:
     saved = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path, content, _ in edits:
             number, target = 0, folder / path.name
-            while target.exists() and target.read_bytes() != content:
+            while target.is_symlink() or (target.exists() and target.read_bytes() != content):
                 number += 1
                 target = folder / f"{path.stem}.{number}{path.suffix}"
             target.write_bytes(content)

@@ -119,6 +119,35 @@ def test_keep_edits_saves_the_edited_files_and_restores_stock(place, tmp_path):
     assert place.snapshot() == before
 
 
+@pytest.mark.parametrize("inside", [
+    "transformers/models/qwen2", "selfaug", ".selfaug/originals", ".", "new/folder", "transformers/models/../x",
+])  # fmt: skip
+@pytest.mark.parametrize("linked", [False, True])
+def test_keep_edits_in_a_folder_among_the_packages_is_refused_and_nothing_is_lost(place, tmp_path, inside, linked):
+    place.done("install")
+    place.model.write_text(place.model.read_text() + "# mine\n")
+    (place.site / "selfaug" / "hooks.py").write_text("# mine too\n")
+    folder = place.site / inside
+    if linked:
+        (tmp_path / "link").symlink_to(folder, target_is_directory=True)
+        folder = tmp_path / "link"
+    before = place.snapshot()
+    for more in ([], ["--dry-run"]):
+        code, text = refuse(place, "revert", "--keep-edits", str(folder), *more)
+        assert (code, "error[folder-among-packages]" in text) == (2, True)
+        assert place.snapshot() == before
+
+
+def test_keep_edits_does_not_write_through_a_link_to_the_edited_file(place, tmp_path):
+    place.done("install")
+    edited = place.model.read_text() + "# mine\n"
+    place.model.write_text(edited)
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / place.model.name).symlink_to(place.model)
+    place.done("revert", "--keep-edits", str(tmp_path / "kept"))
+    assert (tmp_path / "kept" / "modeling_qwen2.1.py").read_text() == edited
+
+
 def test_a_foreign_package_named_selfaug_is_left_alone(place):
     (place.site / "selfaug").mkdir()
     (place.site / "selfaug" / "__init__.py").write_text("# someone else's\n")
