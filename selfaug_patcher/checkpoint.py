@@ -88,5 +88,6 @@ def read(environment: Environment, name: str) -> dict[str, Any]:
         expected = "a folder with a config.json, or the name of a model in the cache or on the hub"
         do = "check the name; in a folder, whether save_pretrained has written config.json"
         found = complaint if os.path.isdir(name) else f"no such folder, and for a name on the hub: {complaint}"
-        raise PatcherError(Problem("no-config", f"cannot read the config of {name}", expected, found, do, USAGE))
+        what = f"cannot read the config of {name or repr(name)}"
+        raise PatcherError(Problem("no-config", what, expected, found, do, USAGE))
     return config

@@ -93,7 +93,7 @@ def _revert(options: argparse.Namespace, setup: Setup) -> int:
 def _status(options: argparse.Namespace, setup: Setup) -> int:
     environment, table, runtime = setup()
     state, notes = status.status(environment, table, runtime)
-    if options.model:
+    if options.model is not None:
         answer = verdict.verdict(environment, state, options.model)
         data = {"model": verdict.as_json(answer), **status.as_json(state, notes), "exit_code": answer.exit_code}
         _print(options, verdict.as_text(answer), data)

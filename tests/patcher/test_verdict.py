@@ -10,7 +10,7 @@ from stand_ins import make_release
 
 from selfaug_patcher import checkpoint, families, payload, pins, verdict
 from selfaug_patcher.environment import discover
-from selfaug_patcher.errors import DONE, FAILED, MODIFIED, UNSUPPORTED
+from selfaug_patcher.errors import DONE, FAILED, MODIFIED, UNSUPPORTED, USAGE
 from selfaug_patcher.state import inspect
 
 QWEN2 = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
@@ -108,3 +108,10 @@ def test_a_release_that_nobody_has_pinned_was_never_tried(make_place, tmp_path, 
     model = place.run("status", "--model", "mine", "--json", selfaug=selfaug).data["model"]
     assert (model["state"], model["trust"]) == ("unpinned", verdict.NEVER_TRIED)
     assert model["next"].endswith(" qwen2")
+
+
+def test_a_model_without_a_name_is_an_error_and_not_the_answer_for_no_model(place):
+    place.done("install")
+    result = place.run("status", "--model", "")
+    assert (result.code, result.out) == (USAGE, "")
+    assert result.err.startswith("error[no-config]: cannot read the config of ''")
