@@ -37,11 +37,16 @@ def main(arguments: Sequence[str] | None = None, patches: Path | None = None, co
         stream.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     own, command = run.split(arguments[1:]) if arguments[:1] == ["run"] else (arguments[1:], [])
-    options = _parser().parse_args([*arguments[:1], *own])
+    try:
+        options = _parser().parse_args([*arguments[:1], *own])
+    except OSError as error:  # --version prints at once
+        return _print_error(PatcherError(from_os_error(error, "print")), argparse.Namespace(json=False))
     options.command = command
     try:
         options.table, options.runtime = (lambda: pins.load(patches)), (lambda: payload.load(code))
         result = options.call(options, lambda: (discover(options.python), options.table(), options.runtime()))
+        if not callable(result):
+            sys.stdout.flush()  # what cannot be written is an error of this command, and not of Python's end
     except PatcherError as error:
         return _print_error(error, options)
     except BrokenPipeError:  # whoever reads has read enough (`| head`)
@@ -244,10 +249,16 @@ def _print(options: argparse.Namespace, text: str, data: dict[str, Any]) -> None
 
 
 def _print_error(error: PatcherError, options: argparse.Namespace) -> int:
-    if options.json:
-        print(json.dumps(error.as_json(), indent=2))
+    try:
+        if options.json:
+            print(json.dumps(error.as_json(), indent=2))
+        sys.stdout.flush()
+    except OSError:  # a full disk: neither this nor what is left of the answer can go there
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     else:
-        print(error, file=sys.stderr)
+        if options.json:
+            return error.exit_code
+    print(error, file=sys.stderr)
     return error.exit_code
 
 
@@ -303,7 +314,7 @@ class _Version(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         try:
-            print(f"SelfAug {payload.load().version}")
+            print(f"SelfAug {payload.load().version}", flush=True)
         except PatcherError as error:
             parser.exit(error.exit_code, f"{error}\n")
         parser.exit()

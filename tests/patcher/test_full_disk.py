@@ -1,0 +1,37 @@
+"""A command whose answer cannot be written ends with one error, and not with Python's traceback."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+COMMANDS = ["status", "status --json", "diff", "pins", "pins --json", "install --dry-run --json", "install --json"]
+
+
+def full(place, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [place.python, "-m", "selfaug_patcher", *arguments]
+    with Path("/dev/full").open("w") as disk:
+        return subprocess.run(command, stdout=disk, stderr=subprocess.PIPE, text=True, check=False, cwd=place.root)
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "--version"])
+def test_an_answer_that_cannot_be_written_is_one_error(equipped, command):
+    result = full(equipped, *command.split())
+    assert result.returncode == 1, result.stderr
+    lines = result.stderr.splitlines()
+    assert lines[0].startswith("error[file-system]: could not "), result.stderr
+    assert lines[1].endswith("No space left on device")
+    assert "Traceback" not in result.stderr
+    assert "Exception ignored" not in result.stderr
+
+
+def test_a_refusal_that_cannot_be_written_as_json_is_told_as_text(equipped):
+    equipped.model.write_text(equipped.model.read_text() + "# mine\n")
+    result = full(equipped, "install", "--json")
+    assert result.returncode == 4
+    assert result.stderr.startswith("error[modified-file]")
+    assert "Traceback" not in result.stderr
