@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from . import config, family, step
-from .eager import eager
+from .eager import CAN_TELL, eager
 from .reference import cache
 from .trainers import attach, bypass
 from .unpatched import ReferenceSwitch
@@ -80,7 +80,11 @@ def wrap(forward: Callable[..., Any], stock: bool = False) -> Callable[..., Any]
         labels = args[labels_at] if len(args) > labels_at else kwargs.get("labels")
         if _may_act(self, kwargs.get("shift_labels") if labels is None else labels):
             return step.run(self, forward, stock, args, kwargs)
-        return forward(self, *args, **kwargs)
+        outputs = forward(self, *args, **kwargs)
+        evaluates = labels is not None and not self.training and torch.is_grad_enabled()
+        if evaluates and CAN_TELL and not torch.compiler.is_compiling():  # a graph stays whole, as in stock
+            bypass.watch_evaluation(self, outputs)
+        return outputs
 
     vars(selfaug_forward)["selfaug_wrapper"] = selfaug_forward
     return selfaug_forward

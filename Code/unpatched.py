@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from . import config, receipt
+from .eager import CAN_TELL
 from .labels import IGNORE_INDEX
 from .reference import guards, switch
 from .trainers import bypass
@@ -37,9 +38,6 @@ FAMILIES = {
     "nanochat", "mellum", "hyperclovax", "gemma4_unified", "qwen2_vl", "qwen2_5_vl", "qwen3_vl",
     "qwen3_vl_moe", "mistral3", "llava", "internvl",
 }  # fmt: skip
-# before torch 2.1 a layer cannot tell whether it is in a compiled graph, so no layer checks
-_COMPILER = getattr(torch, "compiler", None)
-_CAN_CHECK = hasattr(_COMPILER, "is_compiling")
 _STATUS = "python -m selfaug_patcher status"
 _MARK = b"added by selfaug_patcher; undo:"
 _BASES = {"transformers": "SelfAligned", "peft": "ReferenceSwitch"}  # of a patched class, by package
@@ -58,7 +56,7 @@ class ReferenceSwitch:
     @property
     def disable_adapters(self) -> bool:
         layer: Any = self  # a LoraLayer
-        if layer.training and _CAN_CHECK and not torch.compiler.is_compiling() and layer not in _QUIET:
+        if layer.training and CAN_TELL and not torch.compiler.is_compiling() and layer not in _QUIET:
             check_model(layer)
         return layer.selfaug_reference or layer._disable_adapters  # type: ignore[no-any-return]  # peft's, either type
 
@@ -110,6 +108,24 @@ def check_peft(model: Any, settings: config.Settings) -> None:
         reason, do = why(layer_class)
         what = f"SelfAug is on but could not act: peft's LoRA layers are not patched: {reason}."
         bypass.of(model).warn(what, settings.strict, do)
+    elif model.training and (adapters := guards.other_adapters(model) or _prompts(model)):
+        what = f"SelfAug is on but could not act: the adapter that trains is no LoRA: {adapters}."
+        bypass.of(model).warn(what, settings.strict, "Train with LoRA (peft's LoraConfig; see docs/trainers.md)")
+
+
+def _prompts(model: nn.Module) -> str:
+    """The kinds of peft's adapters that train around ``model`` and not in it, as prompt tuning does; else empty."""
+    if any(parameter.requires_grad for parameter in model.parameters()):
+        return ""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        around = frame.f_locals.get("self")
+        frame = frame.f_back
+        if isinstance(around, nn.Module) and any(parameter.requires_grad for parameter in around.parameters()):
+            adapters: Any = getattr(around, "peft_config", None)
+            if isinstance(adapters, Mapping):
+                return ", ".join(sorted({str(getattr(a.peft_type, "value", a.peft_type)) for a in adapters.values()}))
+    return ""
 
 
 class _Caller:

@@ -250,5 +250,16 @@ def unpatched_peft(model: nn.Module) -> type | None:
     return None
 
 
+def other_adapters(model: nn.Module) -> str:
+    """The classes of peft's layers that train in a ``model`` without any LoRA layer, such as those of IA3; else empty.
+    Full fine-tuning has no such layer.
+    """
+    layers = switch.adapter_layers(model)
+    if any(switch.is_lora(layer) for layer in layers):
+        return ""
+    training = {type(a) for a in layers if any(switch.trains(a, name) for name in switch.active(a))}
+    return ", ".join(sorted(f"{cls.__module__}.{cls.__qualname__}" for cls in training))
+
+
 def _names(adapters: Any) -> str:
     return ", ".join(repr(name) for name in sorted(adapters))

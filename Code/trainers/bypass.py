@@ -57,6 +57,7 @@ class Bypass:
     def __init__(self) -> None:
         self.warned = False
         self.used = False  # a loss with the term was backpropagated
+        self.given = 0  # losses with the term that the model returned
         self.unused = 0  # losses with the term that were not
         self.missed = 0  # trainer calls without the term
         self.rows = self.batches = 0  # without a token to align
@@ -68,20 +69,34 @@ class Bypass:
         """The model returned a loss with the term. Somebody should backpropagate it."""
         if self.used or not loss.requires_grad:  # after good steps, a loss that is only looked at is no bypass
             return
+        self.given += 1
         if self.unused > UNUSED:
-            self._goes_past(
-                "the losses that the model returned were never backpropagated", "the loop that calls it", strict
-            )
+            self.never_used("the loop that calls it", strict)
         loss.register_hook(_BackwardHook(self))
+
+    def never_used(self, by: str, strict: bool) -> None:
+        """Losses with the term were returned, and nobody backpropagated one."""
+        self._goes_past("the losses that the model returned were never backpropagated", by, strict)
 
     def missed_by(self, trainer: Any, model: nn.Module, strict: bool) -> None:
         """A call of an HF Trainer trained on labels, and SelfAug had no part in it."""
         self.missed += 1
         if self.missed > MISSED:
-            what = f"{type(trainer).__name__} computed its loss without it"
-            own = next((name for name in ("compute_loss", "training_step") if _is_own(trainer, name)), "compute_loss")
-            by = f"{where(getattr(trainer, own))}; the model's forward is {where(model.forward)}"
-            self._goes_past(what, by, strict)
+            self.computed_without(trainer, model, strict)
+
+    def computed_without(self, trainer: Any, model: nn.Module, strict: bool) -> None:
+        """The loss that a trainer computes has no part of SelfAug's."""
+        by = f"{_by(trainer)}; the model's forward is {where(model.forward)}"
+        self._goes_past(f"{type(trainer).__name__} computed its loss without it", by, strict)
+
+    def in_evaluation(self, strict: bool) -> None:
+        """A loss that the model computed in eval mode was backpropagated."""
+        self.warn(
+            "SelfAug is on but could not act: a loss was backpropagated that the model computed in eval mode, in which "
+            "from_pretrained returns it.",
+            strict,
+            "Call model.train() before the training loop",
+        )
 
     def could_not_act(self, reason: str, forward: Callable[..., Any], strict: bool, do: str = DO) -> None:
         """The term cannot be added to the loss of a call with labels."""
@@ -206,13 +221,38 @@ def count_missed_call(model: nn.Module, trainer: Any) -> None:
 
 
 def end_of_run(trainer: Any) -> None:
-    """Warn of a run that was too short for :meth:`Bypass.count_aligned` to warn of it."""
+    """Warn of a run that was too short for the counts of :class:`Bypass` to warn of it."""
     bypass = _BYPASSES.of_owner(trainer.state)
-    for _, settings in models_on(trainer.model)[:1]:
-        if bypass.batches and not bypass.aligned:
+    for model, settings in models_on(trainer.model)[:1]:
+        if bypass.missed and not (bypass.batches or bypass.aligned):
+            bypass.computed_without(trainer, model, settings.strict)
+        elif bypass.given and not bypass.used:
+            bypass.never_used(_by(trainer), settings.strict)
+        elif bypass.batches and not bypass.aligned:
             bypass.nothing_aligned("in the whole run", settings, trainer)
         elif bypass.awaited:
             bypass.no_anchors("in the whole run", settings)
+
+
+@eager
+def watch_evaluation(model: nn.Module, outputs: Any) -> None:
+    """Once the loss in ``outputs``, which ``model`` computed in eval mode, is backpropagated: say that it has no term.
+    Nothing is read before that, so that an evaluation with gradients enabled is as in stock.
+    """
+    loss = outputs[0] if isinstance(outputs, tuple) else getattr(outputs, "loss", None)
+    if not isinstance(loss, Tensor) or not loss.requires_grad:
+        return
+    model_ref = weakref.ref(model)
+
+    def check(grad: Tensor) -> None:
+        watched: Any = model_ref()
+        if watched is None:
+            return
+        settings = config.read(watched.config)
+        if should_act(watched, settings):
+            of(watched).in_evaluation(settings.strict)
+
+    loss.register_hook(check)
 
 
 def watch_gradients(model: Any, wrap_again: Callable[[Any], Any]) -> None:
@@ -265,6 +305,12 @@ def where(forward: Any) -> str:
         return repr(function)
     name = getattr(code, "co_qualname", code.co_name)  # Python 3.11
     return f"{name} ({inspect.getsourcefile(code) or code.co_filename}:{code.co_firstlineno})"
+
+
+def _by(trainer: Any) -> str:
+    """Which function of ``trainer`` makes the loss: the first that a library of its own has put there."""
+    own = next((name for name in ("compute_loss", "training_step") if _is_own(trainer, name)), "compute_loss")
+    return where(getattr(trainer, own))
 
 
 def _is_own(trainer: Any, method: str) -> bool:

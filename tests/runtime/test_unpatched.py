@@ -64,7 +64,7 @@ def test_the_loss_and_the_gradient_stay_those_of_a_model_without_the_look(said, 
     loss.backward()
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     monkeypatch.setattr(unpatched, "check_model", None)
-    monkeypatch.setattr(unpatched, "_CAN_CHECK", False)
+    monkeypatch.setattr(unpatched, "CAN_TELL", False)
     other = diff_llama()
     expected = other(**batch()).loss
     expected.backward()
