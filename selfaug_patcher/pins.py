@@ -160,7 +160,7 @@ def releases_text(pins: Sequence[Pin]) -> str:
     ends: list[int] = []
     for pin in pins:
         head, _, last = pin.version.rpartition(".")
-        plain = pin.note == "" and last.isdigit() and bool(head)
+        plain = pin.note == "" and last.isascii() and last.isdecimal() and bool(head)
         if plain and ends and items[-1].startswith(f"{head}.") and int(last) == ends[-1] + 1:
             items[-1], ends[-1] = f"{items[-1].partition('-')[0]}-{last}", int(last)
             continue

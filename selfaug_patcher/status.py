@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from .state import MODIFIED, PATCHED, STOCK, UNPINNED, UNSUPPORTED, State, Targe
 from .store import Store
 from .transaction import locked
 
-_PROC = Path("/proc")
+_PROC, _PID = Path("/proc"), re.compile(r"[0-9]+")
 _SHOWN = 5
 
 _EXIT = {MODIFIED: EXIT_MODIFIED, UNSUPPORTED: EXIT_UNSUPPORTED}
@@ -221,7 +222,7 @@ def older_than(receipt: Path) -> list[str]:
         written = receipt.stat().st_mtime
         libraries = f"{os.path.realpath(receipt.parent.parent)}/"  # what /proc names, whatever link led there
         for entry in sorted(_PROC.iterdir()):
-            if not entry.name.isdigit() or int(entry.name) == os.getpid() or _started(entry) > written - 1:
+            if not _PID.fullmatch(entry.name) or int(entry.name) == os.getpid() or _started(entry) > written - 1:
                 continue
             if libraries in _text(entry / "maps"):
                 command = _text(entry / "cmdline").replace("\0", " ").strip()

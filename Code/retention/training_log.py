@@ -66,4 +66,4 @@ def series(rows: list[Row], *names: str) -> tuple[list[int], list[float]]:
 
 def _step(folder: Path) -> int:
     number = folder.name.rpartition("-")[2]
-    return int(number) if number.isdigit() else -1
+    return int(number) if number.isascii() and number.isdecimal() else -1

@@ -81,6 +81,7 @@ def test_a_run_without_selfaug_shows_its_loss_and_says_so(tmp_path, drawn, lines
 def test_the_log_of_the_newest_checkpoint_is_taken_where_the_run_has_none(tmp_path, drawn, lines):
     for step in (9, 10):
         write(tmp_path / f"checkpoint-{step}", rows(steps=step))
+    (tmp_path / "checkpoint-²").mkdir()  # no number that int reads
     assert "checkpoint-10" in drawn()
     assert len(lines[0][1]) == 10
     assert (tmp_path / "history.png").is_file()
