@@ -7,6 +7,7 @@ import os
 import subprocess
 from typing import Any
 
+from . import json_text
 from .environment import Environment
 from .errors import UNSUPPORTED, USAGE, PatcherError, Problem
 from .families import MODELS, Target
@@ -77,7 +78,7 @@ def read(environment: Environment, name: str) -> dict[str, Any]:
     try:
         result = environment.run_code(_CONFIG, input=json.dumps(name), timeout=_SECONDS)
         complaint = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
-        config = json.loads(result.stdout.strip().splitlines()[-1]) if result.returncode == 0 else None
+        config = json_text.parse(result.stdout.strip().splitlines()[-1]) if result.returncode == 0 else None
     except (subprocess.TimeoutExpired, IndexError, ValueError):
         config, complaint = None, f"no answer within {_SECONDS} seconds, or no JSON"
     if not isinstance(config, dict):

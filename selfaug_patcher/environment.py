@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from . import json_text
 from .errors import USAGE, PatcherError, Problem
 from .families import targets
 
@@ -154,7 +155,7 @@ def discover(python: str | None = None) -> Environment:
         raise _no_interpreter(f"cannot run {shlex.quote(python)}", str(error)) from None
     try:
         # The last line only: site customisations of the environment may print above it.
-        answer = json.loads(result.stdout.strip().splitlines()[-1])
+        answer = json_text.parse(result.stdout.strip().splitlines()[-1])
         version = tuple(answer["version"])
     except (IndexError, ValueError, KeyError, TypeError):
         said = (result.stderr.strip() or result.stdout.strip() or f"exit code {result.returncode}")[-400:]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import files
+from . import files, json_text
 from .receipt import SHA256, damaged
 from .store import FOLDER, RUNTIME, Store
 from .store import read as read_file
@@ -43,7 +43,7 @@ def read(store: Store) -> tuple[str, list[Entry]]:
         PatcherError: it is no journal of ours.
     """
     try:
-        data = json.loads(read_file(store.journal, _MAX_SIZE) or b"")
+        data = json_text.parse(read_file(store.journal, _MAX_SIZE) or b"")
         entries = [Entry(**entry) for entry in data["entries"]]
         for entry in entries:
             hashes = all(sha256 == "" or SHA256.fullmatch(sha256) for sha256 in (entry.old, entry.new))
@@ -54,7 +54,7 @@ def read(store: Store) -> tuple[str, list[Entry]]:
                 raise ValueError(f"{entry.kind} {entry.path!r:.100}")
         if data["verb"] not in ("install", "revert"):
             raise ValueError(f"verb {data['verb']!r:.40}")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise damaged(str(store.journal), str(error)[:200]) from None
     return data["verb"], entries
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from . import json_text
 from .errors import PatcherError, Problem
 from .families import targets
 
@@ -73,7 +74,7 @@ def decode(content: bytes, path: str) -> Receipt:
     try:
         if len(content) > MAX_BYTES:
             raise ValueError(f"more than {MAX_BYTES} bytes")
-        data = json.loads(content)
+        data = json_text.parse(content)
         _keys(data, {"format", "selfaug", "targets", "runtime"})
         if data["format"] != FORMAT:
             raise ValueError(f"format {data['format']!r:.40}")
@@ -85,7 +86,7 @@ def decode(content: bytes, path: str) -> Receipt:
             targets={name: _original(entry) for name, entry in data["targets"].items()},
             runtime=_hashes(data["runtime"], MODULE),
         )
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise damaged(path, str(error)[:200]) from None
 
 

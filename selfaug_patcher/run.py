@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from . import memory, payload, pins, probe, proof
+from . import json_text, memory, payload, pins, probe, proof
 from .environment import Environment, asked_about, discover, from_probe
 from .errors import USAGE, PatcherError, Problem
 from .payload import Runtime
@@ -163,7 +163,7 @@ def _proof(state: State, patches: Sequence[Patch]) -> str:
 def _told() -> dict[str, Any]:
     """What the process that runs this one has told it; nothing where none does."""
     try:
-        told = json.loads(os.environ.get(TOLD, "{}"))
+        told = json_text.parse(os.environ.get(TOLD, "{}"))
     except ValueError:
         return {}
     return told if isinstance(told, dict) else {}

@@ -7,13 +7,13 @@ gives the hashes of what must be bit-identical. Nothing is written.
 from __future__ import annotations
 
 import contextlib
-import json
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable
 
+from . import json_text
 from .check import SERVE, TIMEOUT_SECONDS, Check, request
 from .environment import Environment
 
@@ -108,7 +108,7 @@ def _nothing(name: str) -> None:
 def _object(text: str) -> dict[str, Any]:
     """The JSON object in a line; empty for what packages print of their own."""
     try:
-        value = json.loads(text)
+        value = json_text.parse(text)
     except ValueError:
         return {}
     return value if isinstance(value, dict) and value.keys() & {"name", "case", "done"} else {}
