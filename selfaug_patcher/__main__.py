@@ -5,7 +5,8 @@ import sys
 
 if not __package__:  # started by its path or by a link to it: the package lies one folder above the real file
     _HERE = os.path.dirname(os.path.realpath(__file__))
-    sys.path[:] = [os.path.dirname(_HERE)] + [entry for entry in sys.path if os.path.realpath(entry) != _HERE]
+    ADDED = os.path.dirname(_HERE)  # `run` takes it off again
+    sys.path[:] = [ADDED] + [entry for entry in sys.path if os.path.realpath(entry) != _HERE]
 
 
 def _stop(name, what, expected, seen, do):

@@ -72,6 +72,8 @@ def prepare(
     folder = os.getcwd() if as_module else os.path.dirname(os.path.abspath(target))
     if not getattr(sys.flags, "safe_path", False) and not sys.flags.isolated:
         sys.path[0] = folder
+    elif sys.path[:1] == [getattr(sys.modules.get("__main__"), "ADDED", None)]:  # `python -P` puts no folder there
+        del sys.path[0]
     serve(table, modules, names, pinned_only=pinned_only, report=report)
     try:
         exists = not as_module or _exists(target)

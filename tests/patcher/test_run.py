@@ -72,6 +72,18 @@ def test_the_patcher_can_be_started_by_its_path_from_any_folder(equipped, by_pat
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "flag", ["-I", pytest.param("-P", marks=pytest.mark.skipif(sys.version_info < (3, 11), reason="3.11 has it"))]
+)
+def test_a_patcher_that_is_started_by_its_path_leaves_nothing_on_a_path_that_has_no_folder_of_the_script(
+    equipped, by_path, form, flag
+):
+    (equipped.root.parent / "work" / "paths.py").write_text("import json, sys; print(json.dumps(sys.path))")
+    shown = launch(equipped, flag, str(by_path(form)), "run", "paths.py")
+    assert json.loads(shown.stdout) == json.loads(launch(equipped, flag, "paths.py").stdout), shown.stderr
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_a_patcher_that_is_started_by_its_path_names_commands_that_work_where_they_are_typed(equipped, by_path, form):
     path = str(by_path(form))
     status = json.loads(launch(equipped, path, "status", "--json").stdout)
