@@ -242,8 +242,8 @@ def _given(model_config: Any, environ: Mapping[str, str] | None) -> dict[str, tu
             continue
         if name in ENVIRONMENT:
             given[ENVIRONMENT[name]] = _parse(ENVIRONMENT[name], environ[name], name), name
-        elif close := difflib.get_close_matches(name, ENVIRONMENT, n=1, cutoff=0.85):
-            raise SettingError(f"{name} is not a setting of SelfAug. Did you mean {close[0]}?")
+        elif close := _meant(name):
+            raise SettingError(f"{name} is not a setting of SelfAug. Did you mean {close}?")
 
     chosen = getattr(model_config, "selfaug", None)
     if chosen is not None and not isinstance(chosen, dict):
@@ -259,6 +259,20 @@ def _given(model_config: Any, environ: Mapping[str, str] | None) -> dict[str, tu
     if chosen and plain:
         chosen.update(plain)
     return given
+
+
+def _meant(name: str) -> str:
+    """The variable that somebody who wrote ``name`` meant, such as that of the key of the dict; empty if none is."""
+    by_key = {f"SELFAUG_{key.upper()}": variable for variable, key in ENVIRONMENT.items()}
+    known = {**by_key, **{variable: variable for variable in ENVIRONMENT}}
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+    return known[close[0]] if close else ""
+
+
+def ignored(environ: Mapping[str, str] | None = None) -> list[str]:
+    """Variables named as settings are that are none and resemble none. They may belong to another tool."""
+    environ = os.environ if environ is None else environ
+    return sorted(name for name in environ if name.startswith("SELFAUG_") and name not in ENVIRONMENT)
 
 
 _JSON = (str, bool, int, float, type(None))

@@ -109,7 +109,11 @@ def _releases(model: Any) -> str:
 
 
 def _not_default(model: Any, settings: config.Settings) -> str:
-    """A sentence on the settings that are not at their defaults; nothing if all are."""
+    """A sentence on variables that are no setting, and one on the settings that are not at their defaults; nothing if
+    there are none.
+    """
+    ignored = config.ignored()
+    no_setting = f" Ignored, no setting: {', '.join(ignored)}." if ignored else ""
     sources = config.sources(model.config)
     given = [f"{source}={config.shown(key, getattr(settings, key))}" for key, source in sources.items()]
-    return f" Not by default: {', '.join(given)}." if given else ""
+    return no_setting + (f" Not by default: {', '.join(given)}." if given else "")

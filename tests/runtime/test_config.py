@@ -15,6 +15,7 @@ from tiny import base, batch, with_lora
 from transformers import Qwen2ForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from selfaug import config
+from selfaug.trainers import announce
 
 
 def test_defaults_are_those_of_the_readme():
@@ -76,6 +77,31 @@ def test_an_unknown_key_or_a_misspelt_variable_is_an_error():
         config.SettingError, match=r"SELFAUG_ALHPA is not a setting of SelfAug\. Did you mean SELFAUG_ALPHA\?"
     ):
         config.read(None, {"SELFAUG_ALHPA": "1"})
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("SELFAUG_ENABLED", "SELFAUG"),
+        ("SELFAUG_ENABLE", "SELFAUG"),
+        ("SELFAUG_EVALUATION", "SELFAUG_EVAL"),
+        ("SELFAUG_REFERENCE_CACHE", "SELFAUG_CACHE"),
+        ("SELFAUG_REFERENCE_CACHE_GB", "SELFAUG_CACHE_GB"),
+        ("SELFAUG_CACHE_DB", "SELFAUG_CACHE_GB"),
+    ],
+)
+def test_a_variable_with_the_name_of_the_dicts_key_is_told_its_own_name(name, meant):
+    with pytest.raises(config.SettingError, match=rf"{name} is not a setting of SelfAug\. Did you mean {meant}\?"):
+        config.read(None, {name: "1"})
+
+
+def test_a_variable_that_resembles_no_setting_is_named_as_ignored():
+    assert config.ignored({"SELFAUG_WARMUP": "x", "SELFAUGMENT": "1", "SELFAUG_ALPHA": "1"}) == ["SELFAUG_WARMUP"]
+
+
+def test_a_run_names_the_variables_that_it_ignores(monkeypatch):
+    monkeypatch.setattr(config, "ignored", lambda: ["SELFAUG_WARMUP"])
+    assert announce._not_default(base(), config.Settings()).startswith(" Ignored, no setting: SELFAUG_WARMUP.")
 
 
 def test_variables_of_other_tools_with_our_prefix_are_left_alone():
