@@ -114,7 +114,10 @@ def _verify(options: argparse.Namespace, setup: Setup) -> int:
     ok = all(check.ok for check in checks)
     code = DONE if ok else status.exit_code(state) or FAILED
     lines = [str(check) for check in checks]
-    lines.append("SelfAug works here." if ok else "SelfAug does not work here as it should.")
+    works = all(check.ok or check.name == verify.VARIABLES for check in checks)
+    lines.append("SelfAug works here." if works else "SelfAug does not work here as it should.")
+    if works and not ok:
+        lines.append("But a variable is wrong, and no training can begin with it.")
     if not ok and not any(check.do for check in checks):
         lines.append(f"  do:       {state.environment.commands.patcher('revert')} (restores the stock packages)")
     data = {"ok": ok, "checks": [vars(check) for check in checks], **status.as_json(state, []), "exit_code": code}

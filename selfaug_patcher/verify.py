@@ -5,9 +5,10 @@ First the hashes; then, where they are right, the trial (`trial`) of what is ins
 
 from __future__ import annotations
 
+import subprocess
 from typing import Callable
 
-from .check import Check
+from .check import TIMEOUT_SECONDS, Check
 from .environment import Environment
 from .errors import PatcherError
 from .payload import Runtime
@@ -17,6 +18,15 @@ from .proof import try_out
 from .refusals import changed_modules, refusals
 from .state import PATCHED, State, TargetState, inspect
 from .status import next_steps
+
+VARIABLES = "SELFAUG_* variables"
+_SETTINGS = """
+from selfaug import config
+try:
+    config.read()
+except config.SettingError as error:
+    print("setting:", error)
+"""
 
 
 def verify(
@@ -28,7 +38,7 @@ def verify(
     if all(check.ok for check in checks) and state.site is not None:
         if state.layer.package.site is None:
             return state, [*checks, Check("trial", True, "left out: peft is not installed, SelfAug is idle")]
-        checks += _trial(state, report)
+        checks += [*_variables(environment), *_trial(state, report)]
     return state, checks
 
 
@@ -49,6 +59,19 @@ def hashes(state: State) -> list[Check]:
     changes = "; ".join([f"{path}{state.runtime_state}", *changed_modules(state)])
     # where it is only missing, what is to be done about the targets brings it
     return [*checks, Check("hashes of the runtime", ok, detail if ok else changes, runtime_step)]
+
+
+def _variables(environment: Environment) -> list[Check]:
+    """A check that does not hold if a SELFAUG_* variable is wrong, with which every training would stop; else none. The
+    trial goes on without the variables.
+    """
+    try:
+        said = environment.run_code(_SETTINGS, timeout=TIMEOUT_SECONDS).stdout
+    except (OSError, subprocess.TimeoutExpired):  # whatever is wrong with the interpreter, the trial tells
+        return []
+    do = "correct or unset that variable; SelfAug itself is checked without it"
+    _, begins, wrong = said.rpartition("setting: ")  # site customisations may print before it
+    return [Check(VARIABLES, False, wrong.strip(), do)] if begins else []
 
 
 def _release(target: TargetState) -> str:

@@ -67,8 +67,9 @@ def answers(classes: list[str], with_checks: bool, with_hashes: bool) -> Iterato
 
 
 # How the names of the variables begin by which a launcher (torchrun, accelerate, DeepSpeed, MPI) tells its processes of
-# each other. The trial is none of these: its Trainer would wait for the others, or meet them in the job's store.
-_OF_A_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "ACCELERATE_",
+# each other. The trial is none of these: its Trainer would wait for the others, or meet them in the job's store. And
+# the user's settings, which may be wrong, are none of the trial's.
+_OF_OTHERS = ("SELFAUG", "RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "ACCELERATE_",
                   "FSDP_", "PARALLELISM_CONFIG_", "PMI_", "OMPI_", "MV2_", "MPI_")  # fmt: skip
 
 
@@ -79,7 +80,7 @@ def main() -> int:
     parser.add_argument("--hashes", action="store_true", help="only hashes of what must equal stock")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    for name in [name for name in os.environ if name.startswith(_OF_A_LAUNCHER)]:
+    for name in [name for name in os.environ if name.startswith(_OF_OTHERS)]:
         del os.environ[name]
     ok = True
     for answer in answers(arguments.classes, not arguments.hashes, arguments.json or arguments.hashes):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from stand_ins import forget_record
@@ -146,3 +147,18 @@ def test_a_failing_trial_ends_with_a_command(place, selfaug, tmp_path):
     assert f"revert --python {place.python} (restores the stock packages)" in last
     command = last.split("do:")[1].split(" (")[0].strip()
     assert subprocess.run(command, shell=True, check=False).returncode == 0
+
+
+def test_verify_with_a_wrong_variable_blames_the_variable_and_not_selfaug(place, selfaug, tmp_path, monkeypatch):
+    release = type(selfaug)(selfaug.patches, shutil.copytree(selfaug.code, tmp_path / "with settings"))
+    real = Path(__file__).resolve().parents[2] / "Code" / "config.py"
+    shutil.copy(real, release.code / "config.py")
+    place.done("install", selfaug=release)
+    (place.site / "sitecustomize.py").write_text("print('mine')")
+    place.done("verify", selfaug=release)
+    monkeypatch.setenv("SELFAUG_ALHPA", "1")
+    result = place.run("verify", selfaug=release)
+    assert result.code == 1
+    told = "FAIL  SELFAUG_* variables: SELFAUG_ALHPA is not a setting of SelfAug. Did you mean SELFAUG_ALPHA?\n"
+    assert told + "      do:       correct or unset that variable" in result.out
+    assert result.out.endswith("SelfAug works here.\nBut a variable is wrong, and no training can begin with it.\n")

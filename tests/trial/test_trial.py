@@ -48,13 +48,14 @@ def test_a_cache_that_is_a_module_is_handed_on_and_not_called(monkeypatch):
     assert exact._filled_cache(base, "")[0]
 
 
-def test_the_trial_is_no_process_of_the_launcher_that_started_it(monkeypatch):
+def test_the_trial_is_no_process_of_the_launcher_that_started_it_and_has_none_of_the_users_settings(monkeypatch):
     """Its Trainer would wait for the others, as under `torchrun -m selfaug_patcher run`, or shard."""
     import os
 
     from selfaug.trial import __main__ as trial
 
     told = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_PORT": "29511", "ACCELERATE_USE_FSDP": "true"}
+    told["SELFAUG_ALHPA"] = "1"  # would be an error of every step
     for name, value in told.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "argv", ["selfaug.trial"])
