@@ -69,7 +69,8 @@ def prepare(
     target, arguments = (command[1], command[2:]) if as_module else (command[0], command[1:])
     if not as_module and not Path(target).is_file():
         raise _usage("there is no such script", "a file", target, f"name it as seen from {os.getcwd()}")
-    folder = os.getcwd() if as_module else os.path.dirname(os.path.abspath(target))
+    # as Python itself, which follows links to the script and its folders
+    folder = os.getcwd() if as_module else os.path.dirname(os.path.realpath(target))
     if not getattr(sys.flags, "safe_path", False) and not sys.flags.isolated:
         sys.path[0] = folder
     elif sys.path[:1] == [getattr(sys.modules.get("__main__"), "ADDED", None)]:  # `python -P` puts no folder there

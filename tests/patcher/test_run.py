@@ -83,6 +83,17 @@ def test_a_patcher_that_is_started_by_its_path_leaves_nothing_on_a_path_that_has
     assert json.loads(shown.stdout) == json.loads(launch(equipped, flag, "paths.py").stdout), shown.stderr
 
 
+@pytest.mark.parametrize("script", ["link.py", "linked/paths.py"])
+def test_a_script_behind_a_link_has_the_path_that_it_has_without_run(equipped, script):
+    work = equipped.root.parent / "work"
+    (work / "deep").mkdir()
+    (work / "deep" / "paths.py").write_text("import json, sys; print(json.dumps(sys.path))")
+    (work / "link.py").symlink_to("deep/paths.py")
+    (work / "linked").symlink_to("deep")
+    shown = launch(equipped, "-m", "selfaug_patcher", "run", script)
+    assert json.loads(shown.stdout) == json.loads(launch(equipped, script).stdout), shown.stderr
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_a_patcher_that_is_started_by_its_path_names_commands_that_work_where_they_are_typed(equipped, by_path, form):
     path = str(by_path(form))
