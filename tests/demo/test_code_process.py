@@ -47,6 +47,18 @@ def test_what_could_do_harm_is_refused(code):
     assert code_process.run(code).startswith("PermissionError: not allowed here: ")
 
 
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_endless_output_ends_the_program_and_is_not_kept(stream):
+    code = f"import sys\nwhile True: sys.{stream}.write('x' * 2**16)"
+    assert code_process.run(code) == "over 1048576 bytes of output"
+
+
+def test_the_report_has_the_end_of_an_error_in_bounded_length():
+    said = code_process.run("raise ValueError('x' * 2**19)")
+    assert said.startswith("ValueError: xxx")
+    assert len(said) == 300
+
+
 @needs_limits
 def test_time_and_memory_have_limits(monkeypatch):
     with monkeypatch.context() as patient:

@@ -10,10 +10,15 @@ import secrets
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
+from threading import Thread
+from typing import IO
 
 SECONDS = 10  # of CPU time
 PATIENCE = 3  # times as many seconds may pass on the clock: the machine may be busy, or the program may wait
 MEMORY = 2**30  # bytes
+OUTPUT = 2**20  # bytes that the program may print, and as many that it may write to stderr
+SHOWN = 300  # characters of an error's last line
 # The program: limits first, then the code. It has passed if the last thing that it prints is the word that only the
 # end of the program knows: code that ends the process early, with exit(0) too, has not passed.
 PROGRAM = """
@@ -65,18 +70,47 @@ def run(code: str, seconds: int = SECONDS, memory: int = MEMORY) -> str:
     with tempfile.TemporaryDirectory() as folder:
         child = subprocess.Popen(
             [sys.executable, "-I", "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, cwd=folder, env={}, text=True, encoding="utf-8", errors="replace",
+            stderr=subprocess.PIPE, cwd=folder, env={}, bufsize=0,
         )  # fmt: skip
-        try:
-            output, errors = child.communicate(given, timeout=PATIENCE * seconds)
-        except subprocess.TimeoutExpired:
-            return f"no end after {PATIENCE * seconds} seconds"
-        finally:
-            child.kill()
-            child.wait()
-    if output.endswith(f"{end}\n"):
+        with child:
+            output, errors = _Reader(child, child.stdout), _Reader(child, child.stderr)
+            if child.stdin:
+                with suppress(OSError):  # it ended before it had read everything, and stderr says why
+                    child.stdin.write(given.encode(errors="replace"))
+                child.stdin.close()
+            try:
+                child.wait(PATIENCE * seconds)
+            except subprocess.TimeoutExpired:
+                return f"no end after {PATIENCE * seconds} seconds"
+            finally:
+                child.kill()
+                output.join()
+                errors.join()
+    if output.over or errors.over:
+        return f"over {OUTPUT} bytes of output"
+    if output.text().endswith(f"{end}\n"):
         return ""
-    lines = errors.strip().splitlines()
+    lines = errors.text().strip().splitlines()
     if lines:
-        return lines[-1]
+        return lines[-1][:SHOWN]
     return f"ended early, with exit code {child.returncode}" if child.returncode >= 0 else f"over {seconds} CPU seconds"
+
+
+class _Reader(Thread):
+    """Reads what the child writes, beside the other stream, and ends the child when it writes too much."""
+
+    def __init__(self, child: subprocess.Popen[bytes], stream: IO[bytes] | None) -> None:
+        super().__init__(daemon=True)
+        self.child, self.stream, self.read, self.over = child, stream, bytearray(), False
+        self.start()
+
+    def run(self) -> None:
+        while self.stream and (block := self.stream.read(2**16)):  # what is there, since the stream has no buffer
+            self.read += block
+            if len(self.read) > OUTPUT:
+                self.over = True
+                self.child.kill()
+                return
+
+    def text(self) -> str:
+        return self.read.decode(errors="replace").replace("\r\n", "\n")  # Windows ends lines so
