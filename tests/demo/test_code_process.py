@@ -68,6 +68,13 @@ def test_time_and_memory_have_limits(monkeypatch):
     assert code_process.run("x = bytearray(2**30)", memory=2**29) == "MemoryError"
 
 
+@needs_limits
+@pytest.mark.parametrize("name", ["SIGABRT", "SIGSEGV", "SIGKILL"])
+def test_a_signal_that_is_not_of_the_cpu_limit_has_its_own_name(name):
+    code = f"import signal, sys\nsys.stderr.write('a warning')\nsignal.raise_signal(signal.{name})"
+    assert code_process.run(code) == f"ended by {name}"
+
+
 def test_the_code_sees_no_variables_of_the_environment(monkeypatch):
     monkeypatch.setenv("A_SECRET", "1")
     assert code_process.run("import os; assert 'A_SECRET' not in os.environ") == ""

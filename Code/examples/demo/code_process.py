@@ -7,6 +7,7 @@ network. They are no defence against a program that means harm.
 from __future__ import annotations
 
 import secrets
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,9 +29,13 @@ def limit(seconds, memory):
         import resource
     except ImportError:  # Windows: the clock alone
         return
-    for what, most in ((resource.RLIMIT_CPU, seconds), (resource.RLIMIT_AS, memory), (resource.RLIMIT_CORE, 0)):
+    for what, soft, hard in (
+        (resource.RLIMIT_CPU, seconds, seconds + 1),  # at the soft one comes SIGXCPU, which nothing else sends
+        (resource.RLIMIT_AS, memory, memory),
+        (resource.RLIMIT_CORE, 0, 0),
+    ):
         try:
-            resource.setrlimit(what, (most, most))
+            resource.setrlimit(what, (soft, hard))
         except (ValueError, OSError):  # a limit that this system does not have
             pass
     try:
@@ -90,10 +95,18 @@ def run(code: str, seconds: int = SECONDS, memory: int = MEMORY) -> str:
         return f"over {OUTPUT} bytes of output"
     if output.text().endswith(f"{end}\n"):
         return ""
+    if child.returncode < 0:
+        ended = _signal(-child.returncode)
+        return f"over {seconds} CPU seconds" if ended == "SIGXCPU" else f"ended by {ended}"
     lines = errors.text().strip().splitlines()
-    if lines:
-        return lines[-1][:SHOWN]
-    return f"ended early, with exit code {child.returncode}" if child.returncode >= 0 else f"over {seconds} CPU seconds"
+    return lines[-1][:SHOWN] if lines else f"ended early, with exit code {child.returncode}"
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # Linux has real-time signals without a name
+        return f"signal {number}"
 
 
 class _Reader(Thread):
