@@ -5,6 +5,7 @@ import sys
 import code_process
 import pytest
 
+linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux has it")
 needs_limits = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no resource limits")
 
 
@@ -41,6 +42,12 @@ def test_what_goes_wrong_is_told(code, said):
         "import shutil; shutil.rmtree('.')",
         "import multiprocessing as m; m.Process(target=print).start()",
         "import os; os.fork()",
+        "import sqlite3; sqlite3.connect('left')",
+        "import os; os.utime('.')",
+        pytest.param("import os; os.mkfifo('left')", marks=needs_limits),
+        pytest.param("import posix; posix.mknod('left')", marks=needs_limits),
+        pytest.param("import os; os.setxattr('.', 'user.a', b'1')", marks=linux),
+        pytest.param("import os; os.removexattr('.', 'user.a')", marks=linux),
     ],
 )
 def test_what_could_do_harm_is_refused(code):
@@ -57,6 +64,12 @@ def test_the_report_has_the_end_of_an_error_in_bounded_length():
     said = code_process.run("raise ValueError('x' * 2**19)")
     assert said.startswith("ValueError: xxx")
     assert len(said) == 300
+
+
+@needs_limits
+def test_no_file_can_grow():
+    code = "import resource; assert resource.getrlimit(resource.RLIMIT_FSIZE) == (0, 0)"
+    assert code_process.run(code) == ""
 
 
 @needs_limits

@@ -32,6 +32,7 @@ def limit(seconds, memory):
     for what, soft, hard in (
         (resource.RLIMIT_CPU, seconds, seconds + 1),  # at the soft one comes SIGXCPU, which nothing else sends
         (resource.RLIMIT_AS, memory, memory),
+        (resource.RLIMIT_FSIZE, 0, 0),  # also for what writes files without an audit event
         (resource.RLIMIT_CORE, 0, 0),
     ):
         try:
@@ -46,14 +47,21 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 def refuse(event, arguments):
     head = event.partition(".")[0]
     changed = event in {"os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate",
-                        "os.chmod", "os.chown", "os.kill", "os.killpg", "os.system", "os.exec", "os.fork", "os.forkpty",
+                        "os.chmod", "os.chown", "os.chflags", "os.mkfifo", "os.mknod", "os.utime", "os.setxattr",
+                        "os.removexattr", "os.kill", "os.killpg", "os.system", "os.exec", "os.fork", "os.forkpty",
                         "os.posix_spawn", "os.spawn", "os.startfile"}
     written = event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITING
-    if head in {"socket", "subprocess", "shutil", "ctypes"} or changed or written:
+    if head in {"socket", "subprocess", "shutil", "sqlite3", "ctypes"} or changed or written:
         raise PermissionError(f"not allowed here: {event}")
+def refuse_what_has_no_event():
+    for name in ("mkfifo", "mknod"):
+        for module in (os, sys.modules[os.name]):  # os has copies of what is in posix
+            if hasattr(module, name):
+                setattr(module, name, lambda *path, event=f"os.{name}", **options: refuse(event, ()))
 def main():
     code, end, seconds, memory = sys.stdin.buffer.read().decode().split("\\0")
     limit(int(seconds), int(memory))
+    refuse_what_has_no_event()
     program = compile(code, "answer", "exec")
     sys.stdin = open(os.devnull)
     sys.addaudithook(refuse)
