@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import code_process
 import pytest
@@ -86,6 +90,50 @@ def test_time_and_memory_have_limits(monkeypatch):
 def test_a_signal_that_is_not_of_the_cpu_limit_has_its_own_name(name):
     code = f"import signal, sys\nsys.stderr.write('a warning')\nsignal.raise_signal(signal.{name})"
     assert code_process.run(code) == f"ended by {name}"
+
+
+@linux
+def test_a_program_ends_with_the_process_that_started_it(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    waits = f"import time; open({str(pipe)!r}); time.sleep(600)"
+    code = f"import sys; sys.path.append({str(Path(code_process.__file__).parent)!r}); import code_process\n"
+    parent = subprocess.Popen([sys.executable, "-c", f"{code}code_process.run({waits!r}, seconds=300)"])
+    try:
+        wait_for(lambda: opened(pipe))
+        (child,) = children(parent.pid)
+    finally:
+        parent.kill()
+        parent.wait()
+    wait_for(lambda: not runs(child))
+
+
+def opened(pipe):
+    """Whether somebody reads the pipe: the program runs."""
+    try:
+        os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+    except OSError:
+        return False
+    return True
+
+
+def children(parent):
+    return [int(one) for file in Path(f"/proc/{parent}/task").glob("*/children") for one in file.read_text().split()]
+
+
+def runs(process):
+    """Not so for one that has ended, though nobody has asked how."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def wait_for(condition):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def test_the_code_sees_no_variables_of_the_environment(monkeypatch):

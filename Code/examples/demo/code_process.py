@@ -1,11 +1,12 @@
 """Runs Python code that a model has written, in a process of its own with limits.
 
-The limits keep a wrong program from doing harm by mistake: time, memory, no files written, no other programs, no
-network. They are no defence against a program that means harm.
+The limits keep a wrong program from doing harm by mistake: time, memory, output, no files written, no other programs,
+no network. They are no defence against a program that means harm. docs/demo.md says what they do not catch.
 """
 
 from __future__ import annotations
 
+import os
 import secrets
 import signal
 import subprocess
@@ -43,6 +44,18 @@ def limit(seconds, memory):
         os.unshare(os.CLONE_NEWUSER | os.CLONE_NEWNET)  # Linux, Python 3.12: no network
     except (AttributeError, OSError):
         pass
+def end_with(parent):
+    if sys.platform == "linux":
+        try:
+            import ctypes
+            # PR_SET_PDEATHSIG; after unshare, since a change of credentials clears it
+            ctypes.CDLL(None).prctl(ctypes.c_int(1), ctypes.c_ulong(9))
+        except (ImportError, OSError, AttributeError):
+            return
+        for name in [name for name in sys.modules if name.partition(".")[0] in {"ctypes", "_ctypes"}]:
+            del sys.modules[name]  # the code meets the same modules on every system
+        if os.getppid() != parent:  # it had ended before it could be watched
+            os._exit(1)
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 def refuse(event, arguments):
     head = event.partition(".")[0]
@@ -59,8 +72,9 @@ def refuse_what_has_no_event():
             if hasattr(module, name):
                 setattr(module, name, lambda *path, event=f"os.{name}", **options: refuse(event, ()))
 def main():
-    code, end, seconds, memory = sys.stdin.buffer.read().decode().split("\\0")
+    code, end, seconds, memory, parent = sys.stdin.buffer.read().decode().split("\\0")
     limit(int(seconds), int(memory))
+    end_with(int(parent))
     refuse_what_has_no_event()
     program = compile(code, "answer", "exec")
     sys.stdin = open(os.devnull)
@@ -79,7 +93,7 @@ def run(code: str, seconds: int = SECONDS, memory: int = MEMORY) -> str:
         memory: bytes of address space that the program may have.
     """
     end = secrets.token_hex(8)
-    given = "\0".join([code.replace("\0", ""), end, str(seconds), str(memory)])
+    given = "\0".join([code.replace("\0", ""), end, str(seconds), str(memory), str(os.getpid())])
     with tempfile.TemporaryDirectory() as folder:
         child = subprocess.Popen(
             [sys.executable, "-I", "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
