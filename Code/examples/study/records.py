@@ -13,6 +13,8 @@ from typing import Any
 import humaneval_file
 from sandbox import StepFailed
 
+from Code.toolkit.files import parse_json
+
 DIGITS = 4
 GENERAL = ("kl", "reverse_kl", "top1", "base_nll", "nll", "tokens", "length", "ended", "list", "one_word")
 EARLIER = {"max_length": 2048, "code": None}  # the values of settings that earlier records do not have
@@ -84,7 +86,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
     records = []
     for file in sorted(folder.glob("*.json")):
         try:
-            record = json.loads(file.read_text(encoding="utf-8"))
+            record = parse_json(file.read_text(encoding="utf-8"))
             records.append({**record, "arm": record["arm"], "seed": record["seed"], "setting": record["setting"]})
         except (ValueError, KeyError, TypeError) as error:
             raise StepFailed(f"{file} is no record of a run ({error}). Delete it, and the run is done again.") from None
