@@ -33,6 +33,15 @@ def checked(turns: Any, name: str) -> list[Message]:
     return [dict(turn) for turn in turns]
 
 
+def refuse_calls(turns: Iterable[Message]) -> None:
+    """Raise ValueError for a message with tool calls. The plain template would leave the calls out, and write "None"
+    for a message that has nothing else.
+    """
+    for index, turn in enumerate(turns):
+        if not empty(turn.get("tool_calls")):
+            raise ValueError(f"message {index + 1} has tool_calls, which the plain template cannot hold")
+
+
 def refuse_columns(row: Mapping[str, Any], names: Iterable[str], why: str) -> None:
     """Raise ValueError if one of these columns is not empty. ``why`` ends the message: "… cannot hold it"."""
     filled = [name for name in names if not empty(row.get(name))]
