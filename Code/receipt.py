@@ -53,6 +53,6 @@ def _object(text: str, key: str) -> dict[str, Any]:
 def _value(text: str, key: str, kind: type) -> Any:
     try:
         value = json.loads(text)[key]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):  # the last for JSON too deep for Python
         return kind()
     return value if isinstance(value, kind) else kind()

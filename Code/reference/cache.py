@@ -312,7 +312,7 @@ def describe(folder: Path) -> dict[str, Any] | None:
     try:
         about = json.loads(file.read_text(encoding="utf-8"))
         return {name: kind(about[name]) for name, kind in _ABOUT.items()}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):  # 1e999; nested too deep
         raise CacheError(f"{file}: expected JSON with {', '.join(_ABOUT)}. {_BUILD}, into another folder.") from None
 
 

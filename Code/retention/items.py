@@ -33,6 +33,9 @@ class Items:
     "probes": [{…}, one per probe]}.
 
     A section that an earlier run measured with the same key is not measured again.
+
+    Raises:
+        Refusal: the file has a section that this version does not know. To measure again would lose its figures.
     """
 
     def __init__(self, file: Path) -> None:
@@ -46,6 +49,10 @@ class Items:
             self.keys, self.rows = keys, rows
         except (OSError, Refusal, ValueError, KeyError, TypeError):
             pass  # the file is missing or is not ours: measure everything
+        unknown = [section for section in self.keys if section not in SECTIONS]
+        if unknown:
+            what, do = f"{file} has an unknown section", "use the version that wrote it, or another --out"
+            raise Refusal("unknown-section", what, ", ".join(SECTIONS), ", ".join(unknown), do)
 
     def has(self, section: str, key: str) -> bool:
         """Whether the section was measured with this key."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
+
+from ..toolkit.files import Decoder
 
 _LEAST_WORDS = 5
 # frequent words of each language that the other languages here, English among them, do not have
@@ -34,7 +35,7 @@ def _dashes(answer: str, given: str) -> bool:
 
 def _json(answer: str, given: str) -> bool:
     try:
-        value = json.loads(answer)
+        value = Decoder().decode(answer)
     except ValueError:
         return False
     return isinstance(value, dict) and list(value) == [given] and isinstance(value[given], str) and bool(value[given])

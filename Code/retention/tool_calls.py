@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any, NamedTuple
+
+from ..toolkit.files import Decoder
 
 _MARK = re.compile(r"<tool_call>|\[TOOL_CALLS\]|<\|python_tag\|>")
 _NAMED = re.compile(r"\s*([\w.-]+)\s*(?:\[CALL_ID\]\w+)?\[ARGS\]\s*")  # newer Mistral: NAME[ARGS]{…}
@@ -36,7 +37,7 @@ def _calls(text: str) -> list[Call] | None:
     """The calls that ``text`` begins with; None if it begins with something else."""
     named = _NAMED.match(text)
     try:
-        value, _ = json.JSONDecoder().raw_decode((text[named.end() :] if named else text).lstrip())
+        value, _ = Decoder().raw_decode((text[named.end() :] if named else text).lstrip())
     except ValueError:
         return None
     if named:

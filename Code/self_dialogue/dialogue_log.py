@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..toolkit.errors import Refusal
-from ..toolkit.files import check_text, dumps
+from ..toolkit.files import check_text, dumps, parse_json
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class DialogueLog:
         self.path = path
         self.seconds = 0.0
         self._turns: dict[tuple[int, int], Turn] = {}
-        settings = json.loads(json.dumps(settings))
+        settings = parse_json(json.dumps(settings))
         end = self._read(settings) if path.exists() else 0
         self._stream = path.open("r+b" if end else "wb")
         self._stream.seek(end)
@@ -76,14 +76,14 @@ class DialogueLog:
                 if not line.endswith(b"\n"):
                     break
                 try:
-                    content = json.loads(line)
+                    content = parse_json(line.decode())
                     if end:
                         turns = [_turn(values) for values in content["turns"]]
                         self._turns.update({(turn.dialogue, turn.turn): turn for turn in turns})
                         self.seconds += content["seconds"]
                     else:
                         self._compare(content["settings"], settings)
-                except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+                except (ValueError, LookupError, TypeError, AttributeError):
                     do = f"move {self.path} away"
                     raise Refusal("bad-log", f"{self.path} is not a log of self-dialogues", do=do) from None
                 end += len(line)

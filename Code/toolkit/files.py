@@ -111,10 +111,7 @@ def parse_json(text: str) -> Any:
     Raises:
         ValueError: ``text`` is not JSON, an object has a key twice, or a string cannot be written to a file.
     """
-    try:
-        value = DECODER.decode(text)
-    except RecursionError:
-        raise ValueError(f"lists or objects nested deeper than {DEEPEST} levels") from None
+    value = DECODER.decode(text)
     check_text(value)
     return value
 
@@ -127,7 +124,19 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-DECODER = json.JSONDecoder(object_pairs_hook=_object)
+class Decoder(json.JSONDecoder):
+    """Python's decoder, which raises ValueError for each text that it cannot read. Python's own raises RecursionError,
+    too, for lists and objects that are nested too deep for its stack, and few callers think of that.
+    """
+
+    def raw_decode(self, s: str, idx: int = 0) -> tuple[Any, int]:
+        try:
+            return super().raw_decode(s, idx)
+        except RecursionError:
+            raise ValueError(f"lists or objects nested deeper than {DEEPEST} levels") from None
+
+
+DECODER = Decoder(object_pairs_hook=_object)
 
 
 def check_text(value: Any, place: str = "", depth: int = 0) -> None:

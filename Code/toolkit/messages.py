@@ -33,6 +33,17 @@ def checked(turns: Any, name: str) -> list[Message]:
     return [dict(turn) for turn in turns]
 
 
+def refuse_tools(turns: Iterable[Message]) -> None:
+    """Raise ValueError for a message that the plain template cannot hold: one with tool calls, which it would leave out,
+    or of a role such as "tool", which would be the assistant's.
+    """
+    for index, turn in enumerate(turns):
+        if not empty(turn.get("tool_calls")):
+            raise ValueError(f"message {index + 1} has tool_calls, which the plain template cannot hold")
+        if turn.get("role") not in PLAIN_ROLES:
+            raise ValueError(f"message {index + 1} has the role {turn.get('role')!r}, which the plain template cannot hold")
+
+
 def refuse_columns(row: Mapping[str, Any], names: Iterable[str], why: str) -> None:
     """Raise ValueError if one of these columns is not empty. ``why`` ends the message: "… cannot hold it"."""
     filled = [name for name in names if not empty(row.get(name))]

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, TextIO, TypeVar
 
 from .errors import Refusal, first_line, optional
-from .files import DECODER, DEEPEST, check_text, lines, opened, parse_json, read_start
+from .files import DECODER, check_text, lines, opened, parse_json, read_start
 
 KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet"}
 BLOCK = 1 << 20
@@ -120,9 +120,6 @@ def _json(path: Path) -> Iterator[Line]:
                 raise ValueError("expected the end of the file after the list")
         except UnicodeDecodeError:
             raise
-        except RecursionError:
-            what = f"lists or objects nested deeper than {DEEPEST} levels"
-            raise malformed(path, source.line, what) from None
         except ValueError as error:
             raise malformed(path, source.line, str(error)) from None
 

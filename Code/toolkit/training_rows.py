@@ -128,7 +128,7 @@ def unlabelled(messages: list[dict[str, Any]], where: str, tokenizer: Any, plain
     Raises:
         RowError: the chat template fails on it, or a plain text has no EOS token to end with.
     """
-    text = _rendered(messages, where, tokenizer)
+    text = _rendered(messages, where, tokenizer, plain)
     ids = begun(tokenizer, text + _eos(where, tokenizer)) if plain else bare(tokenizer, text)
     return {"input_ids": ids, "labels": [IGNORE_INDEX] * len(ids)}
 
@@ -144,8 +144,8 @@ def _split(row: dict[str, Any], where: str, tokenizer: Any, plain: bool) -> tupl
     if _kind(row) == "pair":
         return row["prompt"], row["completion"] + _eos(where, tokenizer)
     *context, answer = row["messages"]
-    prompt = _rendered(context, where, tokenizer, add_generation_prompt=True)
-    whole = _rendered([*context, answer], where, tokenizer)
+    prompt = _rendered(context, where, tokenizer, plain, add_generation_prompt=True)
+    whole = _rendered([*context, answer], where, tokenizer, plain)
     if not whole.startswith(prompt):
         raise RowError(f"{where}: the chat template renders the prompt otherwise once an answer follows: use prompt "
                        "and completion")  # fmt: skip
@@ -153,9 +153,11 @@ def _split(row: dict[str, Any], where: str, tokenizer: Any, plain: bool) -> tupl
     return prompt, completion + _eos(where, tokenizer) if plain else completion.rstrip("\n")
 
 
-def _rendered(messages: list[dict[str, Any]], where: str, tokenizer: Any, **options: Any) -> str:
+def _rendered(turns: list[dict[str, Any]], where: str, tokenizer: Any, plain: bool, **options: Any) -> str:
     try:
-        text: str = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+        if plain:
+            messages.refuse_tools(turns)
+        text: str = tokenizer.apply_chat_template(turns, tokenize=False, **options)
     except Exception as error:  # a template may raise any error
         raise RowError(f"{where}: the chat template does not take these messages: {error}") from None
     return text

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from selfaug.retention.items import Items, key
+from selfaug.toolkit.errors import Refusal
 
 
 @pytest.fixture
@@ -56,3 +57,13 @@ def test_a_key_tells_what_it_was_made_of(monkeypatch):
     before = key("x")
     monkeypatch.setattr("selfaug.retention.items.FORMAT", 0)
     assert key("x") != before
+
+
+def test_a_file_with_an_unknown_section_is_refused_by_name_and_stays_as_it_is(file):
+    items = filled(file)
+    items.keys["later"] = "l"
+    items.write()
+    before = file.read_bytes()
+    with pytest.raises(Refusal, match=r"lora\.json has an unknown section[\s\S]*later"):
+        Items(file)
+    assert file.read_bytes() == before

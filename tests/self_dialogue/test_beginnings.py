@@ -12,6 +12,7 @@ from tokenizers.processors import TemplateProcessing
 from selfaug.self_dialogue import cli
 from selfaug.toolkit import training_rows
 from selfaug.toolkit.chat import Chat
+from selfaug.toolkit.errors import Refusal
 
 MARK = b"\xef\xbb\xbf"
 ASKED = {"role": "user", "content": "where does ada keep the bread now?"}
@@ -146,6 +147,17 @@ def test_a_plain_row_whose_tokenizer_has_no_eos_is_refused_by_file_and_line(make
     row = {"messages": [ASKED, SAID]} if make is training_rows.tokenised else [ASKED, SAID]
     with pytest.raises(training_rows.RowError, match=r"t.jsonl:3: the tokenizer has no EOS token"):
         make(row, "t.jsonl:3", made, plain=True)
+
+
+@pytest.mark.parametrize("content", [None, "", "I look it up."])
+def test_a_message_with_tool_calls_which_the_plain_template_would_lose_is_refused_by_file_and_line(content, anchored):
+    call = {"type": "function", "function": {"name": "look", "arguments": {}}}
+    called = {"role": "assistant", "content": content, "tool_calls": [call]}
+    code, told = anchored(tokenizer("bos"), [ASKED, called, ASKED])
+    assert code == 1
+    assert "task.jsonl:1: the chat template does not take these messages: message 2 has tool_calls" in told
+    with pytest.raises(Refusal, match="message 2 has tool_calls, which the plain template cannot hold"):
+        Chat(tokenizer("bos"), "plain").assistant_prompt([ASKED, called, ASKED])
 
 
 def test_rows_of_token_ids_with_a_template_that_writes_bos_get_no_second_one(tmp_path, jsonl):

@@ -62,10 +62,74 @@ def test_what_was_written_is_read_again(tmp_path, record):
     assert records.read(tmp_path) == given
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"arm": "lora"}'])
+@pytest.mark.parametrize("text", ["", "[]", '{"arm": "lora"}', "[" * 100_000])
 def test_a_file_that_is_no_record_is_named(tmp_path, text):
     (tmp_path / "lora-0.json").write_text(text, encoding="utf-8")
     with pytest.raises(StepFailed, match=r"lora-0\.json is no record"):
+        records.read(tmp_path)
+
+
+def put(folder, name, record):
+    (folder / f"{name}.json").write_text(json.dumps(record), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        (("arm",), "no-such-arm", "arm: expected one of this study's, found no-such-arm"),
+        (("arm",), [], "arm: expected"),
+        (("arm",), "base", "seed: expected null, found 0"),
+        (("seed",), "0", "seed: expected a whole number, found 0"),
+        (("seed",), None, "seed: expected a whole number, found None"),
+        (("setting",), [], "setting: expected an object"),
+        (("general",), None, "general: expected an object, found None"),
+        (("by_position",), [], "by_position: expected an object"),
+        (("versions", "torch"), 2, "versions.torch: expected a text, found 2"),
+        (("training", "steps"), None, "training.steps: expected a finite number, found None"),
+        (("log", "nll"), [0.5, "x"], r"log.nll\[1\]: expected a finite number, found x"),
+        (("task", "exact_match"), {}, "task.exact_match: expected a list of numbers"),
+        (("task", "f1"), [1, 0, True, 0, 1], r"task.f1\[2\]: expected a finite number, found True"),
+        (("task", "f1"), [1, 0, float("nan"), 0, 1], r"task.f1\[2\]: expected a finite number, found nan"),
+        (("task", "f1"), [1, 0, 10**400, 0, 1], r"task.f1\[2\]: expected a finite number, found 1000"),
+        (("task", "f1"), [1, 0], "task.f1: expected as many numbers as task.exact_match has, found 2"),
+        (("task", "input_top1"), [1], "task.input_top1: expected as many numbers as task.input_kl has, found 1"),
+        (("task", "input_kl"), [], "task.input_kl: expected as many numbers"),
+        (("general", "top1"), [1], "general.top1: expected as many numbers as general.kl has, found 1"),
+        (("code",), {"length": [1]}, "code.passed: expected a list of numbers, found None"),
+    ],
+)
+def test_a_record_of_another_form_is_named_with_the_place(tmp_path, record, place, value, said):
+    whole = record("lora", 0)
+    inner = whole
+    for step in place[:-1]:
+        inner = inner[step]
+    inner[place[-1]] = value
+    put(tmp_path, "odd", whole)
+    with pytest.raises(StepFailed, match=rf"odd\.json is no record of a run \({said}"):
+        records.read(tmp_path)
+
+
+def test_a_folder_with_the_name_of_a_record_is_named(tmp_path):
+    (tmp_path / "x.json").mkdir()
+    with pytest.raises(StepFailed, match=r"x\.json is no record of a run"):
+        records.read(tmp_path)
+
+
+def test_two_records_of_one_run_are_named(tmp_path, record):
+    for name in ("lora-0", "lora-0 (copy)"):
+        put(tmp_path, name, record("lora", 0))
+    with pytest.raises(StepFailed, match=r"lora-0 \(copy\)\.json and .*lora-0\.json are records of the same run"):
+        records.read(tmp_path)
+
+
+@pytest.mark.parametrize(("column", "said"), [("f1", "4 numbers, not 5"), ("answerable", "other values")])
+def test_records_that_are_not_about_the_same_items_are_named(tmp_path, record, column, said):
+    one, other = record("lora", 0), record("lora", 1)
+    for name in ("exact_match", "contains", "f1", "answerable"):
+        other["task"][name] = other["task"][name][:4] if column == "f1" else [1, 0, 1, 0, 1]
+    put(tmp_path, "lora-0", one)
+    put(tmp_path, "lora-1", other)
+    with pytest.raises(StepFailed, match=rf"lora-1\.json does not go with .*lora-0\.json \(task\..*{said}"):
         records.read(tmp_path)
 
 

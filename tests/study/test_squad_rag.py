@@ -130,12 +130,86 @@ def test_a_long_passage_is_cut_and_keeps_its_answer():
     assert any("w30" in text.split() for _, text in passages(row))
 
 
-def test_too_few_questions_and_another_format_are_errors_that_say_so(made, file):
-    with pytest.raises(SystemExit, match=r"Ask for fewer, or give more files"):
-        made("--train", "500", "--test", "20")
+def test_too_few_questions_are_an_error_that_says_so_and_nothing_is_written(made, file, tmp_path):
+    with pytest.raises(SystemExit, match=r"ask for fewer, or give more files"):
+        made("--train", "60", "--test", "500")
+    assert not (tmp_path / "out").exists()
     file.write_text(json.dumps(official(articles=1)), encoding="utf-8")
-    with pytest.raises(SystemExit, match="expected two articles or more"):
+    with pytest.raises(SystemExit, match="two or more with over 3 paragraphs"):
         made()
-    file.write_text(json.dumps({"data": [{"title": "T", "paragraphs": [{"context": "x"}] * 4}]}), encoding="utf-8")
-    with pytest.raises(SystemExit, match=r"dev-v2\.0\.json: expected SQuAD 2\.0's JSON"):
+
+
+def changed(place, value):
+    """The official content as JSON, with another value at a place."""
+    whole = official()
+    at = whole
+    for step in place[:-1]:
+        at = at[step]
+    if value is None:
+        del at[place[-1]]
+    else:
+        at[place[-1]] = value
+    return json.dumps(whole)
+
+
+PARAGRAPH = ("data", 3, "paragraphs", 2)
+QUESTION = (*PARAGRAPH, "qas", 1)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", ":1: expected JSON"),
+        ("[" * 100_000, "nested deeper"),
+        ("[]", "the file: an object"),
+        ('{"data": {}}', "data: a list"),
+        (changed(("data", 3), 7), r"data\[3\]: an object"),
+        (changed(("data", 3, "title"), 7), r"data\[3\]\.title: a text"),
+        (changed(("data", 3, "paragraphs"), None), r"data\[3\]\.paragraphs: a list\n.*nothing"),
+        (changed(PARAGRAPH, "x"), r"data\[3\]\.paragraphs\[2\]: an object"),
+        (changed((*PARAGRAPH, "context"), 7), r"paragraphs\[2\]\.context: a text"),
+        (changed((*PARAGRAPH, "context"), " \n"), r"paragraphs\[2\]\.context: a text with a word in it"),
+        (changed((*PARAGRAPH, "qas"), "x"), r"paragraphs\[2\]\.qas: a list"),
+        (changed(QUESTION, []), r"data\[3\]\.paragraphs\[2\]\.qas\[1\]: an object"),
+        (changed((*QUESTION, "is_impossible"), 0), r"qas\[1\]\.is_impossible: true or false"),
+        (changed((*QUESTION, "question"), 7), r"qas\[1\]\.question: a text"),
+        (changed((*QUESTION, "answers"), None), r"qas\[1\]\.answers: a list"),
+        (changed((*QUESTION, "answers", 0), "red"), r"qas\[1\]\.answers\[0\]: an object"),
+        (changed((*QUESTION, "answers", 0, "text"), ""), r"qas\[1\]\.answers\[0\]\.text: a text with a word"),
+    ],
+)
+def test_a_file_of_another_form_is_refused_with_the_place(made, file, content, said):
+    file.write_text(content, encoding="utf-8")
+    with pytest.raises(SystemExit, match=rf"(?s)dev-v2\.0\.json.*{said}"):
         made()
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--train=0",
+        "--train=-1",
+        "--test=0",
+        "--words=0",
+        "--test-articles=0",
+        "--test-articles=1",
+        "--test-articles=nan",
+    ],
+)
+def test_an_option_without_sense_is_refused(made, capsys, option):
+    with pytest.raises(SystemExit):
+        made(*option.split("="))
+    assert f"argument {option.split('=')[0]}: a" in capsys.readouterr().err
+
+
+def test_the_output_cannot_be_a_file(made, capsys, tmp_path):
+    (tmp_path / "out").write_text("mine", encoding="utf-8")
+    with pytest.raises(SystemExit):
+        made()
+    assert "is no folder" in capsys.readouterr().err
+    assert (tmp_path / "out").read_text(encoding="utf-8") == "mine"
+
+
+def test_articles_of_each_part_remain_and_passages_without_words_can_be_ranked(made):
+    assert [len(rows) for rows in made("--train", "10", "--test", "20", "--test-articles", "0.99")] == [10, 20]
+    assert squad_rag.Article("T", ("-", "…", "?", "!")).nearest("What?") == [0, 1, 2, 3]

@@ -33,7 +33,7 @@ from sandbox import MODEL_PACKAGE, PACKAGES, Sandbox, StepFailed, duration, too_
 from Code.retention.instructions import BASIC  # noqa: E402
 from Code.retention.prompts import spread  # noqa: E402
 from Code.toolkit.errors import Refusal, message  # noqa: E402
-from Code.toolkit.files import sha256  # noqa: E402
+from Code.toolkit.files import read_json, sha256  # noqa: E402
 from Code.toolkit.options import above_zero, not_negative  # noqa: E402
 
 UNPACK = [DEMO / "smollm.py", DEMO / "gguf_model.py"]
@@ -271,7 +271,7 @@ class Demo:
 
 
 def read(file: Path) -> dict[str, Any]:
-    return dict(json.loads(file.read_text(encoding="utf-8")))
+    return dict(read_json(file))
 
 
 def spent(state: dict[str, Any]) -> dict[str, float]:

@@ -34,7 +34,7 @@ from Code.retention.base_model import BaseModel, tuned_hash
 from Code.retention.items import key
 from Code.retention.prompts import Prompt
 from Code.toolkit.errors import Refusal, message
-from Code.toolkit.files import sha256
+from Code.toolkit.files import parse_json, sha256
 from Code.toolkit.models import usable_device
 from Code.toolkit.options import positive
 
@@ -64,9 +64,9 @@ class Record:
         self.file, self.rows = file, dict[str, dict[str, Any]]()
         try:
             first, *others = file.read_text(encoding="utf-8").splitlines()
-            if json.loads(first)["key"] == key:
+            if parse_json(first)["key"] == key:
                 for line in others:
-                    row = json.loads(line)
+                    row = parse_json(line)
                     self.rows[row["task_id"]] = row
         except (OSError, ValueError, KeyError, TypeError):
             pass  # no rows yet, a file that is not ours, or a last line that was not written to its end

@@ -6,7 +6,6 @@ Uses the standard library only, because the demo and the study look at the file 
 from __future__ import annotations
 
 import gzip
-import json
 import sys
 import zlib
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parents[3]))  # the checkout, for Code.toolkit
 
 from Code.toolkit.errors import Refusal
-from Code.toolkit.files import UTF8_MARK, parse_json
+from Code.toolkit.files import UTF8_MARK, lines, parse_json
 from Code.toolkit.rows import malformed
 
 COLUMNS = ("task_id", "prompt", "entry_point", "test")
@@ -67,6 +66,17 @@ def number(task_id: str) -> int:
 
 
 def answers(file: Path) -> list[dict[str, Any]]:
-    """The rows of ``humaneval.py``, in the order of the problems."""
-    _, *rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    return sorted(rows, key=lambda row: number(row["task_id"]))
+    """The rows of ``humaneval.py``, in the order of the problems.
+
+    Raises:
+        Refusal: a line is no such row. The refusal names file and line.
+    """
+    rows: dict[int, dict[str, Any]] = {}
+    for line, content in lines(file):
+        try:
+            row = parse_json(content)
+            if line > 1:  # the first one has the key of the settings
+                rows[number(row["task_id"])] = row
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise malformed(file, line, f"no row of humaneval.py: {error!r}. Delete the file") from None
+    return [row for _, row in sorted(rows.items())]

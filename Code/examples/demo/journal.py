@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+sys.path.append(str(Path(__file__).resolve().parents[3]))  # the checkout, for Code.toolkit
+
+from Code.toolkit.files import parse_json
 
 OTHERS = {"toolkit", "self_dialogue", "retention", "trial", "benchmarks", "examples"}  # no training step imports these
 
@@ -31,10 +36,13 @@ class Journal:
     def __init__(self, file: Path) -> None:
         self.file = file
         self.chain = ""
+        self.entries: dict[str, dict[str, Any]] = {}
         try:
-            self.entries: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
+            entries = parse_json(file.read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
-            self.entries = {}
+            return
+        if isinstance(entries, dict) and all(isinstance(facts, dict) for facts in entries.values()):
+            self.entries = entries
 
     def begin(self, name: str, settings: object, sources: Iterable[Path] = ()) -> bool:
         """Whether the step has to run. False if it is done with the same settings, after the same steps."""

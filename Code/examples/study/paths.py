@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from experiments import ARMS, LORA, Run
 from sandbox import StepFailed
+
+from Code.toolkit.files import parse_json
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,6 @@ def lora(seed: int) -> Run:
 
 def read(file: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+        return dict(parse_json(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
         raise StepFailed(f"{file} cannot be read: {error}") from None

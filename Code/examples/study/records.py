@@ -11,7 +11,11 @@ from statistics import fmean
 from typing import Any
 
 import humaneval_file
+import record_form
 from sandbox import StepFailed
+
+from Code.toolkit.errors import Refusal
+from Code.toolkit.files import read_json
 
 DIGITS = 4
 GENERAL = ("kl", "reverse_kl", "top1", "base_nll", "nll", "tokens", "length", "ended", "list", "one_word")
@@ -79,15 +83,29 @@ def read(folder: Path) -> list[dict[str, Any]]:
     """All records in a folder, in the order of their names.
 
     Raises:
-        StepFailed: a file is not a record.
+        StepFailed: a file is not a record, or two do not go together. The error names the files.
     """
-    records = []
+    records: list[dict[str, Any]] = []
+    runs: dict[tuple[str, int | None], Path] = {}
+    first: dict[str, tuple[Path, dict[str, Any]]] = {}  # of each setting; "check" refuses others than one
     for file in sorted(folder.glob("*.json")):
         try:
-            record = json.loads(file.read_text(encoding="utf-8"))
-            records.append({**record, "arm": record["arm"], "seed": record["seed"], "setting": record["setting"]})
-        except (ValueError, KeyError, TypeError) as error:
-            raise StepFailed(f"{file} is no record of a run ({error}). Delete it, and the run is done again.") from None
+            record = record_form.checked(read_json(file))
+        except (Refusal, ValueError) as error:
+            reason = error.what if isinstance(error, Refusal) else str(error)
+            raise StepFailed(
+                f"{file} is no record of a run ({reason}). Delete it or move it away, and the run is done again."
+            ) from None
+        other = runs.setdefault((record["arm"], record["seed"]), file)
+        if other != file:
+            raise StepFailed(f"{other} and {file} are records of the same run. Delete one of them.")
+        setting = json.dumps({**EARLIER, **record["setting"]}, sort_keys=True)
+        beside, known = first.setdefault(setting, (file, record))
+        try:
+            record_form.compare(record, known)
+        except ValueError as error:
+            raise StepFailed(f"{file} does not go with {beside} ({error}). Delete the wrong one.") from None
+        records.append(record)
     return records
 
 

@@ -23,9 +23,13 @@ from math import log
 from pathlib import Path
 from typing import Any
 
-sys.path.append(str(Path(__file__).resolve().parents[3]))  # the checkout, for Code.retention
+sys.path.append(str(Path(__file__).resolve().parents[3]))  # the checkout, for Code.retention and Code.toolkit
 
 from Code.retention.scores import contains
+from Code.toolkit.errors import Refusal, message
+from Code.toolkit.files import read_json
+from Code.toolkit.messages import shown
+from Code.toolkit.options import positive, share
 
 NONE = "I don't know"
 UNANSWERABLE, OWN = 0.15, 1 / 3  # share of all questions; share of these that are SQuAD's own
@@ -58,7 +62,7 @@ class Article:
         """The places of all passages, the nearest to the question first, by BM25 over the article's passages."""
         documents = [Counter(words(passage)) for passage in self.passages]
         lengths = [sum(document.values()) for document in documents]
-        mean = sum(lengths) / len(lengths)
+        mean = sum(lengths) / len(lengths) or 1  # passages of punctuation alone have no words
         scores = [0.0] * len(documents)
         for word in set(words(question)):
             having = sum(word in document for document in documents)
@@ -77,25 +81,48 @@ def read(file: Path) -> Iterator[Question]:
     """The questions of the articles that have enough passages.
 
     Raises:
-        SystemExit: the file is not SQuAD 2.0's.
+        Refusal: the file is not SQuAD 2.0's. The refusal names the file, and the place in it.
     """
-    try:
-        for one in json.loads(file.read_text(encoding="utf-8"))["data"]:
-            paragraphs = one["paragraphs"]
-            contexts = (" ".join(paragraph["context"].split()) for paragraph in paragraphs)
-            article = Article(one["title"].replace("_", " "), tuple(contexts))
-            for at, paragraph in enumerate(paragraphs if len(paragraphs) > PASSAGES else []):
-                for asked in paragraph["qas"]:
-                    given = (
-                        [] if asked["is_impossible"] else [" ".join(each["text"].split()) for each in asked["answers"]]
-                    )
-                    if given or asked["is_impossible"]:
-                        answers = tuple(text for text, _ in Counter(given).most_common())
-                        yield Question(" ".join(asked["question"].split()), answers, at, article)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SystemExit(
-            f"{file}: expected SQuAD 2.0's JSON (data, paragraphs, qas, is_impossible), found {error!r}"
-        ) from None
+    for number, one in enumerate(member(read_json(file), "data", list, file, "")):
+        place = f"data[{number}]"
+        title = member(one, "title", str, file, place).replace("_", " ")
+        paragraphs = member(one, "paragraphs", list, file, place)
+        places = [f"{place}.paragraphs[{at}]" for at in range(len(paragraphs))]
+        contexts = (text(paragraph, "context", file, at) for paragraph, at in zip(paragraphs, places))
+        article = Article(title, tuple(contexts))
+        for at, paragraph in enumerate(paragraphs if len(paragraphs) > PASSAGES else []):
+            for nth, asked in enumerate(member(paragraph, "qas", list, file, places[at])):
+                inner = f"{places[at]}.qas[{nth}]"
+                impossible = member(asked, "is_impossible", bool, file, inner)
+                gold = [] if impossible else member(asked, "answers", list, file, inner)
+                given = [text(each, "text", file, f"{inner}.answers[{at}]") for at, each in enumerate(gold)]
+                if given or impossible:
+                    answers = tuple(text for text, _ in Counter(given).most_common())
+                    question = " ".join(member(asked, "question", str, file, inner).split())
+                    yield Question(question, answers, at, article)
+
+
+KINDS = {list: "a list", str: "a text", bool: "true or false"}
+
+
+def member(value: Any, name: str, kind: type, file: Path, place: str) -> Any:
+    """``value[name]``, which must be of a kind. ``place``: that of ``value`` in the file, for the refusal."""
+    if not isinstance(value, dict):
+        raise Refusal("not-squad", f"{file} is not SQuAD 2.0's JSON", f"{place or 'the file'}: an object", shown(value))
+    if not isinstance(value.get(name), kind):
+        where = f"{place}.{name}" if place else name
+        found = shown(value[name]) if name in value else "nothing"
+        raise Refusal("not-squad", f"{file} is not SQuAD 2.0's JSON", f"{where}: {KINDS[kind]}", found)
+    return value[name]
+
+
+def text(value: Any, name: str, file: Path, place: str) -> str:
+    """A member that is a text with something in it, with single spaces."""
+    found = " ".join(member(value, name, str, file, place).split())
+    if not found:
+        what = f"{place}.{name}: a text with a word in it"
+        raise Refusal("not-squad", f"{file} is not SQuAD 2.0's JSON", what, shown(value[name]))
+    return found
 
 
 def row(question: Question, left_out: bool, most: int, rng: random.Random) -> dict[str, Any] | None:
@@ -142,7 +169,7 @@ def sample(questions: Sequence[Question], count: int, most: int, rng: random.Ran
     """``count`` rows in random order, no prompt twice.
 
     Raises:
-        SystemExit: there are too few questions.
+        Refusal: there are too few questions.
     """
     nothing = round(count * UNANSWERABLE)
     own = round(nothing * OWN)
@@ -159,18 +186,20 @@ def sample(questions: Sequence[Question], count: int, most: int, rng: random.Ran
             rows[made["prompt"]] = made
             found[kind] += 1
     if len(rows) < count:
-        raise SystemExit(
-            f"expected {dict(wanted)} questions, found only {dict(found)}. Ask for fewer, or give more files."
+        raise Refusal(
+            "too-few", "there are too few questions", f"{wanted}", f"{dict(found)}", "ask for fewer, or give more files"
         )
     return rng.sample(list(rows.values()), count)
 
 
-def split(questions: Sequence[Question], share: float, rng: random.Random) -> tuple[list[Question], list[Question]]:
-    """(questions of training, questions of the test), by articles; ``share``: of the articles, for the test."""
+def split(questions: Sequence[Question], part: float, rng: random.Random) -> tuple[list[Question], list[Question]]:
+    """(questions of training, questions of the test), by articles; ``part``: of the articles, for the test."""
     titles = sorted({question.article.title for question in questions})
     if len(titles) < 2:
-        raise SystemExit(f"expected two articles or more with over {PASSAGES} paragraphs, found {len(titles)}")
-    held_out = set(rng.sample(titles, max(1, round(share * len(titles)))))
+        what = f"two or more with over {PASSAGES} paragraphs"
+        raise Refusal("too-few", "there are too few articles", what, str(len(titles)))
+    count = min(max(1, round(part * len(titles))), len(titles) - 1)  # one for each part, at least
+    held_out = set(rng.sample(titles, count))
     parts = [[one for one in questions if (one.article.title in held_out) is test] for test in (False, True)]
     return parts[0], parts[1]
 
@@ -179,21 +208,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="dev-v2.0.json, train-v2.0.json or both")
     parser.add_argument("--out", type=Path, default=Path("squad-rag"), metavar="DIR", help="default: squad-rag")
-    parser.add_argument("--train", type=int, default=2000, metavar="N", help="rows (default: 2000)")
-    parser.add_argument("--test", type=int, default=500, metavar="N", help="rows (default: 500)")
-    parser.add_argument("--words", type=int, default=120, metavar="N", help="of a passage, at most (default: 120)")
-    parser.add_argument("--test-articles", type=float, default=0.25, metavar="SHARE", help="default: 0.25")
+    parser.add_argument("--train", type=positive, default=2000, metavar="N", help="rows (default: 2000)")
+    parser.add_argument("--test", type=positive, default=500, metavar="N", help="rows (default: 500)")
+    parser.add_argument("--words", type=positive, default=120, metavar="N", help="of a passage, at most (default: 120)")
+    parser.add_argument("--test-articles", type=share, default=0.25, metavar="SHARE", help="default: 0.25")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    if args.out.exists() and not args.out.is_dir():
+        parser.error(f"--out: {args.out} is there, and is no folder")
+    try:
+        write(args)
+    except (Refusal, OSError) as error:
+        sys.exit(message(error))
+
+
+def write(args: argparse.Namespace) -> None:
     rng = random.Random(args.seed)
     parts = split([question for file in args.files for question in read(file)], args.test_articles, rng)
+    wanted = {"train": args.train, "test": args.test}
+    made = {name: sample(part, wanted[name], args.words, rng) for name, part in zip(wanted, parts)}
     args.out.mkdir(parents=True, exist_ok=True)
-    for name, questions, count in zip(("train", "test"), parts, (args.train, args.test)):
-        rows = sample(questions, count, args.words, rng)
-        text = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in rows)
-        (args.out / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    for name, rows in made.items():
+        lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in rows)
+        (args.out / f"{name}.jsonl").write_text(lines, encoding="utf-8")
         articles = len({one["cluster"] for one in rows})
-        print(f"{args.out / name}.jsonl: {count} questions about {articles} articles")
+        print(f"{args.out / name}.jsonl: {len(rows)} questions about {articles} articles")
 
 
 if __name__ == "__main__":
