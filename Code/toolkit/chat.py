@@ -10,7 +10,7 @@ from typing import Any
 
 from .errors import Refusal
 from .files import UTF8_MARK, read_text
-from .messages import Message, refuse_tools
+from .messages import Message, check_plain
 from .tokens import bare, begun
 
 MARK = "selfaugturn{}mark"  # stands for the text of a turn; no template contains this word
@@ -122,7 +122,7 @@ class Chat:
     def _render(self, messages: Sequence[Message], answer: bool, **arguments: Any) -> str:
         try:
             if self.plain:  # checked here, since another text of the template would end what was begun with this one
-                refuse_tools(messages)
+                check_plain(messages)
             text = self.tokenizer.apply_chat_template(
                 list(messages), tokenize=False, add_generation_prompt=answer, **arguments
             )

@@ -7,6 +7,7 @@ from typing import Any
 
 Message = dict[str, Any]
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+PLAIN_ROLES = ("system", "user", "assistant")
 # These columns change what a model reads. A tool that does not show them to the model must refuse them.
 READ_BY_MODEL = (
     "tools", "functions", "system", "history", "documents", "images", "image", "videos", "video", "audios", "audio",
@@ -33,15 +34,16 @@ def checked(turns: Any, name: str) -> list[Message]:
     return [dict(turn) for turn in turns]
 
 
-def refuse_tools(turns: Iterable[Message]) -> None:
-    """Raise ValueError for a message that the plain template cannot hold: one with tool calls, which it would leave out,
-    or of a role such as "tool", which would be the assistant's.
+def check_plain(turns: Iterable[Message]) -> None:
+    """Raise ValueError for a message that the plain template cannot hold: one with tool calls, which it leaves out,
+    or of a role such as "tool", which it gives to the assistant.
     """
     for index, turn in enumerate(turns):
         if not empty(turn.get("tool_calls")):
             raise ValueError(f"message {index + 1} has tool_calls, which the plain template cannot hold")
         if turn.get("role") not in PLAIN_ROLES:
-            raise ValueError(f"message {index + 1} has the role {turn.get('role')!r}, which the plain template cannot hold")
+            role = turn.get("role")
+            raise ValueError(f"message {index + 1} has the role {role!r}, which the plain template cannot hold")
 
 
 def refuse_columns(row: Mapping[str, Any], names: Iterable[str], why: str) -> None:

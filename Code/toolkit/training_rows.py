@@ -156,7 +156,7 @@ def _split(row: dict[str, Any], where: str, tokenizer: Any, plain: bool) -> tupl
 def _rendered(turns: list[dict[str, Any]], where: str, tokenizer: Any, plain: bool, **options: Any) -> str:
     try:
         if plain:
-            messages.refuse_tools(turns)
+            messages.check_plain(turns)
         text: str = tokenizer.apply_chat_template(turns, tokenize=False, **options)
     except Exception as error:  # a template may raise any error
         raise RowError(f"{where}: the chat template does not take these messages: {error}") from None

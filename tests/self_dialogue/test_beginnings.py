@@ -160,6 +160,13 @@ def test_a_message_with_tool_calls_which_the_plain_template_would_lose_is_refuse
         Chat(tokenizer("bos"), "plain").assistant_prompt([ASKED, called, ASKED])
 
 
+@pytest.mark.parametrize("role", ["tool", "developer", "function"])
+def test_a_message_of_a_role_that_the_plain_template_would_give_to_the_assistant_is_refused(role, anchored):
+    code, told = anchored(tokenizer("bos"), [ASKED, {"role": role, "content": "42"}, ASKED])
+    assert code == 1
+    assert f"task.jsonl:1: the chat template does not take these messages: message 2 has the role '{role}'" in told
+
+
 def test_rows_of_token_ids_with_a_template_that_writes_bos_get_no_second_one(tmp_path, jsonl):
     made = tokenizer("bos-and-eos", tiny_chat.CHATML)
     row, rendered = {"messages": [ASKED, SAID]}, made.apply_chat_template([ASKED, SAID], tokenize=False)
