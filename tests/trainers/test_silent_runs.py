@@ -80,6 +80,17 @@ def test_an_evaluation_with_labels_compiles_whole():
     assert torch.equal(compiled(**batch(), use_cache=False).loss, expected)
 
 
+def test_a_loop_that_keeps_to_its_own_loss_is_told_after_ten_steps_as_the_page_says(said):
+    model = with_lora(base()).train()
+    inputs = batch()
+    for step in range(11):
+        outputs = model(**inputs)  # that of the step before lives until this one is there, as in any loop
+        logits = outputs.logits[:, :-1].flatten(0, 1)
+        torch.nn.functional.cross_entropy(logits, inputs["labels"][:, 1:].flatten()).backward()
+        assert len(said) == (step == 10)
+    assert is_documented(said[0])
+
+
 OTHERS = {
     "IA3": lambda: peft.IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
     "LoHa": lambda: peft.LoHaConfig(target_modules=["q_proj"]),
