@@ -23,7 +23,7 @@ from torch import nn
 from . import config, family, step
 from .eager import CAN_TELL, eager
 from .reference import cache
-from .trainers import attach, bypass
+from .trainers import attach, bypass, evaluation
 from .unpatched import ReferenceSwitch
 
 __all__ = ["ReferenceSwitch", "SelfAligned"]
@@ -60,6 +60,7 @@ class SelfAligned:
             cache.hash_again(module)
         if mode:  # peft until 0.20 calls model.forward, past __call__
             bypass.watch_gradients(self, keep_wrapped)
+            evaluation.forget(self)
             # before training begins: a bad setting is an error, and a good one becomes fit to be saved with the model
             config.read(getattr(self, "config", None))
         return super().train(mode)  # type: ignore[misc]  # likewise
@@ -83,7 +84,7 @@ def wrap(forward: Callable[..., Any], stock: bool = False) -> Callable[..., Any]
         outputs = forward(self, *args, **kwargs)
         evaluates = labels is not None and not self.training and torch.is_grad_enabled()
         if evaluates and CAN_TELL and not torch.compiler.is_compiling():  # a graph stays whole, as in stock
-            bypass.watch_evaluation(self, outputs)
+            evaluation.watch(self, outputs)
         return outputs
 
     vars(selfaug_forward)["selfaug_wrapper"] = selfaug_forward

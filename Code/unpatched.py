@@ -124,7 +124,8 @@ def _prompts(model: nn.Module) -> str:
         if isinstance(around, nn.Module) and any(parameter.requires_grad for parameter in around.parameters()):
             adapters: Any = getattr(around, "peft_config", None)
             if isinstance(adapters, Mapping):
-                return ", ".join(sorted({str(getattr(a.peft_type, "value", a.peft_type)) for a in adapters.values()}))
+                kinds = {a.peft_type for a in adapters.values() if getattr(a, "is_prompt_learning", False)}
+                return ", ".join(sorted(str(getattr(kind, "value", kind)) for kind in kinds))
     return ""
 
 

@@ -32,6 +32,9 @@ def main(arguments: Sequence[str] | None = None, patches: Path | None = None, co
         patches: where the pins and patches are; default: the installed ones, or the checkout's.
         code: where the runtime is; default: likewise.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed (`>&-`): what is said goes nowhere, and no file gets its number
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     streams = [(stream, stream.errors) for stream in (sys.stdout, sys.stderr) if hasattr(stream, "reconfigure")]
     for stream, _ in streams:  # a path that the terminal cannot show must not be an error
         stream.reconfigure(errors="backslashreplace")
@@ -39,6 +42,8 @@ def main(arguments: Sequence[str] | None = None, patches: Path | None = None, co
     own, command = run.split(arguments[1:]) if arguments[:1] == ["run"] else (arguments[1:], [])
     try:
         options = _parser().parse_args([*arguments[:1], *own])
+    except BrokenPipeError:
+        return _read_enough()
     except OSError as error:  # --version prints at once
         return _print_error(PatcherError(from_os_error(error, "print")), argparse.Namespace(json=False))
     options.command = command
@@ -49,9 +54,8 @@ def main(arguments: Sequence[str] | None = None, patches: Path | None = None, co
             sys.stdout.flush()  # what cannot be written is an error of this command, and not of Python's end
     except PatcherError as error:
         return _print_error(error, options)
-    except BrokenPipeError:  # whoever reads has read enough (`| head`)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
+    except BrokenPipeError:
+        return _read_enough()
     except KeyboardInterrupt as error:
         problem = Problem("interrupted", "the command was interrupted (Ctrl-C)", do="run the same command again")
         return _print_error(PatcherError(problem, state=state_of(error)), options)
@@ -245,6 +249,12 @@ def _closing(outcome: Outcome, options: argparse.Namespace) -> str:
     if outcome.plan.stays:
         return "SelfAug is gone from what this environment imports, and what it had changed there is as it was."
     return "SelfAug is gone, and what it had changed is as it was."
+
+
+def _read_enough() -> int:
+    """Whoever reads has closed the pipe (``| head``). Nothing more can go there, nor what is left of the answer."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return FAILED
 
 
 def _print(options: argparse.Namespace, text: str, data: dict[str, Any]) -> None:

@@ -254,11 +254,18 @@ def other_adapters(model: nn.Module) -> str:
     """The classes of peft's layers that train in a ``model`` without any LoRA layer, such as those of IA3; else empty.
     Full fine-tuning has no such layer.
     """
-    layers = switch.adapter_layers(model)
+    modules = switch.all_modules(model)
+    layers = [module for module in modules if switch.is_adapter(module)]
     if any(switch.is_lora(layer) for layer in layers):
         return ""
     training = {type(a) for a in layers if any(switch.trains(a, name) for name in switch.active(a))}
+    # that of LLaMA-Adapter is no layer in peft's sense, and has the weights itself
+    training |= {type(m) for m in modules if type(m).__module__.startswith("peft.tuners.") and _has_trained(m)}
     return ", ".join(sorted(f"{cls.__module__}.{cls.__qualname__}" for cls in training))
+
+
+def _has_trained(module: nn.Module) -> bool:
+    return any(weight is not None and weight.requires_grad for weight in module._parameters.values())
 
 
 def _names(adapters: Any) -> str:

@@ -37,7 +37,7 @@ class DialogueLog:
         self.path = path
         self.seconds = 0.0
         self._turns: dict[tuple[int, int], Turn] = {}
-        settings = parse_json(json.dumps(settings))
+        settings = json.loads(json.dumps(settings))
         end = self._read(settings) if path.exists() else 0
         self._stream = path.open("r+b" if end else "wb")
         self._stream.seek(end)

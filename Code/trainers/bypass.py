@@ -90,10 +90,9 @@ class Bypass:
         self._goes_past(f"{type(trainer).__name__} computed its loss without it", by, strict)
 
     def in_evaluation(self, strict: bool) -> None:
-        """A loss that the model computed in eval mode was backpropagated."""
+        """The model was trained on losses that it computed in eval mode."""
         self.warn(
-            "SelfAug is on but could not act: a loss was backpropagated that the model computed in eval mode, in which "
-            "from_pretrained returns it.",
+            "SelfAug is on but could not act: the model trains in eval mode, in which from_pretrained returns it.",
             strict,
             "Call model.train() before the training loop",
         )
@@ -232,27 +231,6 @@ def end_of_run(trainer: Any) -> None:
             bypass.nothing_aligned("in the whole run", settings, trainer)
         elif bypass.awaited:
             bypass.no_anchors("in the whole run", settings)
-
-
-@eager
-def watch_evaluation(model: nn.Module, outputs: Any) -> None:
-    """Once the loss in ``outputs``, which ``model`` computed in eval mode, is backpropagated: say that it has no term.
-    Nothing is read before that, so that an evaluation with gradients enabled is as in stock.
-    """
-    loss = outputs[0] if isinstance(outputs, tuple) else getattr(outputs, "loss", None)
-    if not isinstance(loss, Tensor) or not loss.requires_grad:
-        return
-    model_ref = weakref.ref(model)
-
-    def check(grad: Tensor) -> None:
-        watched: Any = model_ref()
-        if watched is None:
-            return
-        settings = config.read(watched.config)
-        if should_act(watched, settings):
-            of(watched).in_evaluation(settings.strict)
-
-    loss.register_hook(check)
 
 
 def watch_gradients(model: Any, wrap_again: Callable[[Any], Any]) -> None:

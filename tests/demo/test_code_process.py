@@ -17,6 +17,11 @@ def test_a_program_that_comes_to_its_end_has_nothing_wrong():
     assert code_process.run("print('hi')\nassert 1 + 1 == 2") == ""
 
 
+def test_a_pool_of_threads_works():
+    """Its lock is a file in memory, on Linux."""
+    assert code_process.run("from multiprocessing.pool import ThreadPool\nThreadPool(2).map(abs, [-1])") == ""
+
+
 @pytest.mark.parametrize(
     ("code", "said"),
     [
@@ -71,8 +76,8 @@ def test_the_report_has_the_end_of_an_error_in_bounded_length():
 
 
 @needs_limits
-def test_no_file_can_grow():
-    code = "import resource; assert resource.getrlimit(resource.RLIMIT_FSIZE) == (0, 0)"
+def test_no_file_can_grow_beyond_a_lock_of_multiprocessing():
+    code = "import resource; assert resource.getrlimit(resource.RLIMIT_FSIZE) == (4096, 4096)"
     assert code_process.run(code) == ""
 
 
@@ -90,6 +95,22 @@ def test_time_and_memory_have_limits(monkeypatch):
 def test_a_signal_that_is_not_of_the_cpu_limit_has_its_own_name(name):
     code = f"import signal, sys\nsys.stderr.write('a warning')\nsignal.raise_signal(signal.{name})"
     assert code_process.run(code) == f"ended by {name}"
+
+
+OWN_SESSION = "ended, but a program that it had started goes on"
+STARTS = """
+import multiprocessing.util, sys
+python = sys.executable.encode()
+multiprocessing.util.spawnv_passfds(python, [python, b"-c", b"import os, time; {own}time.sleep(60)"], [])
+"""
+
+
+@linux
+@pytest.mark.parametrize(("own", "said"), [("", ""), ("os.setsid(); ", OWN_SESSION)])
+def test_what_a_program_has_started_past_the_audit_events_does_not_hold_the_report(own, said):
+    began = time.monotonic()
+    assert code_process.run(STARTS.format(own=own) + "import time\ntime.sleep(1)", seconds=10) == said
+    assert time.monotonic() - began < 30
 
 
 @linux

@@ -29,6 +29,19 @@ def test_an_answer_that_cannot_be_written_is_one_error(equipped, command):
     assert "Exception ignored" not in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("command", "code"), [("status", 0), ("pins", 0), ("--version", 0), ("install nosuchfamily", 2)]
+)
+def test_a_closed_stdout_changes_no_exit_code_and_no_error(equipped, command, code):
+    words = [equipped.python, "-m", "selfaug_patcher", *command.split()]
+    closed = ["sh", "-c", '"$@" >&-', "sh", *map(str, words)]
+    result = subprocess.run(closed, stderr=subprocess.PIPE, text=True, check=False, cwd=equipped.root)
+    assert result.returncode == code, result.stderr
+    assert result.stderr.startswith("error[" if code else "")
+    assert "Traceback" not in result.stderr
+    assert code or result.stderr == ""
+
+
 def test_a_refusal_that_cannot_be_written_as_json_is_told_as_text(equipped):
     equipped.model.write_text(equipped.model.read_text() + "# mine\n")
     result = full(equipped, "install", "--json")

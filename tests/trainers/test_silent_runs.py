@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
+
 import peft
 import pytest
 import torch
+import transformers
 from test_contracts import OwnLoss, Preferences, Unlabelled, is_documented
 from test_contracts import run as run_trainer
 from test_trainer import Rows
 from tiny import base, batch, settings, with_lora
 from transformers import Trainer, TrainingArguments
 
+from selfaug.reference import guards
 from selfaug.trainers import bypass
 
 
@@ -53,24 +57,61 @@ def test_a_short_run_that_selfaug_acts_in_or_has_no_part_in_is_told_nothing(tmp_
     assert said == []
 
 
-def test_a_loop_that_trains_in_eval_mode_is_told_once_at_its_first_backward(said):
-    model = with_lora(base()).eval()
-    for _ in range(2):
+def train(model, steps=1):
+    """Steps of a loop that does not say ``model.train()``."""
+    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad])
+    for _ in range(steps):
         model(**batch()).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model
+
+
+def test_a_loop_that_trains_in_eval_mode_is_told_once_at_its_second_step(said):
+    model = train(with_lora(base()).eval())
+    assert said == []
+    train(model, steps=2)
     assert len(said) == 1
     assert is_documented(said[0])
-    with settings(SELFAUG_STRICT="1"), pytest.raises(bypass.BypassError, match="computed in eval mode"):
-        model(**batch(), return_dict=False)[0].backward()
+    with settings(SELFAUG_STRICT="1"), pytest.raises(bypass.BypassError, match="trains in eval mode"):
+        model(**batch(), return_dict=False)
 
 
-def test_a_backward_in_eval_mode_without_lora_or_with_selfaug_off_or_in_evaluation_is_told_nothing(said):
-    base().eval()(**batch()).loss.backward()
+def test_a_loop_that_forgets_train_after_its_first_validation_is_told(said):
+    model = train(with_lora(base()).train(), steps=2)
+    with torch.no_grad():
+        model.eval()(**batch())
+    assert said == []
+    train(model, steps=2)
+    assert len(said) == 1
+
+
+def test_training_in_eval_mode_without_lora_or_with_selfaug_off_or_with_the_term_is_told_nothing(said):
+    train(base().eval(), steps=2)
     model = with_lora(base()).eval()
     with settings(SELFAUG="0"):
-        model(**batch()).loss.backward()
+        train(model, steps=2)
     with settings(SELFAUG_EVAL="1"):
-        model(**batch()).loss.backward()  # has the term
+        train(with_lora(base()).eval(), steps=2)  # has the term
     assert said == []
+
+
+def test_gradients_of_an_analysis_in_eval_mode_between_steps_of_training_are_told_nothing(said):
+    model = with_lora(base())
+    inputs = batch()
+    for _ in range(2):
+        train(model.train())
+        embeddings = model.get_input_embeddings()(inputs["input_ids"]).detach().requires_grad_(True)
+        for _ in range(2):
+            loss = model.eval()(inputs_embeds=embeddings, labels=inputs["labels"]).loss
+            torch.autograd.grad(loss, embeddings, retain_graph=True)
+            loss.backward()
+    assert said == []
+
+
+def test_a_loss_of_an_evaluation_with_gradients_can_be_saved(recwarn):
+    torch.save(with_lora(base()).eval()(**batch()).loss, io.BytesIO())
+    assert [str(warning.message) for warning in recwarn if "hook" in str(warning.message)] == []
 
 
 def test_an_evaluation_with_labels_compiles_whole():
@@ -111,6 +152,37 @@ def test_an_adapter_that_is_no_lora_is_told_once(kind, said):
     assert len(said) == 1
     assert "the adapter that trains is no LoRA: " in said[0]
     assert kind.lower() in said[0].lower()
+
+
+class Speech(torch.nn.Module):
+    """An encoder with LoRA before a frozen language model."""
+
+    def __init__(self):
+        super().__init__()
+        self.language = base().requires_grad_(False)
+        self.encoder = torch.nn.Sequential(torch.nn.Linear(8, self.language.config.hidden_size))
+
+    def forward(self, sound, labels):
+        return self.language(inputs_embeds=self.encoder(sound), labels=labels)
+
+
+def test_a_frozen_language_model_behind_an_encoder_with_lora_is_told_nothing(said):
+    model = peft.get_peft_model(Speech(), peft.LoraConfig(target_modules=["encoder.0"])).train()
+    labels = batch()["labels"]
+    model(torch.randn(*labels.shape, 8), labels).loss.backward()
+    assert said == []
+
+
+def test_llama_adapter_is_told_by_its_structure():
+    config = peft.AdaptionPromptConfig(adapter_len=2, adapter_layers=1, task_type="CAUSAL_LM")
+    model = peft.get_peft_model(transformers.LlamaForCausalLM(tiny_llama()), config)
+    assert guards.other_adapters(model.get_base_model()) == "peft.tuners.adaption_prompt.layer.AdaptedAttention"
+    assert guards.other_adapters(base()) == ""
+
+
+def tiny_llama():
+    return transformers.LlamaConfig(vocab_size=40, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+                                    num_attention_heads=2, num_key_value_heads=2)  # fmt: skip
 
 
 def test_full_fine_tuning_and_lora_that_is_switched_off_are_no_other_adapter(said):

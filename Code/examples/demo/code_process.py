@@ -33,7 +33,7 @@ def limit(seconds, memory):
     for what, soft, hard in (
         (resource.RLIMIT_CPU, seconds, seconds + 1),  # at the soft one comes SIGXCPU, which nothing else sends
         (resource.RLIMIT_AS, memory, memory),
-        (resource.RLIMIT_FSIZE, 0, 0),  # also for what writes files without an audit event
+        (resource.RLIMIT_FSIZE, 4096, 4096),  # also for what makes files without an audit event, as a lock does
         (resource.RLIMIT_CORE, 0, 0),
     ):
         try:
@@ -97,22 +97,23 @@ def run(code: str, seconds: int = SECONDS, memory: int = MEMORY) -> str:
     with tempfile.TemporaryDirectory() as folder:
         child = subprocess.Popen(
             [sys.executable, "-I", "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, cwd=folder, env={}, bufsize=0,
+            stderr=subprocess.PIPE, cwd=folder, env={}, bufsize=0, start_new_session=True,
         )  # fmt: skip
-        with child:
-            output, errors = _Reader(child, child.stdout), _Reader(child, child.stderr)
-            if child.stdin:
-                with suppress(OSError):  # it ended before it had read everything, and stderr says why
-                    child.stdin.write(given.encode(errors="replace"))
-                child.stdin.close()
-            try:
-                child.wait(PATIENCE * seconds)
-            except subprocess.TimeoutExpired:
-                return f"no end after {PATIENCE * seconds} seconds"
-            finally:
-                child.kill()
-                output.join()
-                errors.join()
+        output, errors = _Reader(child, child.stdout), _Reader(child, child.stderr)
+        if child.stdin:
+            with suppress(OSError):  # it ended before it had read everything, and stderr says why
+                child.stdin.write(given.encode(errors="replace"))
+            child.stdin.close()
+        try:
+            child.wait(PATIENCE * seconds)
+        except subprocess.TimeoutExpired:
+            return f"no end after {PATIENCE * seconds} seconds"
+        finally:
+            _kill(child)
+            output.join(1)
+            errors.join(1)
+    if output.is_alive() or errors.is_alive():
+        return "ended, but a program that it had started goes on"
     if output.over or errors.over:
         return f"over {OUTPUT} bytes of output"
     if output.text().endswith(f"{end}\n"):
@@ -122,6 +123,14 @@ def run(code: str, seconds: int = SECONDS, memory: int = MEMORY) -> str:
         return f"over {seconds} CPU seconds" if ended == "SIGXCPU" else f"ended by {ended}"
     lines = errors.text().strip().splitlines()
     return lines[-1][:SHOWN] if lines else f"ended early, with exit code {child.returncode}"
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    """End ``child``, and on POSIX what it has started, which would keep its output open."""
+    with suppress(OSError, AttributeError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.kill()
+    child.wait()
 
 
 def _signal(number: int) -> str:
@@ -140,12 +149,15 @@ class _Reader(Thread):
         self.start()
 
     def run(self) -> None:
-        while self.stream and (block := self.stream.read(2**16)):  # what is there, since the stream has no buffer
-            self.read += block
-            if len(self.read) > OUTPUT:
-                self.over = True
-                self.child.kill()
-                return
+        if self.stream is None:
+            return
+        with self.stream:
+            while block := self.stream.read(2**16):  # what is there, since the stream has no buffer
+                self.read += block
+                if len(self.read) > OUTPUT:
+                    self.over = True
+                    self.child.kill()
+                    return
 
     def text(self) -> str:
         return self.read.decode(errors="replace").replace("\r\n", "\n")  # Windows ends lines so
