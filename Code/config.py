@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Callable
 
+from .eager import constant
+
 DIRECTIONS = ("base-tuned", "tuned-base")
 POSITIONS = ("input", "strict-input", "output", "all")
 REDUCTIONS = ("token", "sequence")
@@ -261,6 +263,7 @@ def _given(model_config: Any, environ: Mapping[str, str] | None) -> dict[str, tu
     return given
 
 
+@constant
 def _meant(name: str) -> str:
     """The variable that somebody who wrote ``name`` meant, such as that of the key of the dict; empty if none is."""
     by_key = {f"SELFAUG_{key.upper()}": variable for variable, key in ENVIRONMENT.items()}

@@ -24,6 +24,12 @@ def eager_around(function: Function) -> Function:
     return _disabled(function, recursive=False)
 
 
+def constant(function: Function) -> Function:
+    """A compiled graph has the result that ``function`` has when the graph is made, and does not look inside."""
+    dynamo = sys.modules.get("torch._dynamo")
+    return function if dynamo is None else dynamo.assume_constant_result(function)
+
+
 def _disabled(function: Function, recursive: bool) -> Function:
     # To import Dynamo takes a second, which inference should not pay. Recent transformers has imported it by now. With
     # an older transformers, a compiled model has more graph breaks and the same results.

@@ -31,7 +31,10 @@ COMMANDS = (
         "pip install -r requirements-dev.txt",
     ),
     (r"sys\.stdlib_module_names .*", "Python 3.10", "python3.10 -m pytest tests"),
+    (r"python -P came with 3\.11", "Python 3.11", "python3.11 -m pytest tests"),
+    (r"there is no checkout here", "a checkout", "python -m pytest tests, in a checkout"),
     (r"needs (fork|signals).*|no named pipes here|Windows has .*", "POSIX", "python -m pytest tests, on Linux"),
+    (r"only Linux .*", "Linux", "python -m pytest tests, on Linux"),
     (
         r"here is a GPU",
         "a machine without a GPU",

@@ -9,7 +9,7 @@ from pathlib import Path
 import code_process
 import pytest
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux has it")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends it so")
 needs_limits = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no resource limits")
 
 

@@ -32,7 +32,7 @@ def test_a_folder_named_by_a_superscript_is_no_process_and_hides_none(tmp_path, 
 def test_no_module_asks_isdigit_alone(package):
     root = Path(selfaug_patcher.__file__).parents[1] / package
     if not root.is_dir():
-        pytest.skip("not a checkout")
+        pytest.skip("there is no checkout here")
     lines = [
         f"{path.name}: {line}" for path in root.rglob("*.py") for line in path.read_text(encoding="utf-8").splitlines()
     ]

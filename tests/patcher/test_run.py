@@ -57,6 +57,7 @@ def by_path(equipped):
     return {**paths, "link to the folder": links / "folder", "file in a link": links / "folder" / "__main__.py"}.get
 
 
+needs_safe_path = pytest.mark.skipif(sys.version_info < (3, 11), reason="python -P came with 3.11")
 FORMS = ["file", "folder", "link to the file", "link to the folder", "file in a link"]
 
 
@@ -72,9 +73,7 @@ def test_the_patcher_can_be_started_by_its_path_from_any_folder(equipped, by_pat
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(
-    "flag", ["-I", pytest.param("-P", marks=pytest.mark.skipif(sys.version_info < (3, 11), reason="3.11 has it"))]
-)
+@pytest.mark.parametrize("flag", ["-I", pytest.param("-P", marks=needs_safe_path)])
 def test_a_patcher_that_is_started_by_its_path_leaves_nothing_on_a_path_that_has_no_folder_of_the_script(
     equipped, by_path, form, flag
 ):

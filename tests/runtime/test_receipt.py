@@ -10,7 +10,7 @@ import torch
 import transformers
 from tiny import base, batch, with_lora
 
-from selfaug import __version__, receipt
+from selfaug import __version__, config, receipt
 from selfaug.trainers import announce
 
 VERSION, LAYER = transformers.__version__, peft.__version__
@@ -40,6 +40,8 @@ def releases(model, layer):
 
 
 def first_line(monkeypatch):
+    for name in config.ignored():  # such as those of the tests themselves
+        monkeypatch.delenv(name)
     said = []
     monkeypatch.setattr(announce.logger, "warning", said.append)
     model = with_lora(base(), perturbed=False)

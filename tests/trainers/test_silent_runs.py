@@ -114,7 +114,8 @@ def test_a_loss_of_an_evaluation_with_gradients_can_be_saved(recwarn):
     assert [str(warning.message) for warning in recwarn if "hook" in str(warning.message)] == []
 
 
-def test_an_evaluation_with_labels_compiles_whole():
+def test_an_evaluation_with_labels_compiles_whole(monkeypatch):
+    monkeypatch.setenv("SELFAUG_OF_ANOTHER_TOOL", "1")
     model = with_lora(base()).eval().get_base_model()
     expected = model(**batch(), use_cache=False).loss
     compiled = torch.compile(model, backend="eager", fullgraph=True)
