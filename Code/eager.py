@@ -7,10 +7,6 @@ from __future__ import annotations
 import sys
 from typing import Any, Callable, TypeVar
 
-import torch
-
-# before torch 2.1 nobody can tell
-CAN_TELL = hasattr(getattr(torch, "compiler", None), "is_compiling")
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 

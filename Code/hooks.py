@@ -21,10 +21,10 @@ import torch
 from torch import nn
 
 from . import config, family, step
-from .eager import CAN_TELL, eager
+from .eager import eager
 from .reference import cache
 from .trainers import attach, bypass, evaluation
-from .unpatched import ReferenceSwitch
+from .unpatched import CAN_TELL, ReferenceSwitch
 
 __all__ = ["ReferenceSwitch", "SelfAligned"]
 

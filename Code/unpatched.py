@@ -21,7 +21,6 @@ import torch
 from torch import nn
 
 from . import config, receipt
-from .eager import CAN_TELL
 from .labels import IGNORE_INDEX
 from .reference import guards, switch
 from .trainers import bypass
@@ -38,6 +37,7 @@ FAMILIES = {
     "nanochat", "mellum", "hyperclovax", "gemma4_unified", "qwen2_vl", "qwen2_5_vl", "qwen3_vl",
     "qwen3_vl_moe", "mistral3", "llava", "internvl",
 }  # fmt: skip
+CAN_TELL = hasattr(getattr(torch, "compiler", None), "is_compiling")  # whether code is compiled; not before torch 2.1
 _STATUS = "python -m selfaug_patcher status"
 _MARK = b"added by selfaug_patcher; undo:"
 _BASES = {"transformers": "SelfAligned", "peft": "ReferenceSwitch"}  # of a patched class, by package

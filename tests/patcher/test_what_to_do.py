@@ -151,8 +151,8 @@ def test_a_failing_trial_ends_with_a_command(place, selfaug, tmp_path):
 
 def test_verify_with_a_wrong_variable_blames_the_variable_and_not_selfaug(place, selfaug, tmp_path, monkeypatch):
     release = type(selfaug)(selfaug.patches, shutil.copytree(selfaug.code, tmp_path / "with settings"))
-    real = Path(__file__).resolve().parents[2] / "Code" / "config.py"
-    shutil.copy(real, release.code / "config.py")
+    for name in ("config.py", "eager.py"):
+        shutil.copy(Path(__file__).resolve().parents[2] / "Code" / name, release.code / name)
     place.done("install", selfaug=release)
     (place.site / "sitecustomize.py").write_text("print('mine')")
     place.done("verify", selfaug=release)
