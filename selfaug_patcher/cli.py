@@ -252,9 +252,14 @@ def _closing(outcome: Outcome, options: argparse.Namespace) -> str:
 
 
 def _read_enough() -> int:
-    """Whoever reads has closed the pipe (``| head``). Nothing more can go there, nor what is left of the answer."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Whoever reads has closed the pipe (``| head``)."""
+    _drop_answer()
     return FAILED
+
+
+def _drop_answer() -> None:
+    """Nothing more can go where the answer goes, nor what is left of it, which Python would write at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _print(options: argparse.Namespace, text: str, data: dict[str, Any]) -> None:
@@ -262,16 +267,16 @@ def _print(options: argparse.Namespace, text: str, data: dict[str, Any]) -> None
 
 
 def _print_error(error: PatcherError, options: argparse.Namespace) -> int:
+    as_json = options.json
     try:
-        if options.json:
+        if as_json:
             print(json.dumps(error.as_json(), indent=2))
         sys.stdout.flush()
-    except OSError:  # a full disk: neither this nor what is left of the answer can go there
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    else:
-        if options.json:
-            return error.exit_code
-    print(error, file=sys.stderr)
+    except OSError:  # a full disk
+        _drop_answer()
+        as_json = False
+    if not as_json:
+        print(error, file=sys.stderr)
     return error.exit_code
 
 

@@ -5,6 +5,7 @@ First the hashes; then, where they are right, the trial (`trial`) of what is ins
 
 from __future__ import annotations
 
+import os
 import subprocess
 from typing import Callable
 
@@ -65,6 +66,8 @@ def _variables(environment: Environment) -> list[Check]:
     """A check that does not hold if a SELFAUG_* variable is wrong, with which every training would stop; else none. The
     trial goes on without the variables.
     """
+    if not any(name.startswith("SELFAUG") for name in os.environ):
+        return []  # the usual case, which need not import torch once more
     try:
         said = environment.run_code(_SETTINGS, timeout=TIMEOUT_SECONDS).stdout
     except (OSError, subprocess.TimeoutExpired):  # whatever is wrong with the interpreter, the trial tells

@@ -20,8 +20,8 @@ def watch(model: Any, outputs: Any) -> None:
     weight has changed. A backward pass alone is an analysis, such as that of the gradients at the inputs.
 
     Args:
-        outputs: of a call on labels in eval mode. Nothing in there is read, so an evaluation with gradients enabled is
-            as in stock.
+        outputs: of a call on labels in eval mode. Only whether its loss has a graph is read, so an evaluation with
+            gradients enabled is as in stock.
     """
     before = _BACKPROPAGATED.pop(model, None)
     if before is not None and before.is_past():

@@ -95,9 +95,9 @@ def read(file: Path) -> Iterator[Question]:
                 inner = f"{places[at]}.qas[{nth}]"
                 impossible = member(asked, "is_impossible", bool, file, inner)
                 gold = [] if impossible else member(asked, "answers", list, file, inner)
-                given = [text(each, "text", file, f"{inner}.answers[{at}]") for at, each in enumerate(gold)]
+                given = [text(each, "text", file, f"{inner}.answers[{which}]") for which, each in enumerate(gold)]
                 if given or impossible:
-                    answers = tuple(text for text, _ in Counter(given).most_common())
+                    answers = tuple(answer for answer, _ in Counter(given).most_common())
                     question = " ".join(member(asked, "question", str, file, inner).split())
                     yield Question(question, answers, at, article)
 
