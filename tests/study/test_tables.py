@@ -83,6 +83,15 @@ def test_a_difference_is_taken_on_the_seeds_that_both_have(found):
     assert "| SelfAug, alpha 0.5 |" not in tables.differences(whole, "selfaug-0.5")
 
 
+def test_an_arm_has_its_differences_to_the_same_training_without_selfaug(found, record):
+    assert "the same training" not in tables.block(summary.summarise(found), "results"), "plain LoRA has a table"
+    longer = [record("context-1k", 0, kl=0.9), record("selfaug-context-1k", 0, kl=0.4), record("context-2k", 0, kl=1.0)]
+    whole = summary.summarise([*found, *longer])
+    text = tables.block(whole, "results").partition("**Differences to the same training without SelfAug**")[2]
+    assert cells(text, "SelfAug 0.5, context of 1K")[2].startswith("-0.500 [")
+    assert len(tables.differences(whole, "same").splitlines()) == 3, "a heading, and one row"
+
+
 def test_the_differences_to_an_arm_that_was_not_run_are_left_out(found):
     whole = summary.summarise([one for one in found if one["arm"] != "lora"])
     assert "lora" not in whole["arms"]

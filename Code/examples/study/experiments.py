@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 LORA, BASE, DEFAULT = "lora", "base", "selfaug-0.5"
@@ -136,7 +136,16 @@ LONGER = tuple(  # Table 3 of the paper, contexts of so many tokens, and Figure 
 )  # fmt: skip
 GROUPS = (FIRST, THEN, CHEAPER, SWEPT, FULL, WHERE, LONGER)
 ARMS = {arm.name: arm for group in GROUPS for arm in group}
+SAME = "same"  # stands for the arm of the same training without SelfAug
 USUAL = [arm.name for group in (FIRST, THEN, CHEAPER) for arm in group]
+
+
+def without_selfaug(name: str) -> str:
+    """The arm of the same training on stock packages; empty if there is none."""
+    if name not in ARMS:
+        return ""
+    stock = replace(ARMS[name], settings=None, alpha_to=None, anchors=False, cached=False)
+    return next((arm.name for arm in ARMS.values() if replace(stock, name=arm.name, title=arm.title) == arm), "")
 
 
 @dataclass(frozen=True)

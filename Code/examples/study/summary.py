@@ -1,5 +1,5 @@
-"""One summary of the records of all runs: means of each arm with intervals, and differences to plain LoRA and to
-SelfAug's default.
+"""One summary of the records of all runs: means of each arm with intervals, and differences to plain LoRA, to
+SelfAug's default, and to the same training without SelfAug.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any, Optional
 
 import frontier
 import numpy
-from experiments import BASE, DEFAULT, LORA, ROWS, TITLES
+from experiments import BASE, DEFAULT, LORA, ROWS, SAME, TITLES, without_selfaug
 from resampling import estimate
 
 Reader = Callable[[dict[str, Any]], Optional[list[Any]]]  # the values of a metric in a record; None: it has none
@@ -53,7 +53,7 @@ def all_of(records: Sequence[dict[str, Any]], package: str) -> list[str]:
 
 
 def row(name: str, by_arm: dict[str, Any]) -> dict[str, Any]:
-    runs = by_arm[name]
+    runs, stock = by_arm[name], without_selfaug(name)
     whole = {name: matrix(list(runs.values()), read) for name, read in readers().items()}
     return {
         "title": TITLES[name],
@@ -63,7 +63,10 @@ def row(name: str, by_arm: dict[str, Any]) -> dict[str, Any]:
             for metric, m in whole.items()
             if m is not None
         },
-        "differences": {other: difference(name, other, by_arm) for other in (LORA, DEFAULT)},
+        "differences": {
+            **{other: difference(name, other, by_arm) for other in (LORA, DEFAULT)},
+            SAME: {} if stock in ("", LORA) else difference(name, stock, by_arm),  # those to LoRA are there already
+        },
         "spent": {key: spent(runs, key) for key in SPENT if spent(runs, key) is not None},
     }
 

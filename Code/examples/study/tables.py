@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from experiments import ARMS, BASE, DEFAULT, LORA
+from experiments import ARMS, BASE, DEFAULT, LORA, SAME
 from frontier import SHARES
 from sandbox import StepFailed
 
@@ -26,6 +26,7 @@ SAME_SCORE = (
 
 def block(summary: dict[str, Any], folder: str) -> str:
     """The text between the marks. ``folder``: the folder of the raw figures and plots, beside the page."""
+    same = differences(summary, SAME) if any(row["differences"][SAME] for row in summary["arms"].values()) else ""
     parts = [
         extent(summary),
         figures(summary),
@@ -33,6 +34,7 @@ def block(summary: dict[str, Any], folder: str) -> str:
         differences(summary, LORA),
         f"**Differences to {ARMS[DEFAULT].title}**, likewise:",
         differences(summary, DEFAULT),
+        *(["**Differences to the same training without SelfAug**, where that is not plain LoRA:", same] if same else []),
         *(["**Kept at the same task score**: " + SAME_SCORE, sweeps(summary)] if summary["sweeps"] else []),
         f"![learned against kept, and shift against drift]({folder}/study.png)",
         f"Raw figures, one file per run: [{folder}/runs]({folder}/runs). Summary: [study.json]({folder}/study.json).",
