@@ -18,6 +18,7 @@ HEADS = {
     "top1": "top-1", "input_kl": "input KL", "length": "answer, tokens",
 }  # fmt: skip
 DERIVED = "of LoRA"
+SAME_TRAINING = "**Differences to the same training without SelfAug**, where that is not plain LoRA:"
 SAME_SCORE = (
     "the least KL that a sweep reaches with 80, 90 and 100 % of plain LoRA's exact match, on straight lines "
     "through its arms. A dash: not reached."
@@ -34,7 +35,7 @@ def block(summary: dict[str, Any], folder: str) -> str:
         differences(summary, LORA),
         f"**Differences to {ARMS[DEFAULT].title}**, likewise:",
         differences(summary, DEFAULT),
-        *(["**Differences to the same training without SelfAug**, where that is not plain LoRA:", same] if same else []),
+        *([SAME_TRAINING, same] if same else []),
         *(["**Kept at the same task score**: " + SAME_SCORE, sweeps(summary)] if summary["sweeps"] else []),
         f"![learned against kept, and shift against drift]({folder}/study.png)",
         f"Raw figures, one file per run: [{folder}/runs]({folder}/runs). Summary: [study.json]({folder}/study.json).",
