@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..toolkit.errors import Refusal
-from ..toolkit.files import check_text, dumps, parse_json
+from ..toolkit.files import DECODER, check_text, dumps, parse_json
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class DialogueLog:
         self.path = path
         self.seconds = 0.0
         self._turns: dict[tuple[int, int], Turn] = {}
-        settings = json.loads(json.dumps(settings))
+        settings = DECODER.decode(json.dumps(settings))  # as it will be read; names of files may hold half a character
         end = self._read(settings) if path.exists() else 0
         self._stream = path.open("r+b" if end else "wb")
         self._stream.seek(end)
