@@ -32,20 +32,29 @@ def version(distribution):
         return ""
 
 
+def editable(distribution):
+    """Whether the installer says that the code lies in a checkout. A file that cannot be read says nothing: then only
+    the place where the code lies counts.
+    """
+    try:
+        return bool(json.loads(distribution.read_text("direct_url.json") or "{}")["dir_info"]["editable"])
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return False
+
+
 def distributions(name, paths):
     from importlib import metadata
 
     answers = []
     for distribution in metadata.distributions(name=name):
         folder = getattr(distribution, "_path", None)
-        direct = json.loads(distribution.read_text("direct_url.json") or "{}")
         answers.append(
             {
                 "version": version(distribution),
                 "site": os.path.dirname(os.path.abspath(str(folder))) if folder is not None else "",
                 "installer": (distribution.read_text("INSTALLER") or "").strip(),
                 "record": record(distribution, paths),
-                "editable": bool(direct.get("dir_info", {}).get("editable")),
+                "editable": editable(distribution),
             }
         )
     return answers

@@ -179,6 +179,14 @@ def test_an_editable_install_is_refused_with_how_to_go_on(place, tmp_path):
     assert "-m selfaug_patcher run --python PYTHON SCRIPT" in text
 
 
+@pytest.mark.parametrize(
+    "content", [b"[", b"[]", b'{"dir_info": null}', b"\xff", b"[" * 100_000], ids=lambda raw: repr(raw[:20])
+)
+def test_a_broken_note_of_where_a_package_came_from_does_not_stop_install(place, content):
+    (place.site / "transformers-2.0.dist-info" / "direct_url.json").write_bytes(content)
+    assert place.run("install").code == 0
+
+
 def test_in_an_environment_that_uv_filled_the_advice_is_uvs(make_place):
     place = make_place(transformers="1.7")
     (place.site / "transformers-1.7.dist-info" / "INSTALLER").write_text("uv\n")
